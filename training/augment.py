@@ -1,0 +1,319 @@
+"""Adaptive discriminator augmentation ("ADA", Karras et al. 2020): random transforms, and the control of their strength.
+
+Drawing is separate from applying. `draw_parameters` makes every random number of a batch, one row per image;
+`augment` is a pure function of the images, those numbers and the probability p. An image's result depends on its own
+row alone, so a batch may be split over processes and steps in any way.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+
+from torch_utils.ops.grid_sample import grid_sample
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Relative probability of each transform: it is applied with probability p * multiplier. 0 turns it off.
+
+    The defaults are the pipeline 'bgc' (blitting, geometry, colour).
+    """
+
+    xflip: float = 1.0  # mirror left and right
+    rotate90: float = 1.0  # rotate by a multiple of 90 degrees
+    xint: float = 1.0  # translate by whole pixels
+    scale: float = 1.0  # zoom
+    rotate: float = 1.0  # rotate by any angle
+    aniso: float = 1.0  # stretch x, squeeze y
+    xfrac: float = 1.0  # translate by fractions of a pixel
+    brightness: float = 1.0
+    contrast: float = 1.0
+    lumaflip: float = 1.0  # mirror brightness, keep hue and saturation
+    hue: float = 1.0
+    saturation: float = 1.0
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f'AugmentConfig.{field.name} must be a number >= 0, got {value!r}')
+
+
+# Strength of the transforms (Karras et al. 2020, appendix B); "std" multiplies a standard normal number.
+XINT_MAX = 0.125  # of the image size
+SCALE_STD = 0.2  # log2
+ROTATE_MAX = math.pi
+ANISO_STD = 0.2  # log2
+XFRAC_STD = 0.125  # of the image size
+BRIGHTNESS_STD = 0.2
+CONTRAST_STD = 0.5  # log2
+HUE_MAX = math.pi
+SATURATION_STD = 1.0  # log2
+
+UNIFORM_DRAWS = ('xflip', 'rotate90', 'xint_x', 'xint_y', 'rotate_before', 'rotate_after', 'lumaflip', 'hue')
+NORMAL_DRAWS = ('scale', 'aniso', 'xfrac_x', 'xfrac_y', 'brightness', 'contrast', 'saturation')
+GATES = (
+    'xflip', 'rotate90', 'xint', 'scale', 'rotate_before', 'aniso', 'rotate_after', 'xfrac',
+    'brightness', 'contrast', 'lumaflip', 'hue', 'saturation',
+)  # fmt: skip
+
+# Low-pass filter of the symlet with six vanishing moments. Its even shifts are orthonormal, so that upsampling followed
+# by downsampling with the flipped filter gives the image back. Its centre of mass lies on tap 5, not between 5 and 6.
+SYM6 = (
+    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
+    0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
+    -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
+)  # fmt: skip
+SYM6_CENTRE = 5
+LUMA_AXIS = (1 / math.sqrt(3), 1 / math.sqrt(3), 1 / math.sqrt(3), 0.0)
+
+
+@dataclass(frozen=True)
+class AugmentDraws:
+    """The random numbers of a batch, one row per image. `draws[rows]` takes a slice, as a process does of its share."""
+
+    uniform: torch.Tensor  # [N, len(UNIFORM_DRAWS)] in [0, 1)
+    normal: torch.Tensor  # [N, len(NORMAL_DRAWS)], standard normal
+    gates: torch.Tensor  # [N, len(GATES)] in [0, 1); a transform is applied where its gate is below its probability
+
+    def __len__(self):
+        return len(self.gates)
+
+    def __getitem__(self, rows):
+        return AugmentDraws(self.uniform[rows], self.normal[rows], self.gates[rows])
+
+
+def draw_parameters(n, generator, device='cpu'):
+    """All random numbers that augmenting n images takes. generator: a torch.Generator of `device`.
+
+    The CPU is the device to use: the numbers are then the same on every machine, and `augment` can size its buffers
+    without waiting for a GPU.
+    """
+    options = dict(generator=generator, device=device, dtype=torch.float64)
+    return AugmentDraws(
+        uniform=torch.rand([n, len(UNIFORM_DRAWS)], **options),
+        normal=torch.randn([n, len(NORMAL_DRAWS)], **options),
+        gates=torch.rand([n, len(GATES)], **options),
+    )
+
+
+def augment(images, draws, p, config=AugmentConfig()):
+    """Augmented images. A pure function; differentiable in `images`, to any order.
+
+    images: [N, 3k, H, W] in [-1, 1], RGB triples that share all transforms; draws: N rows (`draw_parameters`);
+    p: overall probability, a number or scalar tensor; above 1 it acts as 1. Returns the shape and dtype of `images`.
+    """
+    n, channels, height, width = images.shape
+    if channels % 3 != 0:
+        raise ValueError(f'augment: {channels} channels are not RGB triples')
+    if len(draws) != n:
+        raise ValueError(f'augment: {len(draws)} rows of random numbers for {n} images')
+    geometry = geometry_matrices(draws, p, config, height, width)
+    colour = colour_matrices(draws, p, config)
+    return apply_colour(apply_geometry(images, geometry), colour)
+
+
+class AugmentPipe(torch.nn.Module):
+    """`augment` with its configuration, as a module without parameters."""
+
+    def __init__(self, config=AugmentConfig()):
+        super().__init__()
+        self.config = config
+
+    def forward(self, images, p, draws):
+        """images: [N, 3k, H, W] in [-1, 1]; p: a number or scalar tensor; draws: N rows. See `augment`."""
+        return augment(images, draws, p, self.config)
+
+
+def adapt_probability(p, sign_mean, batch_seen, target, kimg):
+    """The next p: up while the discriminator overfits, down otherwise (Karras et al. 2020, section 3).
+
+    sign_mean: mean of sign(D(real)) since the last call, against `target`; batch_seen: images seen since the last call;
+    kimg: thousands of images in which p can move by 1. p stays at or above 0.
+    """
+    direction = (sign_mean > target) - (sign_mean < target)
+    return max(p + direction * batch_seen / (kimg * 1000), 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random numbers to matrices
+
+
+def geometry_matrices(draws, p, config, height, width):
+    """[N, 3, 3] float64: where each image's output pixels come from, as (x, y, 1) in pixels from the image's centre.
+
+    The inverse of the transforms in their order: a source coordinate is T1^-1 T2^-1 ... of an output coordinate.
+    """
+    uniform, normal, gate = _named(draws, p, config)
+    flip = gate['xflip'] * torch.floor(uniform['xflip'] * 2)
+    quarter_turns = gate['rotate90'] * torch.floor(uniform['rotate90'] * 4)
+    xint = [gate['xint'] * (uniform[name] * 2 - 1) * XINT_MAX for name in ('xint_x', 'xint_y')]
+    zoom = torch.exp2(gate['scale'] * normal['scale'] * SCALE_STD)
+    before = gate['rotate_before'] * (uniform['rotate_before'] * 2 - 1) * ROTATE_MAX
+    stretch = torch.exp2(gate['aniso'] * normal['aniso'] * ANISO_STD)
+    after = gate['rotate_after'] * (uniform['rotate_after'] * 2 - 1) * ROTATE_MAX
+    xfrac = [gate['xfrac'] * normal[name] * XFRAC_STD for name in ('xfrac_x', 'xfrac_y')]
+
+    inverses = [
+        _scale2d(1 - 2 * flip, torch.ones_like(flip)),
+        _rotate2d(quarter_turns * (math.pi / 2)),
+        _translate2d(-torch.round(xint[0] * width), -torch.round(xint[1] * height)),
+        _scale2d(1 / zoom, 1 / zoom),
+        _rotate2d(before),
+        _scale2d(1 / stretch, stretch),
+        _rotate2d(after),
+        _translate2d(-xfrac[0] * width, -xfrac[1] * height),
+    ]
+    return _product(inverses)
+
+
+def colour_matrices(draws, p, config):
+    """[N, 4, 4] float64: the transform of (r, g, b, 1)."""
+    uniform, normal, gate = _named(draws, p, config)
+    brightness = gate['brightness'] * normal['brightness'] * BRIGHTNESS_STD
+    contrast = torch.exp2(gate['contrast'] * normal['contrast'] * CONTRAST_STD)
+    lumaflip = gate['lumaflip'] * torch.floor(uniform['lumaflip'] * 2)
+    hue = gate['hue'] * (uniform['hue'] * 2 - 1) * HUE_MAX
+    saturation = torch.exp2(gate['saturation'] * normal['saturation'] * SATURATION_STD)
+
+    identity = torch.eye(4, dtype=brightness.dtype, device=brightness.device)
+    axis = identity.new_tensor(LUMA_AXIS)
+    luma = torch.outer(axis, axis)  # projects a colour onto its grey part
+    last_first = [
+        luma + (identity - luma) * saturation[:, None, None],
+        _rotate_about_luma(hue, identity, luma),
+        identity - 2 * luma * lumaflip[:, None, None],
+        torch.diag_embed(torch.stack([contrast, contrast, contrast, torch.ones_like(contrast)], dim=1)),
+        identity + brightness[:, None, None] * torch.outer(identity.new_tensor([1, 1, 1, 0]), identity[3]),
+    ]
+    matrices = _product(last_first)
+    matrices[:, 3] = identity[3]  # Saturation scales the homogeneous coordinate too; it plays no part in colour.
+    return matrices
+
+
+def _named(draws, p, config):
+    """The columns of the draws by name, and each gate as 1 (apply) or 0 (leave)."""
+    uniform = dict(zip(UNIFORM_DRAWS, draws.uniform.unbind(dim=1), strict=True))
+    normal = dict(zip(NORMAL_DRAWS, draws.normal.unbind(dim=1), strict=True))
+    p = torch.as_tensor(p, dtype=draws.gates.dtype, device=draws.gates.device)
+    gates = {}
+    for name, gate in zip(GATES, draws.gates.unbind(dim=1), strict=True):
+        probability = p * getattr(config, name.removesuffix('_before').removesuffix('_after'))
+        if name.startswith('rotate_'):  # Two chances, which together have the probability of one.
+            probability = 1 - torch.sqrt(1 - probability.clamp(0, 1))
+        gates[name] = (gate < probability).to(gate.dtype)
+    return uniform, normal, gates
+
+
+def _product(matrices):
+    result = matrices[0]
+    for matrix in matrices[1:]:
+        result = result @ matrix
+    return result
+
+
+def _matrix3(rows):
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def _scale2d(x, y):
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return _matrix3([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
+
+
+def _translate2d(x, y):
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return _matrix3([[one, zero, x], [zero, one, y], [zero, zero, one]])
+
+
+def _rotate2d(angle):
+    zero, one, cos, sin = torch.zeros_like(angle), torch.ones_like(angle), torch.cos(angle), torch.sin(angle)
+    return _matrix3([[cos, -sin, zero], [sin, cos, zero], [zero, zero, one]])
+
+
+def _rotate_about_luma(angle, identity, luma):
+    """[N, 4, 4]: rotation about the grey axis (Rodrigues' formula); the homogeneous coordinate is left alone."""
+    a = LUMA_AXIS[0]
+    cross = identity.new_tensor([[0, -a, a, 0], [a, 0, -a, 0], [-a, a, 0, 0], [0, 0, 0, 0]])
+    colour = torch.diag(identity.new_tensor([1, 1, 1, 0])) - luma
+    angle = angle[:, None, None]
+    return identity + (torch.cos(angle) - 1) * colour + torch.sin(angle) * cross
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Matrices to images
+
+
+def apply_colour(images, matrices):
+    """images: [N, 3k, H, W]; matrices: [N, 4, 4], applied to every RGB triple."""
+    n, channels, height, width = images.shape
+    matrices = matrices.to(device=images.device, dtype=images.dtype)
+    triples = images.reshape(n, channels // 3, 3, height * width)
+    triples = matrices[:, None, :3, :3] @ triples + matrices[:, None, :3, 3:]
+    return triples.reshape(images.shape)
+
+
+def apply_geometry(images, matrices):
+    """images: [N, C, H, W]; matrices: [N, 3, 3] from `geometry_matrices`. One resampling for all transforms.
+
+    Image by image, because each needs a margin of its own: that is less work than giving all the largest, and makes
+    the result independent of the rest of the batch to the last bit. Untouched images pass through.
+    """
+    identity = torch.eye(3, dtype=matrices.dtype, device=matrices.device)
+    untouched = (matrices == identity).all(dim=2).all(dim=1).tolist()
+    rows = zip(images.split(1), matrices, untouched, strict=True)
+    return torch.cat([image if skip else _warp(image, matrix) for image, matrix, skip in rows])
+
+
+def _warp(image, inverse):
+    """image: [1, C, H, W]; inverse: [3, 3]. Low-pass filtered resampling on a grid twice as fine.
+
+    On the fine grid, pixel x (from the centre) lies at 2 x - 1/2, because the filter is centred on one of its taps.
+    """
+    height, width = image.shape[2:]
+    taps = image.new_tensor(SYM6)
+    taps = taps / taps.sum()
+    left, right, top, bottom = _margins(inverse, height, width)
+    image = F.pad(image, (left, right, top, bottom), mode='reflect')
+    fine = _upsample_twice(image, taps)
+
+    to_fine = inverse.new_tensor([[2, 0, -0.5], [0, 2, -0.5], [0, 0, 1]])
+    off_centre = inverse.new_tensor([[1, 0, left - right], [0, 1, top - bottom], [0, 0, 1]])  # in fine pixels
+    out_height, out_width = 2 * height + len(SYM6) - 2, 2 * width + len(SYM6) - 2
+    to_grid = torch.diag(inverse.new_tensor([2 / fine.shape[3], 2 / fine.shape[2], 1]))
+    from_grid = torch.diag(inverse.new_tensor([out_width / 2, out_height / 2, 1]))
+    theta = to_grid @ off_centre @ to_fine @ inverse @ torch.linalg.inv(to_fine) @ from_grid
+    theta = theta[None, :2].to(device=image.device, dtype=image.dtype)
+    grid = F.affine_grid(theta, [1, 1, out_height, out_width], align_corners=False)
+    return _downsample_twice(grid_sample(fine, grid), taps)
+
+
+def _margins(inverse, height, width):
+    """Pixels to add on the (left, right, top, bottom), so that all that is sampled exists; at most size - 1."""
+    reach = len(SYM6) // 4  # of the filter, in pixels
+    x, y = (width - 1) / 2, (height - 1) / 2
+    corners = inverse.new_tensor([[-x, -x, x, x], [-y, y, -y, y], [1, 1, 1, 1]])
+    source_x, source_y, _ = (inverse @ corners).tolist()
+    margins = []
+    for beyond, size in (
+        (-min(source_x) - x, width),
+        (max(source_x) - x, width),
+        (-min(source_y) - y, height),
+        (max(source_y) - y, height),
+    ):
+        margins.append(min(max(math.ceil(beyond + 2 * reach), 0), size - 1))
+    return margins
+
+
+def _upsample_twice(image, taps):
+    before, after = len(SYM6) - 1 - SYM6_CENTRE, SYM6_CENTRE
+    image = upfirdn2d(image, taps[None, :], up=(2, 1), padding=(before, after, 0, 0), gain=2)
+    return upfirdn2d(image, taps[:, None], up=(1, 2), padding=(0, 0, before, after), gain=2)
+
+
+def _downsample_twice(image, taps):
+    image = upfirdn2d(image, taps[None, :], down=(2, 1), flip_filter=True)
+    return upfirdn2d(image, taps[:, None], down=(1, 2), flip_filter=True)

@@ -1,0 +1,338 @@
+"""What a run is: frozen, validated configuration objects and the preset table.
+
+Every object turns into plain data with `to_dict` and back with `from_dict`; an unknown key is an error.
+Numbers of the presets: paper and release, see docs/fidelity.md.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+
+from dnnlib.errors import UserError
+from training.rendering import cameras
+
+AUTO = 'auto'
+PLANE_AXES = {
+    'mimic3d': ('xy', 'yz', 'zx'),  # width axis, then height axis, of each plane
+    'eg3d': ('xy', 'xz', 'zx'),  # EG3D's own planes: y-z is missing there, kept for its checkpoints
+}
+PLANE_ACTIVATIONS = ('linear', 'tanh', 'sigmoid')
+PRECISIONS = ('fp32', 'fp16', 'bf16')
+RAW_RESIZE_FILTERS = ('antialiased', 'classic', 'none')
+
+
+class ConfigError(UserError):
+    """A configuration that cannot work, with the name of the option and the cure."""
+
+
+def check(condition, message):
+    if not condition:
+        raise ConfigError(message)
+
+
+def is_power_of_two(value):
+    return value >= 1 and value & (value - 1) == 0
+
+
+class Config:
+    """Plain-data conversion shared by all configuration objects."""
+
+    def to_dict(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """Rebuild from plain data. Raises ConfigError for a key that this object does not have."""
+        fields = {item.name: item for item in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        check(not unknown, f'{cls.__name__} has no field {", ".join(unknown)}; it has: {", ".join(fields)}')
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _restore(hints[name], value) for name, value in values.items()})
+
+    def replace(self, **changes):
+        return dataclasses.replace(self, **changes)
+
+
+def _restore(hint, value):
+    """JSON knows neither tuples nor our classes."""
+    if isinstance(value, dict) and dataclasses.is_dataclass(hint):
+        return hint.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class RenderingConfig(Config):
+    """Volume rendering and the cameras of the data (METHOD: sections 2 and 4)."""
+
+    near: float | str = 2.25  # world units along the ray, or 'auto': where the ray enters the box
+    far: float | str = 3.3
+    box_size: float = 1.0  # side of the cube that the planes cover, world units
+    depth_samples: int = 48  # stratified samples per ray
+    importance_samples: int = 48
+    white_background: bool = False
+    camera_radius: float = 2.7  # viewer cameras: distance from the world's origin
+    camera_pivot: tuple = (0.0, 0.0, 0.2)  # viewer cameras: the point looked at
+    focal: float = cameras.FFHQ_FOCAL  # viewer cameras: in image widths
+
+    def __post_init__(self):
+        check((self.near == AUTO) == (self.far == AUTO), "near and far must both be numbers or both be 'auto'")
+        if self.near != AUTO:
+            check(0 <= self.near < self.far, f'near ({self.near}) must be at least 0 and below far ({self.far})')
+        check(self.box_size > 0, f'box_size must be positive, got {self.box_size}')
+        check(self.depth_samples >= 4, f'depth_samples must be at least 4, got {self.depth_samples}')
+        check(self.importance_samples >= 0, f'importance_samples cannot be negative, got {self.importance_samples}')
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(Config):
+    """The generator: mapping, E, 3D-aware stream, S3D, decoder, S2D (METHOD: section 3)."""
+
+    z_dim: int = 512
+    w_dim: int = 512
+    c_dim: int = cameras.LABEL_SIZE
+    mapping_layers: int = 2
+    pose_conditioning: bool = True  # False: the mapping network sees zeros in place of the camera
+    conditioning_scale: float = 1.0
+    image_resolution: int = 512
+    render_resolution: int = 64  # pixels per side of the 2D branch's volume render and of a patch
+    plane_resolution: int = 256
+    plane_channels: int = 32
+    plane_order: str = 'mimic3d'
+    plane_activation: str = 'linear'
+    channel_base: int = 32768  # E has min(channel_base / resolution, channel_max) channels
+    channel_max: int = 512
+    aware_stream: bool = True  # the 3D-aware stream beside E's output stream
+    residual: bool = True  # S3D and the 3D branch
+    decoder_hidden: int = 64
+    decoder_lr_multiplier: float = 1.0
+    sr_input_resolution: int = 128
+    sr_channels: tuple = (256, 128)  # channels of S2D's two blocks
+    sr_resize_larger: bool = True  # resize raw renders that are larger than S2D's input, too
+    sr_antialias: bool = True
+    sr_noise_mode: str = 'none'
+    precision: str = 'fp16'  # of S2D
+    conv_clamp: float | None = 256.0  # of S2D
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
+
+    def __post_init__(self):
+        for name in ('image_resolution', 'plane_resolution', 'sr_input_resolution'):
+            value = getattr(self, name)
+            check(is_power_of_two(value) and value >= 4, f'{name} must be a power of two from 4 up, got {value}')
+        check(self.plane_order in PLANE_AXES, f'plane_order must be one of {", ".join(PLANE_AXES)}, got {self.plane_order!r}')
+        check(self.plane_activation in PLANE_ACTIVATIONS, f'plane_activation must be one of {", ".join(PLANE_ACTIVATIONS)}')
+        check(self.precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
+        ratio = self.image_resolution // self.sr_input_resolution
+        check(ratio in (2, 4), f'image_resolution must be 2 or 4 times sr_input_resolution, got {self.image_resolution} '
+              f'and {self.sr_input_resolution}')
+        check(self.plane_channels >= 3 or not self.residual, 'plane_channels must be at least 3')
+        check(self.residual <= self.aware_stream, 'residual needs aware_stream: S3D continues it')
+        check(self.render_resolution <= self.image_resolution, f'render_resolution ({self.render_resolution}) must not exceed '
+              f'image_resolution ({self.image_resolution})')
+
+    @property
+    def plane_axes(self):
+        return PLANE_AXES[self.plane_order]
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(Config):
+    """D2D (dual, conditional: c_dim > 0) or D3D (METHOD: section 3)."""
+
+    resolution: int = 512
+    c_dim: int = cameras.LABEL_SIZE
+    channel_base: int = 32768
+    channel_max: int = 512
+    mapping_layers: int = 8
+    minibatch_group: int = 4
+    low_precision_resolutions: int = 4  # how many of the highest resolutions run in `precision`
+    precision: str = 'fp16'
+    conv_clamp: float | None = 256.0
+    raw_resize: str | float = 'antialiased'
+
+    def __post_init__(self):
+        check(is_power_of_two(self.resolution) and self.resolution >= 8,
+              f'a discriminator needs a resolution that is a power of two from 8 up, got {self.resolution}')
+        check(self.precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
+        known = self.raw_resize in RAW_RESIZE_FILTERS or (isinstance(self.raw_resize, float) and 0 < self.raw_resize < 1)
+        check(known, f'raw_resize must be one of {", ".join(RAW_RESIZE_FILTERS)} or a number between 0 and 1')
+
+
+@dataclass(frozen=True)
+class LossConfig(Config):
+    """The objectives of one stage (METHOD: sections 1 and 5)."""
+
+    r1_gamma: float = 1.0
+    r1_gamma_patch: float = 1.0
+    imitation: str = 'lpips'  # 'lpips', 'pyramid' or 'none'
+    imitation_weight: float = 1.0
+    patch_weight: float = 0.1  # lambda_p, of the generator's patch term
+    density_weight: float = 0.25
+    density_spread: float = 0.004  # standard deviation of the perturbation, world units
+    density_points: int = 1000
+    blur_init_sigma: float = 10.0  # pixels
+    blur_fade_kimg: float = 200.0  # 0: no blur
+    swap_start: float = 1.0  # probability that the mapping network gets the neighbour's camera
+    swap_end: float = 0.5
+    swap_fade_kimg: float = 1000.0
+
+    def __post_init__(self):
+        check(self.imitation in ('lpips', 'pyramid', 'none'), f"imitation must be 'lpips', 'pyramid' or 'none', got {self.imitation!r}")
+        for name in ('swap_start', 'swap_end'):
+            check(0 <= getattr(self, name) <= 1, f'{name} must lie in [0, 1], got {getattr(self, name)}')
+
+
+@dataclass(frozen=True)
+class StageConfig(Config):
+    """One stage of a run: how long, and what METHOD section 5 says changes between the stages."""
+
+    kimg: float
+    loss: LossConfig
+    ema_rampup: float | None = 0.05  # None: no ramp
+    ada_kimg: float = 500.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Config):
+    """Adam with lazy regularisation."""
+
+    g_lr: float = 0.0025
+    d_lr: float = 0.002
+    beta1: float = 0.0
+    beta2: float = 0.99
+    eps: float = 1e-8
+    density_interval: int = 4
+    r1_interval: int = 16
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    """A whole run of train.py; saved as training_options.json."""
+
+    preset: str
+    data: str
+    outdir: str
+    generator: GeneratorConfig
+    discriminator: DiscriminatorConfig
+    patch_discriminator: DiscriminatorConfig
+    stage1: StageConfig
+    stage2: StageConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch: int = 32
+    batch_gpu: int | None = None  # images per process and forward pass; None: all at once
+    gpus: int = 1
+    seed: int = 0
+    mirror: bool = False
+    workers: int = 3
+    augment: str = 'none'  # 'none' or 'ada'
+    ada_target: float = 0.6
+    ada_interval: int = 4
+    ema_kimg: float | None = None  # half-life of G's average; None: batch * 10 / 32
+    share_fakes: bool = False  # D2D's and D3D's steps share one forward pass of the generator
+    tf32: bool = False
+    tick_kimg: float = 4.0
+    snapshot_ticks: int = 50
+    init_from: str | None = None
+    lpips_weights: str | None = None
+    grid_size: tuple | None = None  # columns and rows of the sample grids; None: by the image size
+    threads: int | None = None
+
+    def __post_init__(self):
+        check(self.batch >= 1 and self.gpus >= 1, '--batch and --gpus must be at least 1')
+        check(self.batch % self.gpus == 0, f'--batch={self.batch} does not divide by --gpus={self.gpus}; choose a multiple')
+        per_pass = self.batch_per_pass
+        check(self.batch % (self.gpus * per_pass) == 0, f'--batch={self.batch} does not divide by --gpus={self.gpus} times '
+              f'--batch-gpu={per_pass}; choose a --batch-gpu that divides {self.batch // self.gpus}')
+        for name, config in (('D2D', self.discriminator), ('D3D', self.patch_discriminator)):
+            group = config.minibatch_group
+            check(per_pass % min(group, per_pass) == 0, f'{per_pass} images per pass do not divide into the groups of {group} '
+                  f"of {name}'s minibatch statistics; choose --batch and --batch-gpu so that they do")
+        check(self.discriminator.resolution == self.generator.image_resolution, 'discriminator.resolution must be the image resolution')
+        check(self.patch_discriminator.resolution == self.generator.render_resolution, "patch_discriminator.resolution must be the patch's")
+        check(self.augment in ('none', 'ada'), f"--augment must be 'none' or 'ada', got {self.augment!r}")
+        check(self.stage1.kimg >= 0 and self.stage2.kimg >= 0, '--stage1-kimg and --stage2-kimg cannot be negative')
+        check(self.stage1.kimg + self.stage2.kimg > 0, 'nothing to train: --stage1-kimg and --stage2-kimg are both 0')
+
+    @property
+    def batch_per_pass(self):
+        return self.batch_gpu or self.batch // self.gpus
+
+    @property
+    def ema_half_life_kimg(self):
+        return self.batch * 10 / 32 if self.ema_kimg is None else self.ema_kimg
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Presets
+
+_FFHQ_CAMERAS = dict(near=2.25, far=3.3, box_size=1.0, camera_radius=2.7, camera_pivot=(0.0, 0.0, 0.2))
+_AFHQ_CAMERAS = dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, -0.06))
+_CARS = dict(near=0.1, far=2.6, box_size=1.6, depth_samples=64, importance_samples=64, white_background=True,
+             camera_radius=1.7, camera_pivot=(0.0, 0.0, 0.0), focal=cameras.SHAPENET_FOCAL)
+_SR = {
+    512: dict(sr_input_resolution=128, sr_channels=(256, 128)),
+    256: dict(sr_input_resolution=128, sr_channels=(128, 64), sr_resize_larger=False),
+    128: dict(sr_input_resolution=64, sr_channels=(128, 64)),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of METHOD's table of presets."""
+
+    resolution: int
+    rendering: dict
+    gamma: float
+    patch_weight: float
+    stage1_kimg: float = 25000
+    stage2_kimg: float = 15000
+    augment: str = 'none'
+    generator: dict = field(default_factory=dict)  # changes to the defaults of GeneratorConfig
+    discriminator: dict = field(default_factory=dict)  # of both DiscriminatorConfigs
+    loss: dict = field(default_factory=dict)  # of LossConfig, both stages
+    optimizer: dict = field(default_factory=dict)
+    run: dict = field(default_factory=dict)
+
+
+_DEMO = Preset(
+    resolution=64, rendering=dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, 0.0), depth_samples=12, importance_samples=8),
+    gamma=0.3, patch_weight=0.2, stage1_kimg=16, stage2_kimg=8,
+    generator=dict(z_dim=64, w_dim=128, render_resolution=32, plane_resolution=32, plane_channels=16, channel_base=2048,
+                   channel_max=64, decoder_hidden=32, sr_input_resolution=32, sr_channels=(32, 16)),
+    discriminator=dict(channel_base=1024, channel_max=64, mapping_layers=2),
+    loss=dict(imitation='pyramid', blur_fade_kimg=2.0, blur_init_sigma=3.0, swap_fade_kimg=8.0),
+    run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=8, share_fakes=True, workers=1, grid_size=(8, 4)))
+
+PRESETS = {
+    'ffhq512': Preset(512, _FFHQ_CAMERAS, gamma=1, patch_weight=0.1),
+    'ffhq256': Preset(256, _FFHQ_CAMERAS, gamma=1, patch_weight=0.2),
+    'afhq512': Preset(512, _AFHQ_CAMERAS, gamma=5, patch_weight=0.1, augment='ada', stage1_kimg=4000, stage2_kimg=6200),
+    'afhq256': Preset(256, _AFHQ_CAMERAS, gamma=5, patch_weight=0.2, augment='ada', stage1_kimg=1600, stage2_kimg=10000),
+    'shapenet128': Preset(128, _CARS, gamma=1, patch_weight=0.2),
+    'demo': _DEMO,
+}
+
+
+def generator_config(preset, **changes):
+    """The generator of a preset row."""
+    values = {'image_resolution': preset.resolution, **_SR.get(preset.resolution, {}), **preset.generator}
+    return GeneratorConfig(rendering=RenderingConfig(**preset.rendering), **values).replace(**changes)
+
+
+def resolve(name, data, outdir):
+    """The full configuration of a preset. Raises ConfigError for a name that is not in the table."""
+    check(name in PRESETS, f'--preset={name} is unknown; choose one of: {", ".join(PRESETS)}')
+    row = PRESETS[name]
+    generator = generator_config(row)
+    discriminator = DiscriminatorConfig(resolution=row.resolution, **row.discriminator)
+    patch = discriminator.replace(resolution=generator.render_resolution, c_dim=0)
+    loss = LossConfig(r1_gamma=row.gamma, r1_gamma_patch=row.gamma, patch_weight=row.patch_weight).replace(**row.loss)
+    return RunConfig(
+        preset=name, data=str(data), outdir=str(outdir), generator=generator, discriminator=discriminator,
+        patch_discriminator=patch, optimizer=OptimizerConfig(**row.optimizer), augment=row.augment,
+        stage1=StageConfig(kimg=row.stage1_kimg, loss=loss),
+        stage2=StageConfig(kimg=row.stage2_kimg, loss=second_stage_loss(loss), ema_rampup=None, ada_kimg=100.0), **row.run)
+
+
+def second_stage_loss(loss):
+    """Stage 2: no blur, no swap ramp, a smaller step for the density regularisation (METHOD: section 5)."""
+    return loss.replace(blur_fade_kimg=0.0, swap_start=loss.swap_end, swap_fade_kimg=0.0, density_spread=loss.density_spread / 2)

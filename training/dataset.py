@@ -1,0 +1,261 @@
+"""Posed images: the data set on disk, and the order in which training sees it (docs/data.md).
+
+A data set is a zip (stored) or a folder of images with a `dataset.json` at its top:
+``{"labels": [["dir/name.png", [25 numbers]], ...]}``, or the same as a dictionary.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dnnlib.errors import UserError
+from training.rendering.cameras import LABEL_SIZE
+
+LABEL_FILE = 'dataset.json'
+_HEADERS_CHECKED = 5000  # image sizes looked at on construction: under a second; every image is checked when read
+_BROKEN_FILE = (OSError, EOFError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error)  # Pillow's and zipfile's
+_MIRRORED_POSE_ENTRIES = [1, 2, 3, 4, 8]  # (0,1), (0,2), (0,3), (1,0), (2,0) of the row-major 4x4 pose
+
+
+class DatasetError(UserError, ValueError):
+    """A data set that cannot be used as asked; the message is one line with the cause and the cure."""
+
+
+class FileStore:
+    """Read-only files of a zip or of a folder, by relative name with forward slashes.
+
+    Picklable and safe in forked workers: every process opens the zip for itself, at its first read.
+    Raises DatasetError when `path` does not exist or is neither a folder nor a sound zip.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self._zip, self._zip_owner = None, None
+        if not self.path.exists():
+            raise DatasetError(f'{self.path} does not exist: give the path of a zip or a folder of images')
+        self.is_zip = not self.path.is_dir()
+        if self.is_zip:
+            self._check_zip()
+        self.names = sorted(self._list_zip() if self.is_zip else self._list_folder())
+
+    def read(self, name):
+        """The bytes of a file."""
+        with self.open(name) as file:
+            return file.read()
+
+    def open(self, name):
+        """A binary file object; of a zip it reads only as far as it is asked to."""
+        return self._archive().open(name) if self.is_zip else open(self.path / name, 'rb')
+
+    def _check_zip(self):
+        if zipfile.is_zipfile(self.path):
+            return
+        with open(self.path, 'rb') as file:
+            looks_like_zip = file.read(4) == b'PK\x03\x04' or self.path.suffix.lower() == '.zip'
+        if looks_like_zip:
+            raise DatasetError(f'{self.path} is a truncated or corrupt zip: copy or create it again')
+        raise DatasetError(f'{self.path} is neither a zip nor a folder: give the path of a zip or a folder of images')
+
+    def _archive(self):
+        # A forked child must not share the parent's file position.
+        if self._zip is None or self._zip_owner != os.getpid():
+            try:
+                self._zip, self._zip_owner = zipfile.ZipFile(self.path), os.getpid()
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DatasetError(
+                    f'{self.path} is a truncated or corrupt zip ({error}): copy or create it again') from error
+        return self._zip
+
+    def _list_zip(self):
+        return [name for name in self._archive().namelist() if not name.endswith('/')]
+
+    def _list_folder(self):
+        return [(pathlib.Path(folder) / name).relative_to(self.path).as_posix()
+                for folder, _, names in os.walk(self.path, followlinks=True) for name in names]
+
+    def __getstate__(self):
+        return {**self.__dict__, '_zip': None, '_zip_owner': None}
+
+
+@functools.cache
+def _image_suffixes():
+    Image.init()
+    return tuple(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def image_names(store):
+    """The image files of a FileStore, sorted; hidden files and macOS's resource forks are none."""
+    return [name for name in store.names
+            if name.lower().endswith(_image_suffixes())
+            and not any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))]
+
+
+def open_image(store, name):
+    """The Pillow image of a file, fully read. Raises DatasetError naming the file when that fails."""
+    try:
+        image = Image.open(io.BytesIO(store.read(name)))
+        image.load()
+    except _BROKEN_FILE as error:
+        raise DatasetError(f'{store.path}: image {name} cannot be read ({error}): replace or remove it') from error
+    if image.mode.startswith(('I', 'F')):
+        raise DatasetError(f'{store.path}: image {name} has more than 8 bits per channel: convert it to 8 bits')
+    return image
+
+
+def image_size(store, name):
+    """(width, height) of an image file in pixels, from its header. Raises DatasetError as `open_image` does."""
+    try:
+        with store.open(name) as file, Image.open(file) as image:
+            return image.size
+    except _BROKEN_FILE as error:
+        raise DatasetError(f'{store.path}: image {name} cannot be read ({error}): replace or remove it') from error
+
+
+def read_labels(store, names):
+    """The camera labels of images, float32 [len(names), 25]. Raises DatasetError when any is missing or malformed."""
+    labels = _label_table(store)
+    missing = [name for name in names if name not in labels]
+    if missing:
+        raise DatasetError(f'{store.path}: {len(missing)} of {len(names)} images have no label in {LABEL_FILE}, '
+                           f'first {missing[0]}: add their labels or remove the images')
+    wrong = next((name for name in names if not _is_label(labels[name])), None)
+    if wrong is not None:
+        raise DatasetError(f'{store.path}: the label of {wrong} in {LABEL_FILE} is not a list of {LABEL_SIZE} finite '
+                           'numbers (4x4 camera-to-world, 3x3 intrinsics): correct it')
+    return torch.from_numpy(np.array([labels[name] for name in names], dtype=np.float32))
+
+
+def _label_table(store):
+    if LABEL_FILE not in store.names:
+        raise DatasetError(f'{store.path} has no {LABEL_FILE} at its top, so the cameras are unknown: '
+                           'make the set with dataset_tool.py convert')
+    try:
+        labels = json.loads(store.read(LABEL_FILE))['labels']
+        return {name.replace('\\', '/'): label for name, label in dict(labels).items()}
+    except (KeyError, TypeError, AttributeError, *_BROKEN_FILE) as error:
+        raise DatasetError(f'{store.path}: {LABEL_FILE} cannot be read: it must be JSON of the form '
+                           '{"labels": [["dir/name.png", [25 numbers]], ...]}') from error
+
+
+def _is_label(label):
+    if not isinstance(label, list) or len(label) != LABEL_SIZE:
+        return False
+    try:
+        return bool(np.isfinite(np.array(label, dtype=np.float32)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def mirror_label(label):
+    """The camera that sees the world mirrored in x as the mirrored image shows it.
+
+    label: tensor [..., 25]. Returns a new tensor: pose entries (0,1), (0,2), (1,0), (2,0), (0,3) negated, the
+    principal point reflected (0.5 stays) and the skew negated (0 stays).
+    """
+    mirrored = label.clone()
+    mirrored[..., _MIRRORED_POSE_ENTRIES] = -label[..., _MIRRORED_POSE_ENTRIES]
+    mirrored[..., 17] = 0 - label[..., 17]
+    mirrored[..., 18] = 1 - label[..., 18]
+    return mirrored
+
+
+class PosedImageDataset(torch.utils.data.Dataset):
+    """Square images and their cameras, sorted by file name.
+
+    path: zip or folder with `dataset.json`. resolution: what the images must measure, in pixels; None takes any.
+    limit: use the first so many images only. mirror: double the set; index i + n is image i of n mirrored in x.
+
+    Item i is (image uint8 [3, H, W], label float32 [25]). Greyscale becomes RGB, an alpha channel is dropped.
+    Attributes: `resolution` (pixels), `labels` (float32 [len, 25]), `name` (the file's name without suffix).
+    Raises DatasetError for anything wrong with the files: on construction, or on reading a broken image.
+    """
+
+    def __init__(self, path, resolution=None, limit=None, mirror=False):
+        self._store = FileStore(path)
+        self._names = self._select(limit)
+        self.name = self._store.path.resolve().stem
+        self.resolution = self._check_sizes()
+        if resolution is not None and resolution != self.resolution:
+            raise DatasetError(
+                f'{self._store.path} holds images of {self.resolution}x{self.resolution} pixels, but resolution '
+                f'{resolution} was asked for: ask for {self.resolution}, or resize the set with '
+                f'dataset_tool.py convert --resolution={resolution}')
+        labels = read_labels(self._store, self._names)
+        self.labels = torch.cat([labels, mirror_label(labels)]) if mirror else labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]  # negative indices count from the end; IndexError beyond
+        name = self._names[index % len(self._names)]
+        image = open_image(self._store, name)
+        self._check_size(name, image.size)
+        pixels = np.asarray(image.convert('RGB'))
+        if index >= len(self._names):
+            pixels = pixels[:, ::-1]
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.labels[index].clone()
+
+    def _select(self, limit):
+        names = image_names(self._store)
+        if not names:
+            raise DatasetError(f'{self._store.path} contains no images: give a zip or folder with PNG files')
+        if limit is not None and limit < 1:
+            raise DatasetError(f'the limit on the number of images is {limit}: give at least 1, or no limit')
+        return names[:limit]
+
+    def _check_sizes(self):
+        """The side of all images, which is that of the first."""
+        width, height = image_size(self._store, self._names[0])
+        if width != height:
+            raise DatasetError(f'{self._store.path}: image {self._names[0]} is not square ({width}x{height}): '
+                               'crop the set with dataset_tool.py convert')
+        self.resolution = width
+        stride = -(-len(self._names) // _HEADERS_CHECKED)
+        for name in self._names[::stride]:
+            self._check_size(name, image_size(self._store, name))
+        return width
+
+    def _check_size(self, name, size):
+        if size != (self.resolution, self.resolution):
+            raise DatasetError(
+                f'{self._store.path}: image {name} measures {size[0]}x{size[1]}, the first one '
+                f'{self.resolution}x{self.resolution}: make them alike with dataset_tool.py convert')
+
+
+def epoch_order(n, seed, epoch):
+    """The order in which epoch number `epoch` visits n images: a permutation, int64 [n], keyed by (seed, epoch)."""
+    return _epoch_order(n, seed, epoch).clone()
+
+
+@functools.lru_cache(maxsize=2)  # a batch touches at most two epochs, unless the set is smaller than the batch
+def _epoch_order(n, seed, epoch):
+    # Hashed, so that (seed, epoch + 1) and (seed + 1, epoch) have nothing in common.
+    key = hashlib.blake2b(f'{seed} {epoch}'.encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, 'big') >> 1)
+    return torch.randperm(n, generator=generator)
+
+
+def batch_indices(n, seed, start, count):
+    """Indices of the images at positions start .. start + count - 1 of the endless stream of shuffled epochs.
+
+    n: images in the set; start: images seen so far. Returns int64 [count]. A pure function: any cut of the stream
+    gives the same stream.
+    """
+    parts = [torch.empty(0, dtype=torch.int64)]
+    position, end = start, start + count
+    while position < end:
+        epoch, offset = divmod(position, n)
+        taken = min(n - offset, end - position)
+        parts.append(_epoch_order(n, seed, epoch)[offset:offset + taken])
+        position += taken
+    return torch.cat(parts)

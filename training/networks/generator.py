@@ -1,0 +1,139 @@
+"""The generator and its public face: latent and camera in, images of both branches out (ARCHITECTURE of the docs)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from training.networks.stylegan2 import FullyConnected, MappingNetwork
+from training.networks.superresolution import Superresolution
+from training.networks.triplane import ResidualPlanes, TriplaneBackbone
+from training.rendering.planes import sample_planes
+from training.rendering.rays import cast_rays, patch_centres, pixel_centres
+from training.rendering.renderer import render_rays
+
+RGB_CHANNELS = 3
+BRANCHES = ('2d', '3d', 'coarse')
+
+
+class Planes(NamedTuple):
+    """Tri-planes of a batch: coarse [N, 3, C, R, R]; residual [N, 3, C, 2R, 2R] or None."""
+
+    coarse: torch.Tensor
+    residual: torch.Tensor | None
+
+
+class Decoder(nn.Module):
+    """M: tri-plane features to raw density and colours, one hidden layer."""
+
+    def __init__(self, config):
+        super().__init__()
+        lr = config.decoder_lr_multiplier
+        self.hidden = FullyConnected(config.plane_channels, config.decoder_hidden, 'softplus', lr_multiplier=lr)
+        self.output = FullyConnected(config.decoder_hidden, 1 + config.plane_channels, lr_multiplier=lr)
+
+    def forward(self, features, colours=None):
+        """features: [N, P, C] -> raw density [N, P, 1] and the first `colours` (None: all C) colours [N, P, colours].
+
+        Colours lie in (-0.001, 1.001).
+        """
+        x = self.output(self.hidden(features), rows=None if colours is None else 1 + colours)
+        return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
+
+
+class Generator(nn.Module):
+    """Mimic3D's generator (and EG3D's, with `aware_stream=False`). `config` is a GeneratorConfig."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.backbone = TriplaneBackbone(config)
+        self.mapping = MappingNetwork(config.z_dim, config.c_dim, config.w_dim, self.backbone.num_ws, config.mapping_layers,
+                                      conditioning=config.pose_conditioning, conditioning_scale=config.conditioning_scale)
+        self.residual = ResidualPlanes(config) if config.residual else None
+        self.decoder = Decoder(config)
+        self.superresolution = Superresolution(config)
+
+    def forward(self, z, c, truncation_psi=1.0, truncation_cutoff=None, **synthesis_options):
+        """z: [N, z_dim]; c: cameras [N, 25], for conditioning and rendering. Returns what `synthesis` returns."""
+        ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+        return self.synthesis(ws, c, **synthesis_options)
+
+    def synthesis(self, ws, c, branch='2d', noise_mode='random', random=None, **render_options):
+        """Planes and render in one call; see `planes` and `render`."""
+        planes = self.planes(ws, noise_mode=noise_mode, random=random)
+        return self.render(planes, c, branch=branch, ws=ws, random=random, **render_options)
+
+    def planes(self, ws, noise_mode='random', random=None):
+        """Tri-planes of ws [N, num_ws, w_dim]. noise_mode: 'const', 'random' (from `random`, a BatchRandom) or 'none'."""
+        self._check_ws(ws)
+        coarse = self.backbone(ws, noise_mode, random)
+        residual = None if self.residual is None else self.residual(coarse, ws[:, -1], noise_mode, random)
+        return Planes(self._activate(coarse), None if residual is None else self._activate(residual))
+
+    def render(self, planes, c, branch='2d', ws=None, render_resolution=None, sampling='stratified', patch=None, random=None):
+        """Images of planes seen by cameras c [N, 25].
+
+        branch: '2d' (volume render and super-resolution; needs ws), '3d' (coarse + residual planes, rendered directly)
+        or 'coarse' (coarse planes, rendered directly). render_resolution: pixels per side of the volume render (default:
+        the configuration's for '2d' and 'coarse', the image size for '3d'). patch: integer [N, 2], (top, left) of a
+        window of render_resolution pixels (default: the configuration's) of the full-resolution image; '3d' and 'coarse'
+        only. Returns 'image' [N, 3, H, W], 'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth'
+        [N, 1, h, w], world units along the ray. Raises ValueError for a branch or a combination that does not exist.
+        """
+        self._check_branch(branch, ws, patch)
+        origins, directions, size = self._rays(c, branch, render_resolution, patch)
+        field = self._field(planes, fine=branch == '3d', colours=None if branch == '2d' else RGB_CHANNELS)
+        pixels, depth, _ = render_rays(field, origins, directions, self.config.rendering, sampling, random)
+        features, depth = _as_image(pixels, size), _as_image(depth, size)
+        raw = features[:, :RGB_CHANNELS]
+        image = self.superresolution(raw, features, ws, random) if branch == '2d' else raw
+        return {'image': image, 'image_raw': raw, 'image_depth': depth}
+
+    def query(self, planes, points, fine=True):
+        """Raw density [N, P, 1] and colours [N, P, C] at points [N, P, 3] in world units; the first three are RGB.
+
+        fine: with the residual planes, where there are any.
+        """
+        return self._field(planes, fine=fine and planes.residual is not None, colours=None)(points)
+
+    def _field(self, planes, fine, colours):
+        """The radiance field of planes, as render_rays wants it."""
+        used = [planes.coarse, planes.residual] if fine else [planes.coarse]
+        config = self.config
+
+        def field(points):
+            features = sum(sample_planes(p, points, config.rendering.box_size, config.plane_axes) for p in used)
+            return self.decoder(features, colours)
+        return field
+
+    def _rays(self, c, branch, render_resolution, patch):
+        """Origins, directions [N, M, 3] and the number of pixels per side."""
+        whole = self.config.image_resolution if branch == '3d' and patch is None else self.config.render_resolution
+        size = render_resolution or whole
+        if patch is None:
+            return *cast_rays(c, pixel_centres(size, c.device)), size
+        return *cast_rays(c, patch_centres(patch, size, self.config.image_resolution)), size
+
+    def _activate(self, planes):
+        return planes if self.config.plane_activation == 'linear' else getattr(torch, self.config.plane_activation)(planes)
+
+    def _check_ws(self, ws):
+        expected = (self.backbone.num_ws, self.config.w_dim)
+        if ws.ndim != 3 or ws.shape[1:] != expected:
+            raise ValueError(f'ws must have shape [N, {expected[0]}, {expected[1]}], got {list(ws.shape)}')
+
+    def _check_branch(self, branch, ws, patch):
+        if branch not in BRANCHES:
+            raise ValueError(f'branch must be one of {", ".join(BRANCHES)}, got {branch!r}')
+        if branch == '3d' and self.residual is None:
+            raise ValueError("this generator has no 3D branch (it comes from stage 1); use branch '2d' or 'coarse'")
+        if branch == '2d' and ws is None:
+            raise ValueError("branch '2d' needs ws, for its super-resolution")
+        if branch == '2d' and patch is not None:
+            raise ValueError("patches exist for branches '3d' and 'coarse' only")
+
+
+def _as_image(values, size):
+    """[N, size^2, C] to [N, C, size, size]."""
+    return values.transpose(1, 2).unflatten(2, (size, size))

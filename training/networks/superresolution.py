@@ -1,0 +1,50 @@
+"""S2D: from the low-resolution volume render to the 2D branch's image."""
+
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
+from training.networks.stylegan2 import RESAMPLE_TAPS, SynthesisBlock, working_dtype
+
+IMAGE_CHANNELS = 3
+
+
+class Superresolution(nn.Module):
+    """Two StyleGAN2 blocks on (rendered RGB, rendered features), every layer styled by the last w.
+
+    The second block doubles the resolution; the first does where the image is four times S2D's input.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.input_resolution = config.sr_input_resolution
+        self.resize_larger, self.antialias = config.sr_resize_larger, config.sr_antialias
+        self.noise_mode, self.precision = config.sr_noise_mode, config.precision
+        first_up = config.image_resolution // config.sr_input_resolution // 2
+        first, second = config.sr_channels
+        shared = dict(image_channels=IMAGE_CHANNELS, w_dim=config.w_dim, conv_clamp=config.conv_clamp)
+        self.blocks = nn.ModuleList([
+            SynthesisBlock(config.plane_channels, first, resolution=config.sr_input_resolution * first_up, up=first_up, **shared),
+            SynthesisBlock(first, second, resolution=config.image_resolution, up=2, **shared),
+        ])
+        self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
+
+    def forward(self, image_raw, features, ws, random=None):
+        """image_raw: [N, 3, h, w]; features: [N, C, h, w]; ws: [N, num_ws, w_dim]. Returns [N, 3, H, W] in fp32."""
+        ws = ws[:, -1:].expand(-1, 3, -1)
+        image, x = self._fit(image_raw), self._fit(features)
+        x = x.to(working_dtype(self.precision, x.device))
+        for block in self.blocks:
+            x, own = block(x, ws, self.noise_mode, random)
+            if own.shape[-1] != image.shape[-1]:
+                image = upsample2d(image, self.resample_filter)
+            image = image + own.float()
+        return image
+
+    def _fit(self, x):
+        """Resize a render to S2D's input."""
+        size = self.input_resolution
+        if x.shape[-1] == size or (x.shape[-1] > size and not self.resize_larger):
+            return x
+        return F.interpolate(x, size=(size, size), mode='bilinear', align_corners=False, antialias=self.antialias)

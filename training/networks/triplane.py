@@ -1,0 +1,117 @@
+"""E and its 3D-aware stream, and S3D: from ws to coarse and residual tri-planes (paper section 3.3, figure 4)."""
+
+import math
+
+import torch
+from torch import nn
+
+from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
+from training.networks.stylegan2 import RESAMPLE_TAPS, SynthesisBlock, SynthesisLayer, ToRGB, channels_at
+
+NUM_PLANES = 3
+AWARE_AXES = ('xy', 'yz', 'zx')  # the planes that alignment is defined for: (width axis, height axis)
+
+
+def align_planes(planes):
+    """Give every plane what the other two know about its axes.
+
+    planes: [N, 3, C, R, R], in the order xy, yz, zx. Each plane is concatenated with the two others, pooled (mean) over
+    the axis that it lacks and repeated along the axis that they lack. Returns [N, 3, 3C, R, R]; within a plane's 3C
+    channels the order is that of the planes.
+    """
+    aligned = [[_seen_from(planes[:, source], AWARE_AXES[source], AWARE_AXES[target]) for source in range(NUM_PLANES)]
+               for target in range(NUM_PLANES)]
+    return torch.stack([torch.cat(parts, dim=1) for parts in aligned], dim=1)
+
+
+def _seen_from(plane, source, target):
+    """`plane` [N, C, H, W] with axes `source` as plane `target` sees it: the shared axis kept, the other averaged."""
+    if source == target:
+        return plane
+    shared = next(axis for axis in source if axis in target)
+    profile = plane.mean(dim=-2 if source[0] == shared else -1)  # [N, C, R] along the shared axis
+    profile = profile.unsqueeze(-2 if target[0] == shared else -1)
+    return profile.expand(plane.shape)
+
+
+class PlaneBlock(nn.Module):
+    """A synthesis block that treats the three planes alike: shared weights, own styles, optional alignment.
+
+    Its output is its ToRGB's output alone. With `align` (B_k of the 3D-aware stream) every convolution sees the aligned
+    planes; without (S3D's blocks) each plane sees itself.
+    """
+
+    def __init__(self, channels, w_dim, resolution, up, align):
+        super().__init__()
+        self.align = align
+        inputs = channels * (NUM_PLANES if align else 1)
+        self.conv0 = SynthesisLayer(inputs, channels, w_dim, resolution, up=up, copies=NUM_PLANES)
+        self.conv1 = SynthesisLayer(inputs, channels, w_dim, resolution, copies=NUM_PLANES)
+        self.to_rgb = ToRGB(inputs, channels, w_dim, copies=NUM_PLANES, style_channels=channels)
+
+    def forward(self, planes, w, noise_mode, random=None):
+        """planes: [N, 3, C, R, R]; w: [N, w_dim]. Returns [N, 3, C, R', R']."""
+        planes = self._apply(self.conv0, planes, w, noise_mode, random)
+        planes = self._apply(self.conv1, planes, w, noise_mode, random)
+        return self._apply(self.to_rgb, planes, w)
+
+    def _apply(self, layer, planes, w, *noise):
+        x = align_planes(planes) if self.align else planes
+        return layer(x.flatten(0, 1), w, *noise).unflatten(0, (-1, NUM_PLANES))
+
+
+class TriplaneBackbone(nn.Module):
+    """E: StyleGAN2 synthesis with skip outputs, and beside its output stream the 3D-aware stream.
+
+    T_k = B_k(T_{k-1} + O_k), where O_k is the accumulated ToRGB output at resolution k; without the stream (EG3D) the
+    last O_k are the planes.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.plane_channels = config.plane_channels
+        self.resolutions = [2**i for i in range(2, int(math.log2(config.plane_resolution)) + 1)]
+        channels = [channels_at(k, config.channel_base, config.channel_max) for k in self.resolutions]
+        outputs = NUM_PLANES * config.plane_channels
+        self.blocks = nn.ModuleList(SynthesisBlock(a, b, outputs, config.w_dim, k)
+                                    for a, b, k in zip([0] + channels, channels, self.resolutions))
+        self.stream = nn.ModuleList()
+        if config.aware_stream:
+            self.stream.extend(self._stream_block(k, config) for k in self.resolutions)
+        self.num_ws = sum(block.num_convs for block in self.blocks) + 1
+        self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
+
+    def _stream_block(self, k, config):
+        up = 1 if k == self.resolutions[-1] else 2
+        return PlaneBlock(config.plane_channels, config.w_dim, k * up, up, align=True)
+
+    def forward(self, ws, noise_mode, random=None):
+        """ws: [N, num_ws, w_dim]. Returns the coarse planes [N, 3, C, R, R]."""
+        x = output = planes = None
+        first = 0
+        for index, block in enumerate(self.blocks):
+            x, image = block(x, ws[:, first:first + block.num_convs + 1], noise_mode, random)
+            output = image if output is None else upsample2d(output, self.resample_filter) + image
+            first += block.num_convs
+            if self.stream:
+                own = self._as_planes(output)
+                planes = self.stream[index](own if planes is None else planes + own, ws[:, first], noise_mode, random)
+        return planes if self.stream else self._as_planes(output)
+
+    def _as_planes(self, image):
+        return image.unflatten(1, (NUM_PLANES, self.plane_channels))
+
+
+class ResidualPlanes(nn.Module):
+    """S3D: two blocks without alignment; the first doubles the resolution (supplement, figure IV a)."""
+
+    def __init__(self, config):
+        super().__init__()
+        resolution = 2 * config.plane_resolution
+        self.blocks = nn.ModuleList(PlaneBlock(config.plane_channels, config.w_dim, resolution, up, align=False) for up in (2, 1))
+
+    def forward(self, planes, w, noise_mode, random=None):
+        """planes: coarse, [N, 3, C, R, R]; w: the last one, [N, w_dim]. Returns [N, 3, C, 2R, 2R]."""
+        for block in self.blocks:
+            planes = block(planes, w, noise_mode, random)
+        return planes
