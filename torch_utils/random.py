@@ -17,11 +17,17 @@ def keyed_generator(key, device='cpu'):
 class BatchRandom:
     """Draws for rows `rows` (a slice) of a batch of `batch` samples.
 
-    With `generator=None` it uses torch's global generator of the device.
+    generator: of the device; host_generator: of the CPU, for numbers that decide sizes. None: torch's global ones.
     """
 
-    def __init__(self, batch, device='cpu', generator=None, rows=slice(None)):
+    def __init__(self, batch, device='cpu', generator=None, rows=slice(None), host_generator=None):
         self.batch, self.device, self.generator, self.rows = batch, torch.device(device), generator, rows
+        self.host_generator = host_generator
+
+    @classmethod
+    def keyed(cls, key, batch, device='cpu', rows=slice(None)):
+        """Draws that depend on the integers of `key` alone."""
+        return cls(batch, device, keyed_generator((0, *key), device), rows, keyed_generator((1, *key)))
 
     def normal(self, *shape):
         """Standard normal numbers [rows, *shape]."""

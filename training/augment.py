@@ -181,17 +181,23 @@ def colour_matrices(draws, p, config):
 
     identity = torch.eye(4, dtype=brightness.dtype, device=brightness.device)
     axis = identity.new_tensor(LUMA_AXIS)
-    luma = torch.outer(axis, axis)  # projects a colour onto its grey part
+    luma = torch.outer(axis, axis)  # projects a colour onto its grey part,
+    chroma = torch.diag(identity.new_tensor([1, 1, 1, 0])) - luma  # and this onto the rest.
+    a = LUMA_AXIS[0]
+    luma_cross = identity.new_tensor([[0, -a, a, 0], [a, 0, -a, 0], [-a, a, 0, 0], [0, 0, 0, 0]])
+    rgb_from_one = torch.outer(identity.new_tensor([1, 1, 1, 0]), identity[3])
+
+    def scaled(factor, matrix):
+        return factor[:, None, None] * matrix
+
     last_first = [
-        luma + (identity - luma) * saturation[:, None, None],
-        _rotate_about_luma(hue, identity, luma),
-        identity - 2 * luma * lumaflip[:, None, None],
-        torch.diag_embed(torch.stack([contrast, contrast, contrast, torch.ones_like(contrast)], dim=1)),
-        identity + brightness[:, None, None] * torch.outer(identity.new_tensor([1, 1, 1, 0]), identity[3]),
+        identity + scaled(saturation - 1, chroma),
+        identity + scaled(torch.cos(hue) - 1, chroma) + scaled(torch.sin(hue), luma_cross),  # Rodrigues' rotation
+        identity - scaled(2 * lumaflip, luma),
+        identity + scaled(contrast - 1, luma + chroma),
+        identity + scaled(brightness, rgb_from_one),
     ]
-    matrices = _product(last_first)
-    matrices[:, 3] = identity[3]  # Saturation scales the homogeneous coordinate too; it plays no part in colour.
-    return matrices
+    return _product(last_first)
 
 
 def _named(draws, p, config):
@@ -232,15 +238,6 @@ def _translate2d(x, y):
 def _rotate2d(angle):
     zero, one, cos, sin = torch.zeros_like(angle), torch.ones_like(angle), torch.cos(angle), torch.sin(angle)
     return _matrix3([[cos, -sin, zero], [sin, cos, zero], [zero, zero, one]])
-
-
-def _rotate_about_luma(angle, identity, luma):
-    """[N, 4, 4]: rotation about the grey axis (Rodrigues' formula); the homogeneous coordinate is left alone."""
-    a = LUMA_AXIS[0]
-    cross = identity.new_tensor([[0, -a, a, 0], [a, 0, -a, 0], [-a, a, 0, 0], [0, 0, 0, 0]])
-    colour = torch.diag(identity.new_tensor([1, 1, 1, 0])) - luma
-    angle = angle[:, None, None]
-    return identity + (torch.cos(angle) - 1) * colour + torch.sin(angle) * cross
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,18 +290,19 @@ def _warp(image, inverse):
 
 def _margins(inverse, height, width):
     """Pixels to add on the (left, right, top, bottom), so that all that is sampled exists; at most size - 1."""
-    reach = len(SYM6) // 4  # of the filter, in pixels
-    x, y = (width - 1) / 2, (height - 1) / 2
+    reach = len(SYM6) / 4  # of the filter, in pixels; bilinear sampling adds half a pixel
+    x, y = (width - 1) / 2 + reach, (height - 1) / 2 + reach  # furthest output that the downsampling filter reads
     corners = inverse.new_tensor([[-x, -x, x, x], [-y, y, -y, y], [1, 1, 1, 1]])
     source_x, source_y, _ = (inverse @ corners).tolist()
     margins = []
-    for beyond, size in (
-        (-min(source_x) - x, width),
-        (max(source_x) - x, width),
-        (-min(source_y) - y, height),
-        (max(source_y) - y, height),
+    for furthest, size in (
+        (-min(source_x), width),
+        (max(source_x), width),
+        (-min(source_y), height),
+        (max(source_y), height),
     ):
-        margins.append(min(max(math.ceil(beyond + 2 * reach), 0), size - 1))
+        beyond = furthest + reach + 0.5 - (size - 1) / 2
+        margins.append(min(max(math.ceil(beyond), 0), size - 1))
     return margins
 
 

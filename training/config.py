@@ -227,7 +227,7 @@ class RunConfig(Config):
     ada_target: float = 0.6
     ada_interval: int = 4
     ema_kimg: float | None = None  # half-life of G's average; None: batch * 10 / 32
-    share_fakes: bool = False  # D2D's and D3D's steps share one forward pass of the generator
+    share_fakes: bool = False  # all players of a step judge the same fakes: one forward pass instead of three
     tf32: bool = False
     tick_kimg: float = 4.0
     snapshot_ticks: int = 50

@@ -1,7 +1,7 @@
-"""Posed images: the data set on disk, and the order in which training sees it (docs/data.md).
+"""Posed images: the data set on disk, and the order in which training sees it.
 
 A data set is a zip (stored) or a folder of images with a `dataset.json` at its top:
-``{"labels": [["dir/name.png", [25 numbers]], ...]}``, or the same as a dictionary.
+``{"labels": [["dir/name.png", [25 numbers]], ...]}``, or a dictionary from names to labels.
 """
 
 import functools
@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import struct
 import zipfile
 import zlib
 
@@ -22,7 +23,8 @@ from training.rendering.cameras import LABEL_SIZE
 
 LABEL_FILE = 'dataset.json'
 _HEADERS_CHECKED = 5000  # image sizes looked at on construction: under a second; every image is checked when read
-_BROKEN_FILE = (OSError, EOFError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error)  # Pillow's and zipfile's
+_BROKEN_FILE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, zipfile.BadZipFile,
+                Image.DecompressionBombError)  # what Pillow, zipfile and json raise for bad files
 _MIRRORED_POSE_ENTRIES = [1, 2, 3, 4, 8]  # (0,1), (0,2), (0,3), (1,0), (2,0) of the row-major 4x4 pose
 
 
@@ -46,6 +48,10 @@ class FileStore:
         if self.is_zip:
             self._check_zip()
         self.names = sorted(self._list_zip() if self.is_zip else self._list_folder())
+        self._known = frozenset(self.names)
+
+    def __contains__(self, name):
+        return name in self._known
 
     def read(self, name):
         """The bytes of a file."""
@@ -135,13 +141,14 @@ def read_labels(store, names):
 
 
 def _label_table(store):
-    if LABEL_FILE not in store.names:
+    if LABEL_FILE not in store:
         raise DatasetError(f'{store.path} has no {LABEL_FILE} at its top, so the cameras are unknown: '
                            'make the set with dataset_tool.py convert')
     try:
-        labels = json.loads(store.read(LABEL_FILE))['labels']
+        content = json.loads(store.read(LABEL_FILE))
+        labels = content.get('labels', content)
         return {name.replace('\\', '/'): label for name, label in dict(labels).items()}
-    except (KeyError, TypeError, AttributeError, *_BROKEN_FILE) as error:
+    except (TypeError, AttributeError, *_BROKEN_FILE) as error:
         raise DatasetError(f'{store.path}: {LABEL_FILE} cannot be read: it must be JSON of the form '
                            '{"labels": [["dir/name.png", [25 numbers]], ...]}') from error
 

@@ -7,7 +7,7 @@ import torch
 
 from dnnlib.errors import UserError
 from torch_utils.ops.upfirdn2d import setup_filter
-from training.config import AUTO, DiscriminatorConfig, GeneratorConfig, RenderingConfig
+from training.config import DiscriminatorConfig, GeneratorConfig, RenderingConfig
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
 from training.networks.stylegan2 import RESAMPLE_TAPS

@@ -1,8 +1,7 @@
 """S2D: from the low-resolution volume render to the 2D branch's image."""
 
-import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training.networks.stylegan2 import RESAMPLE_TAPS, SynthesisBlock, working_dtype

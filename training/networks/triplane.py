@@ -51,11 +51,11 @@ class PlaneBlock(nn.Module):
 
     def forward(self, planes, w, noise_mode, random=None):
         """planes: [N, 3, C, R, R]; w: [N, w_dim]. Returns [N, 3, C, R', R']."""
-        planes = self._apply(self.conv0, planes, w, noise_mode, random)
-        planes = self._apply(self.conv1, planes, w, noise_mode, random)
-        return self._apply(self.to_rgb, planes, w)
+        planes = self._run(self.conv0, planes, w, noise_mode, random)
+        planes = self._run(self.conv1, planes, w, noise_mode, random)
+        return self._run(self.to_rgb, planes, w)
 
-    def _apply(self, layer, planes, w, *noise):
+    def _run(self, layer, planes, w, *noise):
         x = align_planes(planes) if self.align else planes
         return layer(x.flatten(0, 1), w, *noise).unflatten(0, (-1, NUM_PLANES))
 

@@ -1,0 +1,113 @@
+"""Writing data sets: a stored zip or a folder, in the layout of the FFHQ archives."""
+
+import io
+import json
+import pathlib
+import shutil
+import zipfile
+
+from PIL import Image
+
+from training.dataset import LABEL_FILE, DatasetError
+
+_IMAGES_PER_FOLDER = 1000
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp: the same images give the same bytes
+
+
+class DatasetWriter:
+    """Context manager that writes images and labels beside `dest` and renames them to it when all went well.
+
+    dest: path of a zip (suffix .zip) or else of a folder. overwrite: replace an existing data set.
+    Raises DatasetError when dest exists and may not be replaced, or cannot be written. Nothing is left on errors
+    or interruption.
+    """
+
+    def __init__(self, dest, overwrite=False):
+        self.dest = pathlib.Path(dest)
+        self._part = self.dest.with_name(self.dest.name + '.partial')
+        self._overwrite = overwrite
+        self._labels = []
+        self._zip = None
+
+    def __enter__(self):
+        self._check_dest()
+        try:
+            self.dest.parent.mkdir(parents=True, exist_ok=True)
+            _remove(self._part)  # left by a killed run
+            if self._is_zip:
+                self._zip = zipfile.ZipFile(self._part, 'w', compression=zipfile.ZIP_STORED)
+            else:
+                self._part.mkdir()
+        except OSError as error:
+            raise self._write_error(error) from error
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                self._finish()
+        except OSError as failure:
+            raise self._write_error(failure) from failure
+        finally:
+            if self._zip is not None:
+                self._close_quietly()
+            _remove(self._part)
+
+    def add(self, pixels, label):
+        """Appends an image (uint8 array [H, W, 3]) with its camera label (25 floats)."""
+        number = len(self._labels)
+        name = f'{number // _IMAGES_PER_FOLDER:05d}/img{number:08d}.png'
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, format='png')
+        self._write(name, png.getvalue())
+        self._labels.append([name, [float(value) for value in label]])
+
+    @property
+    def _is_zip(self):
+        return self.dest.suffix.lower() == '.zip'
+
+    def _check_dest(self):
+        if not self.dest.exists():
+            return
+        if not self._overwrite:
+            raise DatasetError(f'--dest={self.dest} exists: choose another path, or replace it with --overwrite')
+        replaceable = self.dest.is_file() if self._is_zip else (self.dest / LABEL_FILE).is_file()
+        if not replaceable:  # --overwrite must not delete somebody's home
+            raise DatasetError(f'--dest={self.dest} is not a data set, so --overwrite leaves it alone: '
+                               'choose another path')
+
+    def _write(self, name, data):
+        try:
+            if self._zip is not None:
+                self._zip.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), data)
+                return
+            path = self._part / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        except OSError as error:
+            raise self._write_error(error) from error
+
+    def _finish(self):
+        self._write(LABEL_FILE, json.dumps({'labels': self._labels}).encode())
+        if self._zip is not None:
+            self._zip.close()
+        if self.dest.is_dir():  # a folder cannot be renamed over a full one
+            _remove(self.dest)
+        self._part.replace(self.dest)
+
+    def _close_quietly(self):
+        try:
+            self._zip.close()
+        except OSError:
+            pass  # the disk is full: the error that matters is on its way
+
+    def _write_error(self, error):
+        return DatasetError(f'--dest={self.dest} cannot be written ({error.strerror or error}): '
+                            'choose another path or make room')
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

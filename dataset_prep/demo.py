@@ -1,0 +1,203 @@
+"""The demo set: simple ray-traced heads, each of random proportions and colours, seen from known cameras.
+
+A head is a short list of ellipsoids. The face looks toward +z; everything fits into the box of side 1.
+All shapes and the light are symmetric in x, so that a mirrored picture is a picture of the set.
+"""
+
+import colorsys
+import dataclasses
+import math
+
+import numpy as np
+import torch
+
+from training.rendering.cameras import look_at_pose, make_label, pinhole
+
+_YAW_RANGE = 0.9  # rad, to either side of the frontal view
+_PITCH_SPREAD, _PITCH_LIMIT = 0.2, 0.5  # rad: standard deviation and cut
+_SUPERSAMPLING = 2  # rays per pixel and axis
+_LIGHT = np.array([0.0, 0.6, 0.8], np.float32)  # unit vector toward the light, fixed in the world
+_AMBIENT = 0.45
+_SKY_TOP = np.array([0.95, 0.96, 1.0], np.float32)
+_SKY_BOTTOM = np.array([0.80, 0.83, 0.88], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ellipsoid:
+    """Axis-aligned ellipsoid; `cut` = (normal, offset) keeps only the shell's points with normal . x > offset."""
+
+    centre: np.ndarray  # [3], world units
+    axes: np.ndarray  # [3], half axes
+    colour: np.ndarray  # [3], 0..1
+    cut: tuple = None
+
+
+def draw_cameras(count, focal, radius, rng):
+    """Random camera labels, float32 array [count, 25]: yaw uniform, pitch normal, looking at the origin."""
+    yaw = rng.uniform(-_YAW_RANGE, _YAW_RANGE, count)
+    pitch = np.clip(rng.normal(0, _PITCH_SPREAD, count), -_PITCH_LIMIT, _PITCH_LIMIT)
+    vertical = math.pi / 2 * (1 - np.sin(pitch))  # the vertical angle is uniform in the height, not in the pitch
+    poses = look_at_pose(torch.from_numpy(math.pi / 2 + yaw), torch.from_numpy(vertical), (0.0, 0.0, 0.0), radius)
+    return make_label(poses, pinhole(focal)).numpy()
+
+
+def draw_head(rng):
+    """A random identity: a list of ellipsoids inside the sphere of radius 0.32 around the origin."""
+    size = rng.uniform([0.17, 0.215, 0.18], [0.21, 0.255, 0.22])
+    skin, hair, iris = _colour(rng, 0.35, 0.8), _colour(rng, 0.5, 1.0), _colour(rng, 0.6, 1.0) * 0.3
+    head = Ellipsoid(np.array([0, -0.02, 0]), size, skin)
+    parts = [head, _nose(rng, head), _mouth(rng, head), *_ears(rng, head), *_eyes(rng, head, iris)]
+    return parts + _headgear(rng, head, hair)
+
+
+def render(parts, label, resolution):
+    """Picture of ellipsoids from a camera, uint8 array [resolution, resolution, 3].
+
+    parts: list of Ellipsoid; label: float array [25]; the camera must be outside all of them.
+    """
+    fine = resolution * _SUPERSAMPLING
+    origin, directions = _rays(label, fine)
+    colour = np.repeat(_background(fine)[:, :, None], fine, axis=2)
+    depth = np.full((fine, fine), np.inf, np.float32)
+    for part in parts:
+        rows, columns = _window(part, label, fine)
+        _trace(part, origin, directions[:, rows, columns], colour[:, rows, columns], depth[rows, columns])
+    steps = range(_SUPERSAMPLING)
+    mean = sum(colour[:, i::_SUPERSAMPLING, j::_SUPERSAMPLING] for i in steps for j in steps) / _SUPERSAMPLING ** 2
+    return (mean.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8)
+
+
+def demo_items(images, resolution, identities, seed, focal, radius):
+    """Yields (picture, label) of the demo set: uint8 [resolution, resolution, 3], float32 [25].
+
+    Image i shows identity i modulo `identities`. The same arguments give the same pictures.
+    """
+    cameras = draw_cameras(images, focal, radius, np.random.default_rng([seed, 0]))
+    for index, label in enumerate(cameras):
+        head = draw_head(np.random.default_rng([seed, 1, index % identities]))
+        yield render(head, label, resolution), label
+
+
+def _colour(rng, least, most):
+    """A saturated colour of random hue; least and most bound its saturation."""
+    return np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(least, most), rng.uniform(0.7, 1.0)))
+
+
+def _on_surface(head, x, y, height=1.0):
+    """The point of the face at (x, y), in the head's half axes; `height` > 1 lies above the skin."""
+    unit = np.array([x, y, math.sqrt(1 - x * x - y * y)])
+    return head.centre + head.axes * unit * height
+
+
+def _nose(rng, head):
+    axes = np.array([rng.uniform(0.022, 0.035), rng.uniform(0.03, 0.045), rng.uniform(0.05, 0.075)])
+    return Ellipsoid(_on_surface(head, 0, -0.1), axes, head.colour * 0.85)
+
+
+def _mouth(rng, head):
+    axes = np.array([rng.uniform(0.04, 0.075), rng.uniform(0.012, 0.024), 0.03])
+    return Ellipsoid(_on_surface(head, 0, -0.52, 0.97), axes, np.array([0.6, 0.1, 0.15]))
+
+
+def _ears(rng, head):
+    axes = np.array([rng.uniform(0.03, 0.05), rng.uniform(0.045, 0.065), 0.02])
+    shift = np.array([head.axes[0] + 0.01, 0.01, 0])
+    return [Ellipsoid(head.centre + shift * [side, 1, 1], axes, head.colour * 0.9) for side in (-1, 1)]
+
+
+def _eyes(rng, head, iris):
+    x, y = rng.uniform(0.34, 0.44), rng.uniform(0.12, 0.22)
+    white, pupil = rng.uniform(0.036, 0.046), rng.uniform(0.018, 0.026)
+    eyes = []
+    for side in (-1, 1):
+        centre = _on_surface(head, side * x, y, 0.95)
+        eyes.append(Ellipsoid(centre, np.full(3, white), np.array([0.97, 0.97, 0.97])))
+        front = centre + np.array([0, 0, white - 0.4 * pupil])
+        eyes.append(Ellipsoid(front, np.full(3, pupil), iris))
+    return eyes
+
+
+def _headgear(rng, head, colour):
+    """Hair over the crown and the back, or a cap with a peak."""
+    if rng.uniform() < 0.5:
+        tilt = rng.uniform(0.3, 0.8)
+        cut = (np.array([0, math.cos(tilt), -math.sin(tilt)]), rng.uniform(0.02, 0.06))
+        return [Ellipsoid(head.centre, head.axes * 1.07, colour, cut)]
+    edge = head.centre[1] + head.axes[1] * rng.uniform(0.42, 0.52)
+    cap = Ellipsoid(head.centre, head.axes * 1.08, colour, (np.array([0, 1, -0.15]), edge))
+    peak = Ellipsoid(np.array([0, edge + 0.015, head.axes[2] * 0.85]), np.array([0.12, 0.014, 0.1]), colour * 0.8)
+    return [cap, peak]
+
+
+# Images of the tracer are channels first, so that numpy's inner loops are long.
+
+
+def _background(rows):
+    """The backdrop's colour in each row, [3, rows]: fixed to the picture, not to the world."""
+    weight = (np.arange(rows, dtype=np.float32) + 0.5) / rows
+    return _SKY_TOP[:, None] * (1 - weight) + _SKY_BOTTOM[:, None] * weight
+
+
+def _rays(label, resolution):
+    """Camera origin [3] and directions [3, resolution, resolution], of unit depth, not of unit length."""
+    pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
+    centres = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
+    x = (centres - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (centres - intrinsics[1, 2]) / intrinsics[1, 1]
+    right, down, forward = pose[:3, :3].T[:, :, None, None]
+    return pose[:3, 3], (x * right + y[:, None] * down + forward).astype(np.float32)
+
+
+def _window(part, label, resolution):
+    """Slices (rows, columns) of a pixel window that surely contains the part: most parts are small."""
+    pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
+    x, y, z = pose[:3, :3].T @ (part.centre - pose[:3, 3])
+    reach = part.axes.max()
+    slices = []
+    for position, focal, centre in ((y, intrinsics[1, 1], intrinsics[1, 2]), (x, intrinsics[0, 0], intrinsics[0, 2])):
+        # The corners of the bounding sphere's own box, nearest and farthest.
+        edges = [(position + side * reach) / (z + end * reach) for side in (-1, 1) for end in (-1, 1)]
+        low = math.floor((focal * min(edges) + centre) * resolution)
+        high = math.ceil((focal * max(edges) + centre) * resolution)
+        slices.append(slice(max(low, 0), max(min(high, resolution), 0)))
+    return tuple(slices)
+
+
+def _trace(part, origin, directions, colour, depth):
+    """Draws one ellipsoid into views of the colour [3, h, w] and depth [h, w] buffers, in place."""
+    inverse = (1 / part.axes).astype(np.float32)
+    start = (origin - part.centre).astype(np.float32) * inverse  # the ellipsoid is the unit sphere here
+    a = _dot(inverse ** 2, directions ** 2)
+    b = _dot(start * inverse, directions)
+    discriminant = b * b - a * (_dot(start, start) - 1)
+    rows, columns = np.nonzero(discriminant > 0)
+    a, b, root = a[rows, columns], b[rows, columns], np.sqrt(discriminant[rows, columns])
+    rays = directions[:, rows, columns]
+    distance = (-b - root) / a
+    if part.cut is not None:
+        distance = _cut_distance(part.cut, origin, rays, distance, (root - b) / a)
+    seen = distance < depth[rows, columns]
+    rows, columns, rays, distance = rows[seen], columns[seen], rays[:, seen], distance[seen]
+    depth[rows, columns] = distance
+    colour[:, rows, columns] = part.colour.astype(np.float32)[:, None] * _shading(start, inverse, rays, distance)
+
+
+def _shading(start, inverse, rays, distance):
+    """Lambert's law plus ambient light at the points `distance` [n] along `rays` [3, n]."""
+    normal = (start[:, None] + rays * distance * inverse[:, None]) * inverse[:, None]
+    # The inside of a cut shell faces the camera as well.
+    facing = -np.sign(_dot(normal, rays)) / np.sqrt(_dot(normal, normal))
+    return _AMBIENT + (1 - _AMBIENT) * np.maximum(_dot(_LIGHT, normal) * facing, 0)
+
+
+def _dot(a, b):
+    """Scalar products along the first axis, of size 3: no BLAS, whose threads and roundings differ by machine."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _cut_distance(cut, origin, rays, entry, leave):
+    """The first of entry and leave that lies on the kept side of the cut, else infinity."""
+    normal, offset = cut[0].astype(np.float32), np.float32(cut[1])
+    along, start = _dot(normal, rays), _dot(normal, origin)
+    kept_leave = np.where(start + leave * along > offset, leave, np.inf)
+    return np.where(start + entry * along > offset, entry, kept_leave)

@@ -1,0 +1,88 @@
+"""Makes data sets: a small rendered demo set, or one from photographs with known cameras."""
+
+import pathlib
+
+import click
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataset_prep.archive import DatasetWriter
+from dataset_prep.convert import converted_image, load_views, summary
+from dataset_prep.demo import demo_items
+from dnnlib.cli import friendly_errors
+from training.dataset import DatasetError, mirror_label
+from training.rendering.cameras import FFHQ_FOCAL
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+def _output_options(command):
+    """The options that every subcommand has."""
+    for option in (
+        click.option('--overwrite', is_flag=True, help='Replace an existing data set.'),
+        click.option('--mirror/--no-mirror', default=False, show_default=True,
+                     help='Write a mirrored copy after each image.'),
+        click.option('--dest', required=True, metavar='PATH', help='What to write: a file *.zip, or else a folder.'),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def main():
+    """Make data sets of posed images: a zip or folder of PNG files with dataset.json."""
+
+
+@main.command()
+@_output_options
+@click.option('--resolution', type=click.IntRange(min=8), default=64, show_default=True, help='Pixels per side.')
+@click.option('--images', type=click.IntRange(min=1), default=4000, show_default=True, help='Number of images.')
+@click.option('--identities', type=click.IntRange(min=1), help='Number of different heads.  [default: one per image]')
+@click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Same seed, same bytes.')
+@click.option('--focal', type=_POSITIVE, default=FFHQ_FOCAL, help='In image widths.  [default: 4.2647]')
+@click.option('--radius', type=click.FloatRange(min=1), default=2.7, show_default=True,
+              help='Distance of the cameras from the origin.')
+@friendly_errors
+def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, radius):
+    """Render simple coloured heads from known cameras: a set to try everything on."""
+    items = demo_items(images, resolution, identities or images, seed, focal, radius)
+    _write_all(items, images, dest, mirror, overwrite)
+
+
+@main.command()
+@click.option('--source', required=True, metavar='PATH', help='Folder or zip with transforms.json or dataset.json.')
+@_output_options
+@click.option('--resolution', type=click.IntRange(min=8), required=True, help='Pixels per side after the crop.')
+@click.option('--radius', type=_POSITIVE, default=2.7, show_default=True,
+              help='Median distance of the cameras from the origin; for transforms.json only.')
+@click.option('--max-images', type=click.IntRange(min=1), help='Use only the first so many.  [default: all]')
+@friendly_errors
+def convert(source, dest, mirror, overwrite, resolution, radius, max_images):
+    """Crop and resize photographs with known cameras, and bring the cameras into this project's form.
+
+    transforms.json: lens distortion is removed, the world moved to where the cameras look, turned so that they stand
+    upright around +z, and scaled to the radius. dataset.json: the cameras keep their place.
+    """
+    if pathlib.Path(source).resolve().is_relative_to(pathlib.Path(dest).resolve()):
+        raise DatasetError(f'--dest={dest} would replace --source={source}: choose another destination')
+    store, views = load_views(source, radius)
+    views = views[:max_images]
+    items = (converted_image(store, view, resolution) for view in views)
+    _write_all(items, len(views), dest, mirror, overwrite)
+
+
+def _write_all(items, count, dest, mirror, overwrite):
+    labels = []
+    with DatasetWriter(dest, overwrite) as writer:
+        for pixels, label in tqdm(items, total=count, unit='image', mininterval=0.5):
+            labels.append(label)
+            writer.add(pixels, label)
+            if mirror:
+                writer.add(np.ascontiguousarray(pixels[:, ::-1]), mirror_label(torch.as_tensor(label)).numpy())
+    click.echo('\n'.join(summary(np.array(labels))))
+    click.echo(f'written           {dest}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,65 @@
+"""Parameter types of the command lines: seeds, viewpoints and grid sizes."""
+
+import math
+import re
+
+import click
+
+_LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState
+_MOST_SEEDS = 10**6  # a longer list is a slip of the keyboard, and would fill the memory before it failed
+
+
+class SeedList(click.ParamType):
+    """`0-15,20` -> [0, 1, ..., 15, 20]."""
+
+    name = 'seeds'
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return value
+        seeds = []
+        for part in value.split(','):
+            match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+            if not match:
+                self.fail(f'{part!r} is neither a number nor a range; write seeds like 0-15,20', param, ctx)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if not first <= last <= _LARGEST_SEED:
+                self.fail(f'{part!r}: a range runs upwards, to {_LARGEST_SEED} at most', param, ctx)
+            if len(seeds) + last - first >= _MOST_SEEDS:
+                self.fail(f'{value!r} holds more than {_MOST_SEEDS} seeds', param, ctx)
+            seeds += range(first, last + 1)
+        return seeds
+
+
+class ViewList(click.ParamType):
+    """`0/0,-0.4/0.1` -> [(0.0, 0.0), (-0.4, 0.1)]: yaw/pitch pairs, radians."""
+
+    name = 'views'
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return value
+        return [self._view(part, param, ctx) for part in value.split(',')]
+
+    def _view(self, part, param, ctx):
+        try:
+            yaw, pitch = (float(angle) for angle in part.split('/'))
+        except ValueError:
+            self.fail(f'{part!r} is not yaw/pitch in radians; write views like 0/0,-0.4/0.1', param, ctx)
+        if not (math.isfinite(yaw) and abs(pitch) <= math.pi / 2):
+            self.fail(f'{part!r}: yaw must be finite and pitch within +-pi/2 radians', param, ctx)
+        return yaw, pitch
+
+
+class GridSize(click.ParamType):
+    """`4x2` -> (4, 2): columns and rows."""
+
+    name = 'grid'
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r'([1-9]\d{0,2})x([1-9]\d{0,2})', value)
+        if not match:
+            self.fail(f'{value!r} is not a grid; write columns x rows like 4x2', param, ctx)
+        return int(match[1]), int(match[2])

@@ -1,0 +1,50 @@
+"""H.264 videos from frames."""
+
+import os
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+# HD players assume BT.709; without the tags and the conversion colours shift a little.
+_COLOURS = ['-vf', 'scale=out_color_matrix=bt709:out_range=tv', '-colorspace', 'bt709', '-color_primaries', 'bt709',
+            '-color_trc', 'bt709', '-color_range', 'tv']
+
+
+class VideoWriter:
+    """An mp4 (H.264, yuv420p) that appears under its name only once it is complete.
+
+    with VideoWriter(path, fps) as video:
+        video.add(frame)  # uint8 [H, W, 3], all of one size
+
+    crf: constant rate factor, 0 (lossless) to 51 (worst); 18 looks lossless.
+    """
+
+    def __init__(self, path, fps, crf=18):
+        self.path, self.fps, self.crf = Path(path), fps, crf
+        self._beside = self.path.with_name(f'{self.path.stem}.part.mp4')
+        self._encoder = None
+
+    def __enter__(self):
+        return self
+
+    def add(self, frame):
+        """Append a frame, uint8 [H, W, 3]; odd sizes repeat their last row or column, since yuv420p needs even ones."""
+        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode='edge')
+        if self._encoder is None:
+            self._encoder = self._start(frame.shape[1], frame.shape[0])
+        self._encoder.send(np.ascontiguousarray(frame))
+
+    def __exit__(self, kind, error, traceback):
+        if self._encoder is not None:
+            self._encoder.close()
+        if kind is None and self._encoder is not None:
+            os.replace(self._beside, self.path)
+        self._beside.unlink(missing_ok=True)
+
+    def _start(self, width, height):
+        encoder = imageio_ffmpeg.write_frames(
+            str(self._beside), (width, height), fps=self.fps, codec='libx264', pix_fmt_out='yuv420p', quality=None,
+            macro_block_size=2, output_params=['-crf', str(self.crf), '-movflags', '+faststart', *_COLOURS])
+        encoder.send(None)
+        return encoder

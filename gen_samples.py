@@ -1,0 +1,142 @@
+"""Pictures, depth maps and meshes of generated subjects.
+
+python gen_samples.py --network=network-snapshot.pkl --seeds=0-7 --views=-0.4/0,0/0,0.4/0 --outdir=out --shapes
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from tqdm import tqdm
+
+from dnnlib.cli import friendly_errors
+from dnnlib.errors import UserError
+from dnnlib.params import SeedList, ViewList
+from shape_utils.files import FORMATS, save_mesh
+from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
+from torch_utils.images import depth_to_image, image_grid, to_pil, to_uint8
+from training.rendering.viewpoints import view_label
+from training.subjects import (BRANCH_CHOICES, choose_branches, default_device, load_generator, make_subject,
+                               render_subjects, seed_ws)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """The command line of this script; see its --help."""
+
+    network: str
+    seeds: list
+    outdir: Path
+    trunc: float
+    trunc_cutoff: int | None
+    branch: str
+    views: list
+    grid: bool
+    depth: bool
+    shapes: bool
+    shape_resolution: int
+    shape_level: float
+    shape_format: str
+    render_resolution: int | None
+    noise_mode: str
+    batch: int
+    device: str
+
+    @property
+    def shape_suffixes(self):
+        return FORMATS if self.shape_format == 'both' else (self.shape_format,)
+
+
+@click.command()
+@click.option('--network', required=True, metavar='PATH', help='Network snapshot.')
+@click.option('--seeds', type=SeedList(), required=True, help='One subject each, like 0-15,20.')
+@click.option('--outdir', type=click.Path(file_okay=False, path_type=Path), required=True, help='Where the files go.')
+@click.option('--trunc', type=click.FloatRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')
+@click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Truncate only the first so many ws.  [default: all]')
+@click.option('--branch', type=click.Choice(BRANCH_CHOICES), default='both', show_default=True, help='What to render.')
+@click.option('--views', type=ViewList(), default='0/0', show_default=True,
+              help='yaw/pitch pairs in radians, like -0.4/0,0/0,0.4/0. Positive: to the subject\'s left, down.')
+@click.option('--grid/--no-grid', default=True, show_default=True,
+              help='One picture per branch, rows are seeds and columns are views; or one per seed and view.')
+@click.option('--depth', is_flag=True, help='Write depth maps, too: nearer is brighter.')
+@click.option('--shapes', is_flag=True, help='Write a mesh per seed, too (marching cubes).')
+@click.option('--shape-resolution', type=click.IntRange(8, 2048), default=256, show_default=True,
+              help='Points per side of the grid.')
+@click.option('--shape-level', type=float, default=DEFAULT_LEVEL, show_default=True,
+              help='Density at the surface, per world unit.')
+@click.option('--shape-format', type=click.Choice([*FORMATS, 'both']), default='both', show_default=True)
+@click.option('--render-resolution', type=click.IntRange(1, 4096),
+              help='Pixels per side of the volume render.  [default: the network\'s]')
+@click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', show_default=True,
+              help='Noise of the synthesis; random: another one per seed.')
+@click.option('--batch', type=click.IntRange(min=1), default=4, show_default=True, help='Subjects rendered at once.')
+@click.option('--device', default=default_device, help='PyTorch device.  [default: cuda where there is one]')
+@friendly_errors
+def main(**options):
+    """Render generated subjects; one seed is the same subject in every view, branch and run."""
+    generate(SampleOptions(**options))
+
+
+def generate(options):
+    """Write all pictures and meshes of `options`. Raises UserError, at the end, if a subject has no surface."""
+    G = load_generator(options.network, options.device)
+    branches = choose_branches(G, options.branch)
+    options.outdir.mkdir(parents=True, exist_ok=True)
+    pictures, shapeless = {}, []
+    with tqdm(total=len(options.seeds), unit='subject') as progress:
+        for start in range(0, len(options.seeds), options.batch):
+            seeds = options.seeds[start:start + options.batch]
+            subjects = [_subject(G, seed, options) for seed in seeds]
+            for name, rows in _render(G, subjects, branches, options).items():
+                pictures.setdefault(name, []).extend(_keep(name, rows, seeds, options))
+            if options.shapes:
+                shapeless += filter(None, (_write_shape(G, *pair, options) for pair in zip(seeds, subjects)))
+            progress.update(len(seeds))
+    if options.grid:
+        for name, rows in pictures.items():
+            image_grid(torch.cat(rows), columns=len(options.views)).save(options.outdir / f'samples_{name}.png')
+    if shapeless:
+        raise UserError(f'{len(shapeless)} of {len(options.seeds)} subjects have no mesh; {shapeless[0]}')
+
+
+def _subject(G, seed, options):
+    ws = seed_ws(G, [seed], options.trunc, options.trunc_cutoff)
+    return make_subject(G, ws, options.noise_mode, seed)
+
+
+def _render(G, subjects, branches, options):
+    """8-bit pictures by name, such as '3d' and '3d_depth': for every subject [views, 3, H, W]."""
+    by_view = {}
+    for branch in branches:
+        for yaw, pitch in options.views:
+            label = view_label(G.config, yaw, pitch)
+            out = render_subjects(G, subjects, label, branch, options.render_resolution)
+            by_view.setdefault(branch, []).append(to_uint8(out['image']).cpu())
+            if options.depth:
+                by_view.setdefault(f'{branch}_depth', []).append(depth_to_image(out['image_depth']).cpu())
+    return {name: list(torch.stack(views, dim=1)) for name, views in by_view.items()}
+
+
+def _keep(name, rows, seeds, options):
+    """The rows that the grid needs; without a grid they are written at once, and none are kept."""
+    if options.grid:
+        return rows
+    for seed, row in zip(seeds, rows):
+        for view, image in enumerate(row):
+            to_pil(image).save(options.outdir / f'seed{seed:04d}_view{view:02d}_{name}.png')
+    return []
+
+
+def _write_shape(G, seed, subject, options):
+    """Write the subject's meshes; returns a line that says what went wrong, or None."""
+    try:
+        mesh = extract_mesh(G, subject.planes, options.shape_resolution, options.shape_level)
+    except UserError as error:
+        return f'seed {seed}: {error}'
+    for suffix in options.shape_suffixes:
+        save_mesh(mesh, options.outdir / f'seed{seed:04d}.{suffix}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,142 @@
+"""Videos of generated subjects: a camera moving around them, or subjects turning into each other.
+
+python gen_videos.py --network=network-snapshot.pkl --seeds=0-7 --grid=4x2 --branch=3d --output=orbit.mp4
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from dnnlib.cli import friendly_errors
+from dnnlib.errors import UserError
+from dnnlib.params import GridSize, SeedList
+from dnnlib.video import VideoWriter
+from torch_utils.images import image_grid, to_uint8
+from training.rendering.viewpoints import full_orbit, portrait_orbit, view_label
+from training.subjects import (BRANCH_CHOICES, choose_branches, closed_path, default_device, load_generator,
+                               make_subject, render_subjects, seed_ws)
+
+UPSCALE_FILTERS = {'nearest': Image.Resampling.NEAREST, 'lanczos': Image.Resampling.LANCZOS}
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """The command line of this script; see its --help."""
+
+    network: str
+    seeds: list
+    output: Path
+    mode: str
+    branch: str
+    grid: tuple
+    frames: int
+    fps: int
+    yaw_range: float
+    pitch_range: float
+    full_orbit: bool
+    trunc: float
+    trunc_cutoff: int | None
+    render_resolution: int | None
+    upscale: int
+    upscale_filter: str
+    crf: int
+    device: str
+
+    @property
+    def cells(self):
+        return self.grid[0] * self.grid[1]
+
+
+@click.command()
+@click.option('--network', required=True, metavar='PATH', help='Network snapshot.')
+@click.option('--seeds', type=SeedList(), required=True,
+              help='Subjects, like 0-15,20; a multiple of the number of grid cells.')
+@click.option('--output', type=click.Path(dir_okay=False, path_type=Path), required=True, help='The mp4 to write.')
+@click.option('--mode', type=click.Choice(['orbit', 'interpolate']), default='orbit', show_default=True,
+              help='orbit: the subjects one after the other; interpolate: each turns into the next.')
+@click.option('--branch', type=click.Choice(BRANCH_CHOICES), default='both', show_default=True,
+              help='What to show; both: side by side.')
+@click.option('--grid', type=GridSize(), default='1x1', show_default=True, help='Cells of the frame, columns x rows.')
+@click.option('--frames', type=click.IntRange(min=1), default=120, show_default=True,
+              help='Frames per orbit; interpolate: also from one subject to the next.')
+@click.option('--fps', type=click.IntRange(1, 240), default=30, show_default=True, help='Frames per second.')
+@click.option('--yaw-range', type=float, default=0.35, show_default=True, help='Largest yaw in radians.')
+@click.option('--pitch-range', type=click.FloatRange(-1.5, 1.5), default=0.15, show_default=True,
+              help='Largest pitch in radians; full orbit: the constant height above the subject.')
+@click.option('--full-orbit', is_flag=True, help='Once around the subject, for objects; --yaw-range has no say then.')
+@click.option('--trunc', type=click.FloatRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')
+@click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Truncate only the first so many ws.  [default: all]')
+@click.option('--render-resolution', type=click.IntRange(1, 4096),
+              help='Pixels per side of the volume render.  [default: the network\'s]')
+@click.option('--upscale', type=click.IntRange(1, 16), default=1, show_default=True,
+              help='Enlarge frames so many times.')
+@click.option('--upscale-filter', type=click.Choice(list(UPSCALE_FILTERS)), default='lanczos', show_default=True)
+@click.option('--crf', type=click.IntRange(0, 51), default=18, show_default=True, help='H.264 quality; 0 is lossless.')
+@click.option('--device', default=default_device, help='PyTorch device.  [default: cuda where there is one]')
+@friendly_errors
+def main(**options):
+    """Film generated subjects. A subject keeps its w over the orbit: only the camera moves."""
+    generate(VideoOptions(**options))
+
+
+def generate(options):
+    """Write the video of `options`; a broken-off one leaves no file."""
+    if len(options.seeds) % options.cells:
+        raise UserError(f'--seeds names {len(options.seeds)} subjects, which do not divide into the {options.cells} '
+                        f'cells of --grid={options.grid[0]}x{options.grid[1]}')
+    if options.output.suffix != '.mp4':
+        raise UserError(f'--output={options.output} must end in .mp4')
+    G = load_generator(options.network, options.device)
+    branches = choose_branches(G, options.branch)
+    labels = camera_path(G.config, options)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(options.output, options.fps, options.crf) as video:
+        total = len(options.seeds) // options.cells * options.frames
+        for index, subjects in enumerate(tqdm(casts(G, options), total=total, unit='frame')):
+            label = labels[index % options.frames, None]
+            video.add(render_frame(G, subjects, label, branches, options))
+
+
+def camera_path(config, options):
+    """Labels [frames, 25] of one orbit."""
+    if options.full_orbit:
+        return view_label(config, *full_orbit(options.frames, -options.pitch_range))
+    return view_label(config, *portrait_orbit(options.frames, options.yaw_range, options.pitch_range))
+
+
+def casts(G, options):
+    """For every frame of the video the subjects in its cells."""
+    ws = seed_ws(G, options.seeds, options.trunc, options.trunc_cutoff)
+    if options.mode == 'orbit':
+        for group in ws.split(options.cells):
+            subjects = [make_subject(G, w[None]) for w in group]
+            yield from [subjects] * options.frames
+    else:
+        path = closed_path(ws.unflatten(0, (-1, options.cells)))
+        for frame in range(len(ws) // options.cells * options.frames):
+            yield [make_subject(G, w[None]) for w in path(frame / options.frames)]
+
+
+def render_frame(G, subjects, label, branches, options):
+    """One frame, uint8 [H, W, 3]: a grid whose cells show one subject each, the branches side by side."""
+    images = [_render_cell(G, subject, label, branches, options) for subject in subjects]
+    picture = image_grid(torch.stack(images), columns=options.grid[0])
+    return np.asarray(picture.resize([side * options.upscale for side in picture.size],
+                                     UPSCALE_FILTERS[options.upscale_filter]))
+
+
+def _render_cell(G, subject, label, branches, options):
+    # Subject by subject: a grid of 512-pixel volume renders at once would only cost memory.
+    views = [render_subjects(G, [subject], label, branch, options.render_resolution)['image'][0] for branch in branches]
+    height = max(view.shape[-1] for view in views)
+    return torch.cat([F.interpolate(to_uint8(view)[None], size=(height, height))[0] for view in views], dim=-1)
+
+
+if __name__ == '__main__':
+    main()

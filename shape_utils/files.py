@@ -1,0 +1,52 @@
+"""Meshes to files: PLY and GLB, coloured, in world units, +y up (the axes of both the world and GLB)."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from trimesh.exchange.gltf import export_glb
+from trimesh.exchange.ply import export_ply
+
+FORMATS = ('ply', 'glb')
+
+
+def save_mesh(mesh, path):
+    """Write a trimesh.Trimesh with colours at its vertices; the path's suffix, .ply or .glb, says how.
+
+    A write that is broken off leaves no file under `path`. Raises ValueError for other suffixes.
+    """
+    path = Path(path)
+    encoders = {'.ply': _encode_ply, '.glb': _encode_glb}
+    if path.suffix not in encoders:
+        raise ValueError(f'a mesh is written as one of {", ".join(encoders)}, not {path.suffix!r}')
+    beside = path.with_name(path.name + '.part')
+    beside.write_bytes(encoders[path.suffix](mesh))
+    os.replace(beside, path)
+
+
+def _encode_ply(mesh):
+    return export_ply(mesh, vertex_normal=True)
+
+
+def _encode_glb(mesh):
+    """GLB bytes as the glTF specification wants them: linear vertex colours and a matt, not a metallic, material."""
+    plain = mesh.copy()
+    plain.visual = type(mesh.visual)()
+    plain.vertex_attributes['_LINEAR'] = srgb_to_linear(mesh.visual.vertex_colors)
+    return export_glb(plain, include_normals=True, tree_postprocessor=_finish_tree)
+
+
+def _finish_tree(tree):
+    tree['materials'] = [{'pbrMetallicRoughness': {'metallicFactor': 0.0, 'roughnessFactor': 1.0}}]
+    for mesh in tree['meshes']:
+        for primitive in mesh['primitives']:
+            primitive['material'] = 0
+            # The exporter's own colours are 8-bit, too coarse in the dark for linear values: floats replace them.
+            primitive['attributes']['COLOR_0'] = primitive['attributes'].pop('_LINEAR')
+
+
+def srgb_to_linear(colours):
+    """Linear float32 [V, 4] in [0, 1] of 8-bit sRGB colours with alpha [V, 4] (IEC 61966-2-1)."""
+    values = colours.astype(np.float32) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return np.concatenate([linear[:, :3], values[:, 3:]], axis=1).astype(np.float32)

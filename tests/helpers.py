@@ -1,0 +1,37 @@
+"""What several tests share."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# Arrays recorded from the published implementation. They are not part of the repository: by default they are looked for
+# beside it, and MIMIC3D_GOLDENS names another folder.
+GOLDENS = Path(os.environ.get('MIMIC3D_GOLDENS') or ROOT.parent / 'shared' / 'goldens')
+
+
+def load_golden(name):
+    """(arrays, meta) of the golden `name`: a dict of tensors and a dict. Skips the calling test where it is absent."""
+    path = GOLDENS / f'{name}.npz'
+    if not path.is_file():
+        pytest.skip(f'golden {name}.npz not found (set MIMIC3D_GOLDENS to the folder that holds it)')
+    with np.load(path) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    meta = json.loads(bytes(arrays.pop('meta')))
+    return {key: torch.from_numpy(value) for key, value in arrays.items()}, meta
+
+
+def worst_error(actual, expected):
+    """Largest difference, relative to the largest magnitude of `expected`. Shapes must agree."""
+    assert actual.shape == expected.shape, f'{tuple(actual.shape)} is not {tuple(expected.shape)}'
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def assert_close(actual, expected, tolerance=1e-4):
+    """Agreement within `tolerance` of the expected output's own scale; not-a-number never agrees."""
+    error = worst_error(actual, expected)
+    assert error <= tolerance, f'worst error {error:.3g} of the output scale, allowed {tolerance:.3g}'

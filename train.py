@@ -1,0 +1,183 @@
+"""Train Mimic3D: stage 1 (the 2D branch), then stage 2 (both branches), in one command."""
+
+import functools
+import json
+import os
+import re
+
+import click
+
+from dnnlib.cli import friendly_errors
+from training.config import AUTO, PRESETS, ConfigError, resolve
+
+UNSET = None
+
+
+def write_options(config):
+    """training_options.json: enough to start the same run."""
+    path = os.path.join(config.outdir, 'training_options.json')
+    with open(path + '.tmp', 'w') as file:
+        json.dump(config.to_dict(), file, indent=2)
+    os.replace(path + '.tmp', path)
+
+
+def new_run_dir(outdir, preset):
+    """The next free folder `<number>-<preset>` in outdir."""
+    taken = [int(m[1]) for name in (os.listdir(outdir) if os.path.isdir(outdir) else []) if (m := re.match(r'(\d+)-', name))]
+    return os.path.join(outdir, f'{max(taken, default=-1) + 1:05d}-{preset}')
+
+
+def near_or_far(value):
+    """A distance in world units, or 'auto'."""
+    if value == AUTO:
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value} is neither a number nor 'auto'") from None
+
+
+# Options by the part of the configuration that they override: {option name: field name}.
+_RUN = dict(batch='batch', batch_gpu='batch_gpu', gpus='gpus', seed='seed', mirror='mirror', workers='workers', augment='augment',
+            ada_target='ada_target', ema_kimg='ema_kimg', share_fakes='share_fakes', tf32='tf32', tick='tick_kimg',
+            snap='snapshot_ticks', init_from='init_from', lpips_weights='lpips_weights', threads='threads')
+_GENERATOR = dict(render_resolution='render_resolution', plane_resolution='plane_resolution', pose_conditioning='pose_conditioning',
+                  g_channel_base='channel_base', g_channel_max='channel_max', precision='precision')
+_DISCRIMINATOR = dict(d_channel_base='channel_base', d_channel_max='channel_max', precision='precision')
+_RENDERING = dict(near='near', far='far', box='box_size', samples='depth_samples', importance_samples='importance_samples',
+                  white_background='white_background', camera_radius='camera_radius')
+_LOSS = dict(gamma='r1_gamma', gamma_patch='r1_gamma_patch', imitation='imitation', imitation_weight='imitation_weight',
+             patch_weight='patch_weight', density_weight='density_weight', blur_fade='blur_fade_kimg')
+_OPTIMIZER = dict(glr='g_lr', dlr='d_lr')
+
+
+def override(config, options):
+    """The configuration with every given option in its place."""
+    given = {name: value for name, value in options.items() if value is not UNSET}
+
+    def changes(table):
+        return {field: given[name] for name, field in table.items() if name in given}
+    rendering = config.generator.rendering.replace(**changes(_RENDERING))
+    generator = config.generator.replace(rendering=rendering, **changes(_GENERATOR))
+    discriminator = config.discriminator.replace(**changes(_DISCRIMINATOR))
+    patch = config.patch_discriminator.replace(resolution=generator.render_resolution, **changes(_DISCRIMINATOR))
+    stages = {}
+    for number in (1, 2):
+        stage = getattr(config, f'stage{number}')
+        stages[f'stage{number}'] = stage.replace(kimg=given.get(f'stage{number}_kimg', stage.kimg),
+                                                 loss=stage.loss.replace(**_stage_loss(changes(_LOSS), number, given)))
+    optimizer = config.optimizer.replace(**changes(_OPTIMIZER))
+    return config.replace(generator=generator, discriminator=discriminator, patch_discriminator=patch, optimizer=optimizer,
+                          **stages, **changes(_RUN))
+
+
+def _stage_loss(changes, number, given):
+    """Options of the loss for one stage: blur and the swap's ramp belong to the first; swap_end holds in both."""
+    if number == 2:
+        changes.pop('blur_fade_kimg', None)
+    if 'swap' in given:
+        changes.update(swap_end=given['swap'], **({'swap_start': given['swap']} if number == 2 else {}))
+    if 'gamma' in given:
+        changes.setdefault('r1_gamma_patch', given['gamma'])
+    return changes
+
+
+def summary(config):
+    """The resolved configuration as text."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+@click.command(context_settings=dict(max_content_width=120, show_default=True))
+@click.option('--preset', type=click.Choice(list(PRESETS)), required=True, help='Configuration to start from; other options override it.')
+@click.option('--data', required=True, metavar='ZIP|DIR', help='Posed images with a dataset.json.')
+@click.option('--outdir', default='runs', metavar='DIR', help='Where the folder of the run is made.')
+@click.option('--run-dir', metavar='DIR', help='Folder of the run itself, instead of a numbered one in --outdir.')
+@click.option('--gpus', type=click.IntRange(1), help='Processes, one per GPU (on a machine without: CPU processes).')
+@click.option('--batch', type=click.IntRange(1), help='Images per step over all processes.')
+@click.option('--batch-gpu', type=click.IntRange(1), help='Images per process and pass; smaller saves memory.')
+@click.option('--stage1-kimg', type=click.FloatRange(0), help='Length of stage 1; 0 trains everything together from the start.')
+@click.option('--stage2-kimg', type=click.FloatRange(0), help='Length of stage 2.')
+@click.option('--init-from', type=click.Path(dir_okay=False), help='Snapshot whose weights the run starts from.')
+@click.option('--seed', type=click.IntRange(0), help='Random seed.')
+@click.option('--mirror', type=bool, help='Double the set by mirrored copies.')
+@click.option('--augment', type=click.Choice(['none', 'ada']), help='Augmentation of what the discriminators see.')
+@click.option('--ada-target', type=click.FloatRange(0, 1), help="ADA's target for sign(D(real)).")
+@click.option('--gamma', type=click.FloatRange(0), help='R1 weight of both discriminators.')
+@click.option('--gamma-patch', type=click.FloatRange(0), help='R1 weight of the patch discriminator, where it differs.')
+@click.option('--imitation', type=click.Choice(['lpips', 'pyramid', 'none']), help='What the 3D branch imitates with.')
+@click.option('--imitation-weight', type=click.FloatRange(0), help='Weight of the imitation loss.')
+@click.option('--lpips-weights', metavar='FILE', help="torchvision's VGG-16 weights for LPIPS; else torch's cache or a download.")
+@click.option('--patch-weight', type=click.FloatRange(0), help="lambda_p, of the generator's patch term.")
+@click.option('--density-weight', type=click.FloatRange(0), help='Weight of the density regularisation.')
+@click.option('--blur-fade', type=click.FloatRange(0), help='Thousands of images over which the blur fades (times batch / 32).')
+@click.option('--swap', type=click.FloatRange(0, 1), help="Probability of conditioning on a neighbour's camera, after its ramp.")
+@click.option('--pose-conditioning', type=bool, help='Condition the generator on the camera.')
+@click.option('--glr', type=click.FloatRange(0, min_open=True), help="Generator's learning rate.")
+@click.option('--dlr', type=click.FloatRange(0, min_open=True), help="Discriminators' learning rate.")
+@click.option('--ema-kimg', type=click.FloatRange(0), help="Half-life of the generator's average (default: batch * 10 / 32).")
+@click.option('--share-fakes', type=bool, help='The players of a step share its fakes: one generator pass instead of three.')
+@click.option('--render-resolution', type=int, help='Pixels per side of the volume render and of a patch.')
+@click.option('--plane-resolution', type=int, help='Side of the coarse tri-planes; the residual ones have twice that.')
+@click.option('--g-channel-base', type=int, help="Generator's channels times resolution.")
+@click.option('--g-channel-max', type=int, help="Generator's channels at most.")
+@click.option('--d-channel-base', type=int, help="Discriminators' channels times resolution.")
+@click.option('--d-channel-max', type=int, help="Discriminators' channels at most.")
+@click.option('--near', type=near_or_far, help="Where rays start, world units, or 'auto'.")
+@click.option('--far', type=near_or_far, help="Where rays end, world units, or 'auto'.")
+@click.option('--box', type=click.FloatRange(0, min_open=True), help='Side of the cube that the tri-planes cover.')
+@click.option('--samples', type=int, help='Stratified samples per ray.')
+@click.option('--importance-samples', type=int, help='Importance samples per ray.')
+@click.option('--white-background', type=bool, help='Composite on white.')
+@click.option('--camera-radius', type=click.FloatRange(0, min_open=True), help='Distance of the viewer cameras from the origin.')
+@click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='Of S2D and the highest resolutions of the discriminators.')
+@click.option('--tf32', type=bool, help='TF32 matrix products and convolutions.')
+@click.option('--tick', type=click.FloatRange(0, min_open=True), help='Thousands of images between status lines.')
+@click.option('--snap', type=click.IntRange(1), help='Ticks between snapshots and sample grids.')
+@click.option('--workers', type=click.IntRange(0), help='Processes that read images.')
+@click.option('--threads', type=click.IntRange(1), help='CPU threads per process.')
+@click.option('--dry-run', is_flag=True, help='Print the resolved configuration and stop.')
+@friendly_errors
+def main(preset, data, outdir, run_dir, dry_run, **options):
+    """Train Mimic3D on posed images.
+
+    Example: python train.py --preset=ffhq512 --data=ffhq512.zip --gpus=8
+    """
+    config = override(resolve(preset, data, run_dir or new_run_dir(outdir, preset)), options)
+    if dry_run:
+        click.echo(summary(config))
+        return
+    vgg_weights = prepare(config)
+    start(config, vgg_weights)
+
+
+def prepare(config):
+    """Find everything that is wrong before anything is written. Returns the file for LPIPS, or None."""
+    from training.dataset import PosedImageDataset
+    from training.perceptual import find_vgg_weights, load_lpips
+    from training.snapshots import read_snapshot
+
+    PosedImageDataset(config.data, resolution=config.generator.image_resolution)
+    if config.init_from is not None:
+        read_snapshot(config.init_from)
+    if config.stage2.kimg == 0 or config.stage2.loss.imitation != 'lpips':
+        return None
+    weights = str(find_vgg_weights(config.lpips_weights))
+    load_lpips(weights, 'cpu')
+    return weights
+
+
+def start(config, vgg_weights):
+    """Make the run's folder and train, in as many processes as asked for."""
+    from torch_utils import distributed
+    from training.training_loop import train
+
+    if int(os.environ.get('RANK', 0)) == 0:
+        if os.path.isdir(config.outdir) and os.listdir(config.outdir):
+            raise ConfigError(f'--run-dir={config.outdir} is not empty; name another folder')
+        os.makedirs(config.outdir, exist_ok=True)
+        write_options(config)
+    distributed.launch(functools.partial(train, config, vgg_weights), config.gpus)
+
+
+if __name__ == '__main__':
+    main()

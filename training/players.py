@@ -1,0 +1,61 @@
+"""The three players: a network, its Adam optimiser with lazy regularisation, and how a step is made."""
+
+import torch
+from torch.optim import swa_utils
+
+from torch_utils import distributed
+
+FINITE_REPLACEMENTS = dict(nan=0.0, posinf=1e5, neginf=-1e5)
+
+
+class Player:
+    """A network that learns. interval: steps between regularisations (None: no lazy regularisation)."""
+
+    def __init__(self, name, module, lr, config, interval):
+        self.name, self.module, self.interval = name, module, interval
+        ratio = interval / (interval + 1) if interval else 1.0  # StyleGAN2, appendix B
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=lr * ratio, eps=config.eps,
+                                          betas=(config.beta1**ratio, config.beta2**ratio))
+        module.requires_grad_(False)
+
+    def regularizes_at(self, step):
+        return bool(self.interval) and step % self.interval == 0
+
+    def step(self, passes, loss, report):
+        """One optimiser step on the mean over the passes of `loss(pass)`, a scalar."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.module.requires_grad_(True)
+        for each in passes:
+            (loss(each) / len(passes)).backward()
+        self.module.requires_grad_(False)
+        self._clean_gradients(report)
+        self.optimizer.step()
+
+    def _clean_gradients(self, report):
+        """Average over processes, then replace what is not finite (METHOD: section 5)."""
+        parameters = list(self.module.parameters())
+        distributed.average_gradients(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = norm.isfinite()
+        report(f'gradients/{self.name}', norm.nan_to_num(**FINITE_REPLACEMENTS))
+        report(f'gradients/{self.name}_not_finite', 1 - finite.float())
+        if not finite:
+            for gradient in gradients:
+                torch.nan_to_num(gradient, **FINITE_REPLACEMENTS, out=gradient)
+
+
+@torch.no_grad()
+def update_average(average, module, beta):
+    """Exponential moving average of parameters; buffers are copied."""
+    swa_utils.get_ema_multi_avg_fn(beta)(list(average.parameters()), list(module.parameters()), None)
+    for target, source in zip(average.buffers(), module.buffers()):
+        target.copy_(source)
+
+
+def average_beta(batch, half_life_kimg, rampup, images_seen):
+    """EMA decay per step: half-life in thousands of images, at most `rampup` times the images seen."""
+    half_life = half_life_kimg * 1000
+    if rampup is not None:
+        half_life = min(half_life, images_seen * rampup)
+    return 0.5 ** (batch / max(half_life, 1e-8))

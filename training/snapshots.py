@@ -1,0 +1,86 @@
+"""Snapshots for users: networks as plain data, loadable with torch.load(weights_only=True)."""
+
+import os
+import pickle
+import zipfile
+
+import torch
+
+from dnnlib.errors import UserError
+from training.config import ConfigError, DiscriminatorConfig, GeneratorConfig
+from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
+from training.networks.generator import Generator
+
+FORMAT = 'mimic3d-snapshot'
+VERSION = 1
+CLASSES = {
+    'Generator': (Generator, GeneratorConfig),
+    'DualDiscriminator': (DualDiscriminator, DiscriminatorConfig),
+    'PatchDiscriminator': (PatchDiscriminator, DiscriminatorConfig),
+}
+
+
+class SnapshotError(UserError):
+    """A file that is no snapshot, or one that does not fit."""
+
+
+def describe(module):
+    """A network as plain data: class name, configuration, tensors."""
+    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    return {'class': type(module).__name__, 'config': module.config.to_dict(), 'state': state}
+
+
+def rebuild(entry):
+    """The network of `describe`'s data, in evaluation mode."""
+    build, config = CLASSES[entry['class']]
+    module = build(config.from_dict(entry['config']))
+    module.load_state_dict(entry['state'])
+    return module.eval().requires_grad_(False)
+
+
+def save_snapshot(path, networks, about):
+    """Write networks (by name, None left out) and `about` (plain data); beside first, then renamed."""
+    content = {name: describe(module) for name, module in networks.items() if module is not None}
+    temporary = f'{path}.tmp'
+    torch.save({'format': FORMAT, 'version': VERSION, 'about': about, 'networks': content}, temporary)
+    os.replace(temporary, path)
+
+
+def read_snapshot(path):
+    """The plain data of a snapshot. Raises SnapshotError naming the file and what is wrong with it."""
+    if not os.path.isfile(path):
+        raise SnapshotError(f'{path}: no such snapshot file')
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise SnapshotError(f'{path} is no snapshot of this project, or is damaged ({_first_line(error)})') from None
+    if not isinstance(content, dict) or content.get('format') != FORMAT:
+        raise SnapshotError(f'{path} holds no networks of this project; give a network-snapshot-*.pkl')
+    if content['version'] > VERSION:
+        raise SnapshotError(f'{path} was written by a newer version of this project (format {content["version"]}); update to open it')
+    return content
+
+
+def load_networks(path, device='cpu'):
+    """The networks of a snapshot by name: 'G', 'G_ema', 'D', and after stage 2 'D_patch'."""
+    content = read_snapshot(path)
+    try:
+        return {name: rebuild(entry).to(device) for name, entry in content['networks'].items()}
+    except (ConfigError, RuntimeError, KeyError) as error:
+        raise SnapshotError(f'{path} does not fit this version: {_first_line(error)}') from None
+
+
+def copy_matching(target, state):
+    """Copy the tensors of `state` that `target` has in the same shape.
+
+    Returns the names taken, and those of `target` that were not in `state` or had another shape.
+    """
+    own = target.state_dict()
+    taken = [name for name, value in own.items() if name in state and state[name].shape == value.shape]
+    for name in taken:
+        own[name].copy_(state[name])
+    return taken, [name for name in own if name not in taken]
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,95 @@
+"""From seeds to subjects: latents, ws and tri-planes that several views are rendered of."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+
+from dnnlib.errors import UserError
+from torch_utils.random import BatchRandom, keyed_generator
+from training.rendering.viewpoints import view_label
+from training.snapshots import load_networks
+
+BRANCH_CHOICES = ('2d', '3d', 'both', 'coarse')
+
+
+class Subject(NamedTuple):
+    """What is fixed about one subject: ws [1, num_ws, w_dim] and its tri-planes."""
+
+    ws: torch.Tensor
+    planes: tuple
+
+
+def default_device():
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def load_generator(path, device):
+    """G_ema of a snapshot on `device` (a name). Raises UserError for a file or device that cannot be used."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'--device={device} cannot be used: {str(error).splitlines()[0]}') from None
+    return load_networks(path)['G_ema'].to(device)
+
+
+def choose_branches(G, choice):
+    """The branches to render: `choice`, or for 'both' the 2D branch and the 3D branch.
+
+    A generator of stage 1 has no 3D branch: 'both' then means the 2D branch and the coarse planes.
+    Raises UserError when '3d' is asked of it.
+    """
+    if choice == 'both':
+        return ('2d', '3d') if G.config.residual else ('2d', 'coarse')
+    if choice == '3d' and not G.config.residual:
+        raise UserError('this network has no 3D branch, it comes from stage 1: choose --branch=2d or --branch=coarse')
+    return (choice,)
+
+
+def seed_latents(seeds, z_dim):
+    """Latents [N, z_dim], standard normal; each depends on its own seed alone."""
+    return torch.from_numpy(np.stack([np.random.RandomState(seed).randn(z_dim) for seed in seeds])).float()
+
+
+@torch.no_grad()
+def seed_ws(G, seeds, truncation_psi=1.0, truncation_cutoff=None):
+    """ws [N, num_ws, w_dim] of seeds.
+
+    The frontal camera conditions all of them, whatever camera they are rendered from: the conditioning takes part in
+    who the subject is, so a moving one would change it from view to view.
+    """
+    device = next(G.parameters()).device
+    frontal = view_label(G.config).to(device).expand(len(seeds), -1)
+    latents = seed_latents(seeds, G.config.z_dim).to(device)
+    return G.mapping(latents, frontal, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+
+
+@torch.no_grad()
+def make_subject(G, ws, noise_mode='const', seed=0):
+    """The Subject of ws [1, num_ws, w_dim]. With noise_mode='random' the noise depends on `seed` alone."""
+    random = BatchRandom(1, ws.device, keyed_generator((seed,), ws.device))
+    return Subject(ws, G.planes(ws, noise_mode=noise_mode, random=random))
+
+
+@torch.no_grad()
+def render_subjects(G, subjects, label, branch, render_resolution=None):
+    """Render several subjects from one camera, label [1, 25], without chance. Returns what G.render returns."""
+    ws = torch.cat([subject.ws for subject in subjects])
+    planes = type(subjects[0].planes)(*map(_join, zip(*(subject.planes for subject in subjects))))
+    label = label.to(ws.device).expand(len(subjects), -1)
+    return G.render(planes, label, branch=branch, ws=ws, render_resolution=render_resolution, sampling='deterministic')
+
+
+def _join(parts):
+    return None if parts[0] is None else torch.cat(parts)
+
+
+def closed_path(keys):
+    """A smooth, closed path through `keys` [K, ...], one unit of time apart: a periodic cubic spline.
+
+    Returns a function of time; at t it gives [...] on the keys' device, and at k and k + K exactly keys[k].
+    """
+    closed = torch.cat([keys, keys[:1]]).cpu().double().numpy()
+    spline = CubicSpline(np.arange(len(closed)), closed, bc_type='periodic')
+    return lambda t: torch.from_numpy(spline(t % len(keys))).to(keys)
