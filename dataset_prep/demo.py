@@ -18,8 +18,6 @@ _PITCH_SPREAD, _PITCH_LIMIT = 0.2, 0.5  # rad: standard deviation and cut
 _SUPERSAMPLING = 2  # rays per pixel and axis
 _LIGHT = np.array([0.0, 0.6, 0.8], np.float32)  # unit vector toward the light, fixed in the world
 _AMBIENT = 0.45
-_SKY_TOP = np.array([0.95, 0.96, 1.0], np.float32)
-_SKY_BOTTOM = np.array([0.80, 0.83, 0.88], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,7 @@ def render(parts, label, resolution):
     """
     fine = resolution * _SUPERSAMPLING
     origin, directions = _rays(label, fine)
-    colour = np.repeat(_background(fine)[:, :, None], fine, axis=2)
+    colour = np.ones((3, fine, fine), np.float32)  # on white, which the demo preset composites on
     depth = np.full((fine, fine), np.inf, np.float32)
     for part in parts:
         rows, columns = _window(part, label, fine)
@@ -130,12 +128,6 @@ def _headgear(rng, head, colour):
 
 
 # Images of the tracer are channels first, so that numpy's inner loops are long.
-
-
-def _background(rows):
-    """The backdrop's colour in each row, [3, rows]: fixed to the picture, not to the world."""
-    weight = (np.arange(rows, dtype=np.float32) + 0.5) / rows
-    return _SKY_TOP[:, None] * (1 - weight) + _SKY_BOTTOM[:, None] * weight
 
 
 def _rays(label, resolution):

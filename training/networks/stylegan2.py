@@ -145,22 +145,27 @@ def modulated_conv2d(x, weight, styles, up=1, padding=0, resample_filter=None, d
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
     y = x * styles.to(x.dtype)[:, :, None, None]
     y = conv2d_resample(y, weight.to(x.dtype), f=resample_filter, up=up, padding=padding, flip_weight=(up == 1))
-    if demodulate:
-        energy = styles.square() @ weight.square().sum(dim=(2, 3)).t()
-        y = y * (energy + 1e-8).rsqrt().to(x.dtype)[:, :, None, None]
-    return y
+    return y * demodulation(weight, styles).to(x.dtype) if demodulate else y
+
+
+def demodulation(weight, styles):
+    """Factors [N, C_out, 1, 1] that give the styled weights of every output channel unit norm."""
+    energy = styles.square() @ weight.square().sum(dim=(2, 3)).t()
+    return (energy + 1e-8).rsqrt()[:, :, None, None]
 
 
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU.
 
     copies: how many images of one sample share the weights and the stored noise, each with styles of its own (the
-    three planes of the 3D-aware stream). Input [N * copies, in_channels, ...], sample by sample.
+    three planes of the 3D-aware stream). Input [N * copies, C, ...], sample by sample. convolution: modulated_conv2d or
+    a function of the same arguments; in_channels counts the channels of its weights.
     """
 
-    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, copies=1, conv_clamp=None):
+    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, copies=1, convolution=modulated_conv2d, conv_clamp=None):
         super().__init__()
         self.in_channels, self.resolution, self.up, self.copies, self.conv_clamp = in_channels, resolution, up, copies, conv_clamp
+        self.convolution = convolution
         self.affine = FullyConnected(w_dim, in_channels * copies, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -171,7 +176,7 @@ class SynthesisLayer(nn.Module):
     def forward(self, x, w, noise_mode, random=None):
         """x: [N * copies, C, H, W]; w: [N, w_dim]; random: BatchRandom for noise_mode 'random'."""
         styles = self.affine(w).reshape(-1, self.in_channels)
-        x = modulated_conv2d(x, self.weight, styles, up=self.up, padding=1, resample_filter=self.resample_filter)
+        x = self.convolution(x, self.weight, styles, up=self.up, padding=1, resample_filter=self.resample_filter)
         noise = self._noise(noise_mode, random, len(w), x.device)
         if noise is not None:
             x = x + noise.to(x.dtype)
@@ -195,9 +200,9 @@ class ToRGB(nn.Module):
     style_channels: the number of channels that the style gain 1/sqrt(channels) counts (default: in_channels).
     """
 
-    def __init__(self, in_channels, out_channels, w_dim, copies=1, style_channels=None, conv_clamp=None):
+    def __init__(self, in_channels, out_channels, w_dim, copies=1, convolution=modulated_conv2d, style_channels=None, conv_clamp=None):
         super().__init__()
-        self.in_channels, self.conv_clamp = in_channels, conv_clamp
+        self.in_channels, self.convolution, self.conv_clamp = in_channels, convolution, conv_clamp
         self.affine = FullyConnected(w_dim, in_channels * copies, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -205,7 +210,7 @@ class ToRGB(nn.Module):
 
     def forward(self, x, w):
         styles = self.affine(w).reshape(-1, self.in_channels) * self.style_gain
-        x = modulated_conv2d(x, self.weight, styles, demodulate=False)
+        x = self.convolution(x, self.weight, styles, demodulate=False)
         return activate(x, self.bias, 'linear', clamp=self.conv_clamp)
 
 

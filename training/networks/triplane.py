@@ -6,32 +6,8 @@ import torch
 from torch import nn
 
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
-from training.networks.stylegan2 import RESAMPLE_TAPS, SynthesisBlock, SynthesisLayer, ToRGB, channels_at
-
-NUM_PLANES = 3
-AWARE_AXES = ('xy', 'yz', 'zx')  # the planes that alignment is defined for: (width axis, height axis)
-
-
-def align_planes(planes):
-    """Give every plane what the other two know about its axes.
-
-    planes: [N, 3, C, R, R], in the order xy, yz, zx. Each plane is concatenated with the two others, pooled (mean) over
-    the axis that it lacks and repeated along the axis that they lack. Returns [N, 3, 3C, R, R]; within a plane's 3C
-    channels the order is that of the planes.
-    """
-    aligned = [[_seen_from(planes[:, source], AWARE_AXES[source], AWARE_AXES[target]) for source in range(NUM_PLANES)]
-               for target in range(NUM_PLANES)]
-    return torch.stack([torch.cat(parts, dim=1) for parts in aligned], dim=1)
-
-
-def _seen_from(plane, source, target):
-    """`plane` [N, C, H, W] with axes `source` as plane `target` sees it: the shared axis kept, the other averaged."""
-    if source == target:
-        return plane
-    shared = next(axis for axis in source if axis in target)
-    profile = plane.mean(dim=-2 if source[0] == shared else -1)  # [N, C, R] along the shared axis
-    profile = profile.unsqueeze(-2 if target[0] == shared else -1)
-    return profile.expand(plane.shape)
+from training.networks.aware_conv import NUM_PLANES, aware_modulated_conv2d
+from training.networks.stylegan2 import RESAMPLE_TAPS, SynthesisBlock, SynthesisLayer, ToRGB, channels_at, modulated_conv2d
 
 
 class PlaneBlock(nn.Module):
@@ -43,21 +19,18 @@ class PlaneBlock(nn.Module):
 
     def __init__(self, channels, w_dim, resolution, up, align):
         super().__init__()
-        self.align = align
         inputs = channels * (NUM_PLANES if align else 1)
-        self.conv0 = SynthesisLayer(inputs, channels, w_dim, resolution, up=up, copies=NUM_PLANES)
-        self.conv1 = SynthesisLayer(inputs, channels, w_dim, resolution, copies=NUM_PLANES)
-        self.to_rgb = ToRGB(inputs, channels, w_dim, copies=NUM_PLANES, style_channels=channels)
+        shared = dict(copies=NUM_PLANES, convolution=aware_modulated_conv2d if align else modulated_conv2d)
+        self.conv0 = SynthesisLayer(inputs, channels, w_dim, resolution, up=up, **shared)
+        self.conv1 = SynthesisLayer(inputs, channels, w_dim, resolution, **shared)
+        self.to_rgb = ToRGB(inputs, channels, w_dim, style_channels=channels, **shared)
 
     def forward(self, planes, w, noise_mode, random=None):
         """planes: [N, 3, C, R, R]; w: [N, w_dim]. Returns [N, 3, C, R', R']."""
-        planes = self._run(self.conv0, planes, w, noise_mode, random)
-        planes = self._run(self.conv1, planes, w, noise_mode, random)
-        return self._run(self.to_rgb, planes, w)
-
-    def _run(self, layer, planes, w, *noise):
-        x = align_planes(planes) if self.align else planes
-        return layer(x.flatten(0, 1), w, *noise).unflatten(0, (-1, NUM_PLANES))
+        x = planes.flatten(0, 1)
+        x = self.conv0(x, w, noise_mode, random)
+        x = self.conv1(x, w, noise_mode, random)
+        return self.to_rgb(x, w).unflatten(0, (-1, NUM_PLANES))
 
 
 class TriplaneBackbone(nn.Module):

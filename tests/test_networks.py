@@ -1,0 +1,205 @@
+"""Networks: sizes, the public face, what conditions what."""
+
+import pytest
+import torch
+
+from tests.helpers import assert_close
+from tests.tiny import tiny_config, tiny_generator
+from torch_utils.random import BatchRandom
+from training.config import PRESETS, ConfigError, GeneratorConfig, RenderingConfig, generator_config, resolve
+from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, minibatch_std
+from training.networks.generator import Generator
+from training.networks.stylegan2 import modulated_conv2d
+from training.networks.superresolution import Superresolution
+from training.rendering.viewpoints import view_label
+
+
+def millions(module):
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+def test_sizes_of_the_paper():
+    """Paper, table 3, and METHOD section 3."""
+    G = Generator(generator_config(PRESETS['ffhq512']))
+    assert millions(G.backbone.blocks) + millions(G.mapping) == pytest.approx(29.0, abs=0.05)
+    assert millions(G.backbone) + millions(G.mapping) == pytest.approx(32.5, abs=0.05)
+    assert millions(G.superresolution) == pytest.approx(1.65, abs=0.005)
+    assert millions(G) == pytest.approx(34.5, abs=0.05)
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_every_preset_resolves_and_builds(name):
+    config = resolve(name, 'data.zip', 'out')
+    assert type(config).from_dict(config.to_dict()) == config
+    with torch.device('meta'):
+        Generator(config.generator)
+        DualDiscriminator(config.discriminator)
+        PatchDiscriminator(config.patch_discriminator)
+
+
+def test_presets_hold_the_numbers_of_the_method():
+    config = resolve('afhq512', 'data.zip', 'out')
+    assert (config.augment, config.stage1.loss.r1_gamma, config.stage1.loss.patch_weight) == ('ada', 5, 0.1)
+    assert config.generator.rendering.camera_pivot == (0.0, 0.0, -0.06)
+    assert (config.stage2.loss.density_spread, config.stage2.ada_kimg, config.stage2.ema_rampup) == (0.002, 100, None)
+    assert (config.stage2.loss.blur_fade_kimg, config.stage2.loss.swap_start) == (0, 0.5)
+    cars = resolve('shapenet128', 'data.zip', 'out').generator
+    assert (cars.rendering.near, cars.rendering.far, cars.rendering.box_size, cars.rendering.white_background) == (0.1, 2.6, 1.6, True)
+    assert (cars.sr_input_resolution, cars.sr_channels, cars.rendering.depth_samples) == (64, (128, 64), 64)
+
+
+@pytest.mark.parametrize('values, message', [
+    (dict(plane_resolution=48), 'power of two'),
+    (dict(image_resolution=128), '2 or 4 times'),
+    (dict(plane_order='zyx'), 'plane_order'),
+    (dict(aware_stream=False), 'S3D continues it'),
+    (dict(surprise=1), 'no field surprise'),
+])
+def test_configurations_that_cannot_work_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        GeneratorConfig.from_dict({**GeneratorConfig().to_dict(), **values})
+
+
+def test_rendering_limits_are_checked():
+    with pytest.raises(ConfigError, match='below far'):
+        RenderingConfig(near=3.0, far=2.0)
+    with pytest.raises(ConfigError, match="both be 'auto'"):
+        RenderingConfig(near='auto', far=2.0)
+
+
+def inputs(G, n=2):
+    z = torch.randn(n, G.config.z_dim)
+    c = view_label(G.config, yaw=torch.linspace(-0.3, 0.3, n), pitch=torch.zeros(n))
+    return z, c
+
+
+def test_the_public_face():
+    G = tiny_generator()
+    z, c = inputs(G)
+    ws = G.mapping(z, c, truncation_psi=0.7)
+    assert ws.shape == (2, G.backbone.num_ws, G.config.w_dim)
+    planes = G.planes(ws, noise_mode='const')
+    assert planes.coarse.shape == (2, 3, 8, 16, 16) and planes.residual.shape == (2, 3, 8, 32, 32)
+    two = G.render(planes, c, branch='2d', ws=ws)
+    assert two['image'].shape == (2, 3, 32, 32) and two['image_raw'].shape == (2, 3, 8, 8) and two['image_depth'].shape == (2, 1, 8, 8)
+    three = G.synthesis(ws, c, branch='3d')
+    assert three['image'].shape == (2, 3, 32, 32) and three['image_raw'] is three['image']
+    assert G.render(planes, c, branch='coarse', render_resolution=12)['image'].shape == (2, 3, 12, 12)
+    sigma, rgb = G.query(planes, torch.rand(2, 7, 3) - 0.5)
+    assert sigma.shape == (2, 7, 1) and rgb.shape == (2, 7, 8)
+    assert G(z, c)['image'].shape == (2, 3, 32, 32)
+
+
+def test_a_patch_is_the_same_pixels_of_the_full_render():
+    G = tiny_generator()
+    z, c = inputs(G)
+    planes = G.planes(G.mapping(z, c), noise_mode='const')
+    corners = torch.tensor([[3, 10], [24, 0]])
+    with torch.no_grad():
+        whole = G.render(planes, c, '3d', sampling='deterministic')['image']
+        patch = G.render(planes, c, '3d', sampling='deterministic', patch=corners)['image']
+    for i, (top, left) in enumerate(corners.tolist()):
+        assert_close(patch[i], whole[i, :, top:top + 8, left:left + 8], 1e-5)
+
+
+def test_stage_1_has_no_3d_branch():
+    G = Generator(tiny_config(residual=False))
+    z, c = inputs(G)
+    with pytest.raises(ValueError, match='no 3D branch'):
+        G(z, c, branch='3d')
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(branch='4d'), 'branch must be one of'),
+    (dict(branch='2d', patch=torch.zeros(2, 2, dtype=torch.int64)), 'patches exist for'),
+    (dict(sampling='best'), 'sampling must be one of'),
+    (dict(noise_mode='loud'), 'noise_mode must be one of'),
+])
+def test_wrong_arguments_are_named(options, message):
+    G = tiny_generator()
+    with pytest.raises(ValueError, match=message):
+        G(*inputs(G), **options)
+
+
+def test_wrong_shapes_are_named():
+    G = tiny_generator()
+    z, c = inputs(G)
+    with pytest.raises(ValueError, match='z must have shape'):
+        G(z[:, :-1], c)
+    with pytest.raises(ValueError, match='c must have shape'):
+        G(z, c[:, :-1])
+
+
+def test_without_pose_conditioning_the_camera_does_not_matter():
+    for conditioning in (False, True):
+        G = Generator(tiny_config(pose_conditioning=conditioning))
+        z, c = inputs(G)
+        assert torch.equal(G.mapping(z, c), G.mapping(z, c.flip(0))) != conditioning
+
+
+def test_truncation():
+    G = tiny_generator()
+    G.mapping.w_avg.normal_()
+    z, c = inputs(G)
+    ws, mean = G.mapping(z, c), G.mapping.w_avg
+    assert_close(G.mapping(z, c, truncation_psi=0.0), mean.expand_as(ws), 1e-6)
+    cut = G.mapping(z, c, truncation_psi=0.5, truncation_cutoff=2)
+    assert_close(cut[:, :2], (ws[:, :2] + mean) / 2, 1e-6)
+    assert torch.equal(cut[:, 2:], ws[:, 2:])
+
+
+def test_a_forward_pass_changes_no_state():
+    G = tiny_generator().train()
+    before = {name: value.clone() for name, value in G.state_dict().items()}
+    G(*inputs(G), branch='3d')
+    assert all(torch.equal(value, before[name]) for name, value in G.state_dict().items())
+
+
+def test_synthesis_does_not_depend_on_the_split_of_the_batch():
+    G = tiny_generator()
+    for layer in G.modules():
+        if hasattr(layer, 'noise_strength'):
+            layer.noise_strength.data.fill_(0.5)
+    z, c = inputs(G, 4)
+    whole = G(z, c, branch='3d', random=BatchRandom.keyed((7,), 4))['image']
+    for first in range(2):
+        rows = slice(first, None, 2)
+        part = G(z[rows], c[rows], branch='3d', random=BatchRandom.keyed((7,), 4, rows=rows))['image']
+        assert_close(part, whole[rows], 1e-4)
+
+
+def test_modulated_convolution_is_a_convolution_per_sample():
+    x, weight, styles = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), torch.rand(2, 3) + 0.5
+    y = modulated_conv2d(x, weight, styles, padding=1)
+    for i in range(2):
+        own = weight * styles[i][None, :, None, None]
+        own = own / (own.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        assert_close(y[i:i + 1], torch.nn.functional.conv2d(x[i:i + 1], own, padding=1), 1e-5)
+
+
+def test_superresolution_resizes_larger_renders_only_where_told():
+    for resize_larger, expected in ((True, 8), (False, 16)):
+        S = Superresolution(tiny_config(sr_resize_larger=resize_larger))
+        assert S._fit(torch.zeros(1, 3, 16, 16)).shape[-1] == expected
+        assert S._fit(torch.zeros(1, 3, 4, 4)).shape[-1] == 8
+
+
+def test_minibatch_std_by_hand():
+    x = torch.zeros(4, 1, 2, 2)
+    x[2:] = 2.0  # groups of 2 are (0, 2) and (1, 3): standard deviation 1 in both
+    out = minibatch_std(x, 2)
+    assert out.shape == (4, 2, 2, 2)
+    assert_close(out[:, 1], torch.ones(4, 2, 2), 1e-6)
+
+
+def test_discriminators_judge_their_inputs():
+    config = resolve('demo', 'd', 'o')
+    D, P = DualDiscriminator(config.discriminator), PatchDiscriminator(config.patch_discriminator)
+    image = torch.randn(4, 3, config.discriminator.resolution, config.discriminator.resolution)
+    raw = torch.randn(4, 3, 16, 16)
+    c = view_label(config.generator, yaw=torch.linspace(-0.3, 0.3, 4), pitch=torch.zeros(4))
+    logits = D(image, raw, c)
+    assert logits.shape == (4, 1)
+    assert not torch.allclose(logits, D(image, raw.flip(1), c)) and not torch.allclose(logits, D(image, raw, c.flip(0)))
+    patch = torch.randn(4, 3, config.patch_discriminator.resolution, config.patch_discriminator.resolution)
+    assert P(patch).shape == (4, 1)
