@@ -13,8 +13,17 @@ help:  ## Print this list
 
 env: $(VENV)/.installed  ## Create .venv with the pinned dependencies
 
-demo: $(DEMO)/samples/.done $(DEMO)/orbit.mp4  ## Make a data set, train a small model on it, render images and a video
-	@echo "The demo's results are in $(DEMO)/: the data set, the run, samples/ and orbit.mp4."
+demo: $(DEMO)/.done  ## Make a data set, train both stages on it, render samples, a video and a mesh
+	@echo "Made by the demo:"
+	@printf '  %-38s %s\n' \
+		$(DEMO)/dataset.zip 'the data set: simple heads from known cameras' \
+		$(DEMO)/run/reals.png 'real images' \
+		$(DEMO)/samples/samples_2d.png 'samples of the 2D branch: a row per subject, a column per view' \
+		$(DEMO)/samples/samples_3d.png 'the same subjects and views by the 3D branch' \
+		$(DEMO)/samples/samples_3d_depth.png 'their depth: nearer is brighter' \
+		$(DEMO)/orbit.mp4 'the 3D branch while the camera moves' \
+		$(DEMO)/shapes/ 'a mesh, as PLY and GLB' \
+		$(DEMO)/run/ 'the run: log, statistics, sample grids over time, snapshots'
 
 test: env  ## Run the fast tests
 	$(PYTEST) -m "not slow and not gpu"
@@ -54,15 +63,21 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # ---- The demo. A step whose product exists is not repeated.
 
+SNAPSHOT = $$(ls $(DEMO)/run/network-snapshot-*.pkl | tail -n 1)
+VIEWS := -0.7/0,-0.35/0,0/0,0.35/0,0.7/0
+
 $(DEMO)/dataset.zip: | $(VENV)/.installed
-	$(PY) dataset_tool.py demo --dest=$@
+	@mkdir -p $(DEMO)
+	$(PY) dataset_tool.py demo --dest=$@ --images=3000
 
-$(DEMO)/run/network-snapshot.pkl: | $(DEMO)/dataset.zip
-	$(PY) train.py --preset=demo --data=$(DEMO)/dataset.zip --outdir=$(DEMO)/run
-
-$(DEMO)/samples/.done: $(DEMO)/run/network-snapshot.pkl
-	$(PY) gen_samples.py --network=$< --seeds=0-15 --outdir=$(@D)
+$(DEMO)/run/.done: | $(DEMO)/dataset.zip
+	@rm -rf $(DEMO)/run
+	$(PY) train.py --preset=demo --data=$(DEMO)/dataset.zip --run-dir=$(DEMO)/run
 	@touch $@
 
-$(DEMO)/orbit.mp4: $(DEMO)/run/network-snapshot.pkl
-	$(PY) gen_videos.py --network=$< --seeds=0-3 --grid=2x2 --output=$@
+$(DEMO)/.done: $(DEMO)/run/.done
+	$(PY) gen_samples.py --network=$(SNAPSHOT) --seeds=0-5 --views=$(VIEWS) --depth --outdir=$(DEMO)/samples
+	$(PY) gen_samples.py --network=$(SNAPSHOT) --seeds=1 --branch=3d --shapes --shape-resolution=128 --outdir=$(DEMO)/shapes
+	$(PY) gen_videos.py --network=$(SNAPSHOT) --seeds=0-5 --grid=3x2 --branch=3d --frames=90 --yaw-range=0.7 \
+		--upscale=3 --output=$(DEMO)/orbit.mp4
+	@touch $@

@@ -14,7 +14,7 @@ class Player:
     def __init__(self, name, module, lr, config, interval):
         self.name, self.module, self.interval = name, module, interval
         ratio = interval / (interval + 1) if interval else 1.0  # StyleGAN2, appendix B
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=lr * ratio, eps=config.eps,
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=lr * ratio, eps=config.eps, fused=True,
                                           betas=(config.beta1**ratio, config.beta2**ratio))
         module.requires_grad_(False)
 

@@ -1,0 +1,273 @@
+"""Objectives, schedules and players."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import assert_close
+from tests.tiny import tiny_config, tiny_discriminator_config, tiny_generator
+from torch_utils.random import BatchRandom
+from training.config import LossConfig, OptimizerConfig, second_stage_loss
+from training.losses import (FakeInputs, Objectives, Schedule, blur, blur_sigma, crop, draw_corners, draw_fake_inputs,
+                             pyramid_distance, r1_penalty, ramp, swap_probability)
+from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
+from training.networks.generator import Generator
+from training.perceptual import VGG_FILE, WeightsError, find_vgg_weights, load_lpips
+from training.players import Player, average_beta, update_average
+from training.rendering.viewpoints import view_label
+
+# Schedules and draws
+
+
+def test_schedules():
+    config = LossConfig()
+    assert ramp(1.0, 0.5, 5, 10) == 0.75 and ramp(1.0, 0.5, 20, 10) == 0.5 and ramp(1.0, 0.5, 0, 0) == 0.5
+    assert swap_probability(config, 500_000) == 0.75
+    assert blur_sigma(config, 100_000, batch=32) == 5.0 and blur_sigma(config, 100_000, batch=64) == 7.5
+    second = second_stage_loss(config)
+    assert blur_sigma(second, 0, 32) == 0 and swap_probability(second, 0) == 0.5 and second.density_spread == 0.002
+
+
+@pytest.mark.parametrize('together', [False, True])
+def test_swapping_takes_the_neighbours_camera(together):
+    labels = torch.arange(50.0)[:, None].expand(50, 25)
+
+    def draw(p):
+        return draw_fake_inputs(4, labels, p, BatchRandom.keyed((3,), 64), together)
+    assert torch.equal(draw(0.0).c_cond, draw(0.0).c)
+    assert torch.equal(draw(1.0).c_cond, draw(1.0).c.roll(1, dims=0))
+    some = draw(0.5)
+    swapped = (some.c_cond != some.c).any(dim=1)
+    assert swapped.all() or not swapped.any() if together else 10 < swapped.sum() < 54
+
+
+def test_crop_is_slicing():
+    images, corners = torch.randn(3, 2, 9, 9), torch.tensor([[0, 0], [5, 2], [1, 4]])
+    for part, image, (top, left) in zip(crop(images, corners, 4), images, corners.tolist()):
+        assert torch.equal(part, image[:, top:top + 4, left:left + 4])
+
+
+def test_corners_reach_every_place():
+    corners = draw_corners(BatchRandom.keyed((0,), 1000), 10, 8)
+    assert set(corners.flatten().tolist()) == {0, 1, 2}
+
+
+def test_blur_kernel_by_hand():
+    image = torch.zeros(1, 1, 9, 9)
+    image[0, 0, 4, 4] = 1
+    taps = torch.tensor([2.0**-9, 2.0**-4, 2.0**-1, 1, 2.0**-1, 2.0**-4, 2.0**-9])  # sigma 1: |i| up to 3
+    taps = taps / taps.sum()
+    assert_close(blur(image, 1.0)[0, 0, 1:8, 1:8], torch.outer(taps, taps), 1e-6)
+    assert torch.equal(blur(image, 0.0), image)
+
+
+def test_pyramid_distance():
+    x, y = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    assert pyramid_distance(x, x).tolist() == [0, 0]
+    assert_close(pyramid_distance(x, y), pyramid_distance(y, x), 1e-6)
+    assert_close(pyramid_distance(x, x + 0.5), torch.tensor([0.5, 0.5]), 1e-5)  # a constant lives on the last level only
+
+
+def test_r1_of_a_linear_judge():
+    slope = torch.randn(3, 4, 4)
+    x = torch.randn(5, 3, 4, 4, requires_grad=True)
+    assert_close(r1_penalty((x * slope).sum(dim=(1, 2, 3)), [x]), slope.square().sum().expand(5), 1e-5)
+
+
+# Gradients: who learns from what
+
+
+class Scene:
+    """All networks of a stage and a batch."""
+
+    def __init__(self, stage=2, **options):
+        self.G = tiny_generator() if stage == 2 else Generator(tiny_config(residual=False))
+        self.D = DualDiscriminator(tiny_discriminator_config())
+        self.D_patch = PatchDiscriminator(tiny_discriminator_config(resolution=8, c_dim=0)) if stage == 2 else None
+        self.objectives = Objectives(self.G, self.D, self.D_patch, LossConfig(density_points=20), pyramid_distance, **options)
+        c = view_label(self.G.config, yaw=torch.linspace(-0.3, 0.3, 4), pitch=torch.zeros(4))
+        self.inputs = FakeInputs(torch.randn(4, 8), c, c.roll(1, dims=0))
+        self.real, self.random = torch.randn(4, 3, 32, 32), BatchRandom(4)
+
+    def learners(self, loss):
+        """The modules of all networks with a gradient of `loss`."""
+        loss.backward()
+        names = set()
+        for prefix, network in (('G', self.G), ('D', self.D), ('D_patch', self.D_patch)):
+            if network is not None:
+                names |= {f'{prefix}.{name.split(".")[0]}' for name, p in network.named_parameters()
+                          if p.grad is not None and p.grad.abs().max() > 0}
+        return names
+
+
+G_MODULES = {'G.backbone', 'G.mapping', 'G.decoder', 'G.superresolution'}
+D_MODULES = {'from_rgb', 'blocks', 'conv', 'fc', 'out'}
+
+
+def frozen(scene, *networks):
+    for network in networks:
+        network.requires_grad_(False)
+    return scene
+
+
+def test_generator_step_of_stage_1():
+    scene = Scene(stage=1)
+    frozen(scene, scene.D)
+    loss, fakes = scene.objectives.generator(scene.inputs, Schedule(), scene.random)
+    assert fakes.patch is None and scene.learners(loss) == G_MODULES
+
+
+def test_generator_step_of_stage_2():
+    scene = Scene()
+    frozen(scene, scene.D, scene.D_patch)
+    loss, _ = scene.objectives.generator(scene.inputs, Schedule(), scene.random)
+    assert scene.learners(loss) == G_MODULES | {'G.residual'}
+
+
+def test_imitation_teaches_the_3d_branch_only():
+    """The 2D branch's image is a target: no gradient passes through it, so S2D learns nothing (paper, equation 5)."""
+    scene = Scene()
+    fakes = scene.objectives.fakes(scene.inputs, scene.random, patch=True)
+    learners = scene.learners(scene.objectives._imitate(fakes))
+    assert 'G.superresolution' not in learners and 'G.residual' in learners
+
+
+def test_density_regularisation_reaches_coarse_and_residual_planes():
+    scene = Scene()
+    learners = scene.learners(scene.objectives.density(scene.inputs, scene.random))
+    assert learners == {'G.backbone', 'G.mapping', 'G.decoder', 'G.residual'}
+
+
+def fakes_without_gradient(scene, **what):
+    with torch.no_grad():
+        return scene.objectives.fakes(scene.inputs, scene.random, **what)
+
+
+def test_discriminator_steps_teach_their_discriminator():
+    expected = {f'D.{name}' for name in D_MODULES | {'mapping'}}
+    for step in ('discriminator', 'discriminator_r1'):
+        scene = Scene()
+        arguments = (scene.real, scene.inputs.c, Schedule(), scene.random)
+        if step == 'discriminator':
+            arguments = (fakes_without_gradient(scene), scene.inputs.c, *arguments)
+        assert scene.learners(getattr(scene.objectives, step)(*arguments)) == expected
+
+
+def test_patch_discriminator_steps_teach_it():
+    for step in ('patch_discriminator', 'patch_discriminator_r1'):
+        scene = Scene()
+        arguments = (scene.real, Schedule(), scene.random)
+        if step == 'patch_discriminator':
+            arguments = (fakes_without_gradient(scene, image=False, patch=True), *arguments)
+        assert scene.learners(getattr(scene.objectives, step)(*arguments)) == {f'D_patch.{name}' for name in D_MODULES}
+
+
+def test_patches_lie_where_the_crops_lie():
+    """The 3D branch's patch and the crop of a full 3D render are the same pixels."""
+    scene = Scene(noise_mode='const', sampling='deterministic')
+    fakes = fakes_without_gradient(scene, image=False, patch=True)
+    ws = scene.G.mapping(scene.inputs.z, scene.inputs.c_cond)
+    with torch.no_grad():
+        whole = scene.G.render(scene.G.planes(ws, noise_mode='const'), scene.inputs.c, '3d', sampling='deterministic')['image']
+    assert_close(fakes.patch, crop(whole, fakes.corners, 8), 1e-4)
+
+
+def test_blur_and_augmentation_reach_the_discriminator():
+    seen = []
+    scene = Scene(augment=lambda images, p, random: seen.append((images.shape[1], p)) or images)
+    scene.objectives.judge(scene.real, scene.real[:, :, ::4, ::4], scene.inputs.c, Schedule(augment_p=0.3), scene.random)
+    scene.objectives.judge_patch(scene.real[:, :, :8, :8], Schedule(augment_p=0.3), scene.random)
+    assert seen == [(6, 0.3), (3, 0.3)]
+
+
+# Players
+
+
+def test_lazy_regularisation_scales_adam():
+    player = Player('P', nn.Linear(2, 2), lr=0.002, config=OptimizerConfig(), interval=16)
+    group = player.optimizer.param_groups[0]
+    assert group['lr'] == pytest.approx(0.002 * 16 / 17)
+    assert group['betas'] == (0.0, pytest.approx(0.99 ** (16 / 17)))
+    assert [step for step in range(40) if player.regularizes_at(step)] == [0, 16, 32]
+
+
+def test_passes_are_averaged_and_only_the_player_learns():
+    module, other = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    other.requires_grad_(False)
+    player, reports = Player('P', module, 0.1, OptimizerConfig(), None), {}
+    player.step([1.0, 3.0], lambda x: other(module(torch.tensor([[x]]))).sum(), reports.__setitem__)
+    assert module.weight.grad.item() == pytest.approx(2 * other.weight.item())
+    assert reports['gradients/P'] == pytest.approx(abs(2 * other.weight.item())) and reports['gradients/P_not_finite'] == 0
+    assert not module.weight.requires_grad
+
+
+def test_non_finite_gradients_are_replaced_and_counted():
+    module = nn.Linear(3, 1, bias=False)
+    player, reports = Player('P', module, 0.1, OptimizerConfig(), None), {}
+    factor = torch.tensor([float('nan'), float('inf'), float('-inf')])
+    player.step([0], lambda _: (module.weight * factor).sum(), reports.__setitem__)
+    assert module.weight.grad.flatten().tolist() == [0.0, 1e5, -1e5]
+    assert reports['gradients/P_not_finite'] == 1 and module.weight.isfinite().all()
+
+
+def test_moving_average():
+    average, module = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    module.weight.data.fill_(3.0)
+    module.running_mean.fill_(7.0)
+    update_average(average, module, beta=0.75)
+    assert average.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 3) and average.running_mean.item() == 7
+    assert average_beta(32, 10, None, 0) == pytest.approx(0.5 ** (32 / 10_000))
+    assert average_beta(32, 10, 0.05, 20_000) == pytest.approx(0.5 ** (32 / 1_000))
+    assert average_beta(32, 10, 0.05, 0) == 0
+
+
+# LPIPS
+
+
+@pytest.fixture(scope='module')
+def vgg_file(tmp_path_factory):
+    """A file of torchvision's names and shapes, with random weights."""
+    import torchvision
+    path = tmp_path_factory.mktemp('vgg') / VGG_FILE
+    torch.manual_seed(0)
+    with torch.device('cpu'):
+        state = torchvision.models.vgg16(weights=None, init_weights=False).features.state_dict()
+    torch.save({f'features.{name}': value for name, value in state.items()}, path)
+    return path
+
+
+def test_lpips_uses_the_given_weights(vgg_file):
+    x = torch.rand(2, 3, 64, 64).mul(2).sub(1).requires_grad_()
+    target = torch.rand(2, 3, 64, 64) * 2 - 1
+    lpips = load_lpips(find_vgg_weights(str(vgg_file)), 'cpu')
+    assert lpips(x, x).abs().max() == 0
+    distance = lpips(x, target)
+    assert distance.shape == (2,) and (distance > 0).all()
+    assert torch.equal(distance, load_lpips(vgg_file, 'cpu')(x, target))
+    assert torch.autograd.grad(distance.sum(), x)[0].abs().max() > 0
+
+
+def test_lpips_weights_are_found_in_torchs_cache(vgg_file, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(vgg_file.parent.parent))
+    (vgg_file.parent.parent / 'checkpoints').mkdir(exist_ok=True)
+    cached = vgg_file.parent.parent / 'checkpoints' / VGG_FILE
+    cached.symlink_to(vgg_file)
+    assert find_vgg_weights() == cached
+
+
+def test_lpips_weights_that_cannot_be_had(monkeypatch, tmp_path):
+    def offline(*args, **kwargs):
+        raise OSError('no network')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
+    with pytest.raises(WeightsError, match=f'{VGG_FILE}.*could not be downloaded.*--lpips-weights=FILE'):
+        find_vgg_weights()
+    with pytest.raises(WeightsError, match='no such file'):
+        find_vgg_weights(str(tmp_path / 'absent.pth'))
+
+
+def test_wrong_lpips_weights_are_refused(tmp_path):
+    path = tmp_path / 'other.pth'
+    torch.save({'features.0.weight': torch.zeros(64, 3, 3, 3)}, path)
+    with pytest.raises(WeightsError, match='other.pth is not'):
+        load_lpips(path, 'cpu')

@@ -1,0 +1,234 @@
+"""Whole runs at a tiny size: what they leave, and that splitting a batch changes nothing."""
+
+import functools
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import train as train_script
+from tests.tiny import tiny_run
+from torch_utils import distributed
+from training.config import RunConfig, resolve
+from training.snapshots import SnapshotError, load_networks, save_snapshot
+from training.training_loop import train
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A demo set of 24 images of 32x32."""
+    path = tmp_path_factory.mktemp('data') / 'heads.zip'
+    result = CliRunner().invoke(_dataset_tool(), ['demo', f'--dest={path}', '--resolution=32', '--images=24'])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def _dataset_tool():
+    import dataset_tool
+    return dataset_tool.main
+
+
+def run(data, outdir, processes=1, **changes):
+    """Train; returns the snapshot of the end, as plain data, and the statistics."""
+    config = tiny_run(str(data), str(outdir), threads=1, **changes)
+    outdir.mkdir()
+    distributed.launch(functools.partial(train, config), processes)
+    last = sorted(outdir.glob('network-snapshot-*.pkl'))[-1]
+    lines = (outdir / 'stats.jsonl').read_text().splitlines()
+    return torch.load(last, weights_only=True), [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):
+    outdir = tmp_path_factory.mktemp('runs') / 'one'
+    return outdir, *run(data, outdir)
+
+
+def test_a_run_leaves_its_files(finished):
+    outdir, snapshot, statistics = finished
+    names = {path.name for path in outdir.iterdir()}
+    assert {'log.txt', 'stats.jsonl', 'reals.png', 'fakes000000_2d.png', 'fakes000000_depth.png', 'fakes000000_raw.png',
+            'fakes000000_3d.png', 'network-snapshot-000000.pkl'} <= names
+    assert any(name.startswith('events.out.tfevents') for name in names)
+    assert not any(name.endswith('.tmp') for name in names)
+    assert [record['stage'] for record in statistics] == [1, 1, 2, 2]
+    assert {'loss/G/adversarial', 'loss/D', 'loss/D/r1_penalty', 'loss/G/density', 'seconds_per_kimg'} <= set(statistics[0])
+    assert {'loss/G/imitation', 'loss/G/patch', 'loss/D_patch', 'loss/D_patch/r1_penalty'} <= set(statistics[2])
+    assert snapshot['about']['images_seen'] == 32 and snapshot['about']['stage'] == 2
+    assert RunConfig.from_dict(snapshot['about']['options']).batch == 8
+
+
+def test_a_snapshot_gives_working_networks(finished):
+    outdir, _, _ = finished
+    networks = load_networks(outdir / 'network-snapshot-000000.pkl')
+    assert set(networks) == {'G', 'G_ema', 'D', 'D_patch'}
+    G = networks['G_ema']
+    c = torch.eye(5).flatten()[None, :25] * 0 + networks['G'].mapping.embed.weight.new_zeros(1, 25)
+    assert G.mapping(torch.randn(1, G.config.z_dim), c).shape == (1, G.backbone.num_ws, G.config.w_dim)
+    assert G.mapping.w_avg.abs().max() > 0
+
+
+def assert_same_training(first, second, relative):
+    """Losses agree, and so do weights: Adam's first steps are signs, so a few weights may differ by a step or two."""
+    for a, b in zip(first[1], second[1], strict=True):
+        for name in a:
+            if name.startswith(('loss', 'logits', 'gradients', 'density', 'depth')):
+                assert a[name] == pytest.approx(b[name], rel=relative, abs=relative), (name, a['kimg'])
+    for name in ('G', 'G_ema', 'D', 'D_patch'):
+        for key, value in first[0]['networks'][name]['state'].items():
+            difference = (value - second[0]['networks'][name]['state'][key]).abs().mean()
+            assert difference < 5e-4, (name, key, float(difference))
+
+
+def test_the_same_seed_gives_the_same_bits(finished, data, tmp_path):
+    again, statistics = run(data, tmp_path / 'again')
+    for name, network in finished[1]['networks'].items():
+        assert all(torch.equal(value, again['networks'][name]['state'][key]) for key, value in network['state'].items())
+    other, _ = run(data, tmp_path / 'other', seed=1)
+    assert not torch.equal(other['networks']['D']['state']['out.weight'], again['networks']['D']['state']['out.weight'])
+
+
+def test_accumulating_passes_equals_one_pass(finished, data, tmp_path):
+    assert_same_training(finished[1:], run(data, tmp_path / 'passes', batch_gpu=4), relative=2e-3)
+
+
+def test_two_processes_equal_one(finished, data, tmp_path):
+    assert_same_training(finished[1:], run(data, tmp_path / 'two', processes=2, gpus=2), relative=2e-3)
+
+
+def test_ada_moves_its_probability(data, tmp_path):
+    stage = tiny_run('', '').stage1.replace(ada_kimg=0.1)
+    _, statistics = run(data, tmp_path / 'ada', augment='ada', ada_interval=1, ada_target=0.0, stage1=stage)
+    assert statistics[-1]['augment/p'] >= 0 and 'augment/p' in statistics[0]
+
+
+def test_sharing_fakes_trains_too(data, tmp_path):
+    snapshot, statistics = run(data, tmp_path / 'shared', share_fakes=True)
+    assert statistics[-1]['loss/D_patch'] > 0
+
+
+def test_stage_2_continues_stage_1_and_says_so(finished):
+    log = (finished[0] / 'log.txt').read_text()
+    assert 'stage 2' in log and 'G: took' in log and 'left' in log and 'residual.blocks' in log
+
+
+def test_init_from_takes_weights(finished, data, tmp_path):
+    snapshot = str(finished[0] / 'network-snapshot-000000.pkl')
+    stage = tiny_run('', '').stage1
+    outdir = tmp_path / 'finetuned'
+    run(data, outdir, init_from=snapshot, stage1=stage.replace(kimg=0))
+    log = (outdir / 'log.txt').read_text()
+    assert f'weights from {snapshot}' in log
+    assert 'D_patch: took' in log and 'left' not in log.split('D_patch: took')[1].splitlines()[0]
+
+
+# The script
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(train_script.main, [str(a) for a in arguments])
+
+
+def test_dry_run_prints_the_resolved_configuration(tmp_path):
+    result = invoke('--preset=ffhq256', '--data=absent.zip', '--dry-run', '--gpus=8', '--gamma=2', '--stage1-kimg=0',
+                    f'--outdir={tmp_path / "runs"}')
+    assert result.exit_code == 0
+    config = RunConfig.from_dict(json.loads(result.output))
+    assert config.gpus == 8 and config.stage1.kimg == 0 and config.stage2.loss.r1_gamma == config.stage2.loss.r1_gamma_patch == 2
+    assert config.generator == resolve('ffhq256', '', '').generator
+    assert not (tmp_path / 'runs').exists()
+
+
+SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_dir', 'dry_run')]
+SAMPLES = {'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
+           'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9}
+
+
+@pytest.mark.parametrize('option', SURFACE, ids=lambda option: option.name)
+def test_every_option_reaches_the_configuration(option):
+    """The option surface: each one, given a value of its own, changes what is resolved."""
+    values = getattr(option.type, 'choices', None) or [SAMPLES.get(option.name, 'true' if option.type.name == 'boolean' else 1)]
+    base = resolve('ffhq512', 'd', 'o').to_dict()
+    resolved = []
+    for value in [*values, *(['false'] if option.type.name == 'boolean' else [])]:
+        result = invoke('--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}',
+                        *(['--near=0.5'] if option.name == 'far' else []))
+        assert result.exit_code == 0, result.output
+        resolved.append(json.loads(result.output))
+    assert any(entry != json.loads(json.dumps(base)) for entry in resolved)
+
+
+def broken(path, content=b'not a snapshot'):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--preset=ffhq1024'], "Invalid value for '--preset'"),
+    (['--preset=demo', '--colour=red'], 'No such option'),
+    (['--preset=demo', '--batch=10', '--gpus=4'], '--batch=10 does not divide by --gpus=4'),
+    (['--preset=demo', '--batch=8', '--batch-gpu=3'], '--batch-gpu=3'),
+    (['--preset=demo', '--batch=12', '--batch-gpu=6'], 'minibatch statistics'),
+    (['--preset=demo', '--stage1-kimg=0', '--stage2-kimg=0'], 'nothing to train'),
+    (['--preset=demo', '--near=3', '--far=2'], 'below far'),
+    (['--preset=demo', '--near=close'], 'neither a number'),
+    (['--preset=demo', '--data=absent.zip'], 'absent.zip'),
+    (['--preset=ffhq512'], 'resolution'),
+    (['--preset=demo', '--init-from=BROKEN'], 'is no snapshot'),
+    (['--preset=demo', '--init-from=absent.pkl'], 'absent.pkl'),
+    (['--preset=demo', '--imitation=lpips', '--lpips-weights=absent.pth'], 'absent.pth'),
+    (['--preset=demo', '--imitation=lpips', '--lpips-weights=BROKEN'], 'is not torchvision'),
+])
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, data, tmp_path, monkeypatch):
+    arguments = [a.replace('BROKEN', str(broken(tmp_path / 'broken.pkl'))) for a in arguments]
+    defaults = [a for a in (f'--data={data}', f'--outdir={tmp_path / "runs"}') if not any(b.startswith(a[:6]) for b in arguments)]
+    if '--preset=demo' in arguments:
+        monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
+    result = invoke(*arguments, *defaults)
+    assert result.exit_code != 0 and message in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_run_folder_in_use_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'keep.txt').write_text('precious')
+    result = invoke('--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "mine"}')
+    assert result.exit_code != 0 and 'not empty' in result.output
+    assert [path.name for path in (tmp_path / 'mine').iterdir()] == ['keep.txt']
+
+
+# Snapshots
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04', b'\x80\x04K\x01.', b'text'])
+def test_files_that_are_no_snapshots(content, tmp_path):
+    with pytest.raises(SnapshotError, match='x.pkl'):
+        load_networks(broken(tmp_path / 'x.pkl', content))
+
+
+def test_a_truncated_snapshot_is_refused(finished, tmp_path):
+    whole = (finished[0] / 'network-snapshot-000000.pkl').read_bytes()
+    for keep in (0.3, 0.9, 0.999):
+        with pytest.raises(SnapshotError, match='cut.pkl'):
+            load_networks(broken(tmp_path / 'cut.pkl', whole[:int(len(whole) * keep)]))
+
+
+def test_a_snapshot_of_other_content_is_refused(tmp_path):
+    torch.save({'weights': torch.zeros(3)}, tmp_path / 'other.pkl')
+    with pytest.raises(SnapshotError, match='holds no networks'):
+        load_networks(tmp_path / 'other.pkl')
+
+
+def test_saving_leaves_the_old_file_when_it_fails(finished, tmp_path, monkeypatch):
+    path = tmp_path / 'network-snapshot.pkl'
+    path.write_bytes(b'old')
+
+    def fail(*args, **kwargs):
+        raise OSError('disk full')
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(OSError):
+        save_snapshot(path, {}, {})
+    assert path.read_bytes() == b'old'
