@@ -1,13 +1,12 @@
 """Snapshots for users: networks as plain data, loadable with torch.load(weights_only=True)."""
 
 import os
-import pickle
-import zipfile
 
 import torch
 
 from dnnlib.errors import UserError
 from training.config import ConfigError, DiscriminatorConfig, GeneratorConfig
+from training.legacy import is_pickle, load_reference
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
 
@@ -52,7 +51,7 @@ def read_snapshot(path):
         raise SnapshotError(f'{path}: no such snapshot file')
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         raise SnapshotError(f'{path} is no snapshot of this project, or is damaged ({_first_line(error)})') from None
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise SnapshotError(f'{path} holds no networks of this project; give a network-snapshot-*.pkl')
@@ -62,7 +61,12 @@ def read_snapshot(path):
 
 
 def load_networks(path, device='cpu'):
-    """The networks of a snapshot by name: 'G', 'G_ema', 'D', and after stage 2 'D_patch'."""
+    """The networks of a snapshot by name: 'G', 'G_ema', 'D', and after stage 2 'D_patch'.
+
+    Pickles that EG3D and Mimic3D have published open, too, as far as training/legacy.py knows them.
+    """
+    if os.path.isfile(path) and is_pickle(path):
+        return {name: module.to(device) for name, module in load_reference(path).items()}
     content = read_snapshot(path)
     try:
         return {name: rebuild(entry).to(device) for name, entry in content['networks'].items()}
