@@ -1,0 +1,326 @@
+"""How closely this project computes what the published implementation computes.
+
+    python -m tests.parity [GOLDEN ...]
+
+prints the worst error of every quantity of every golden. tests/test_parity.py asserts the same rows.
+"""
+
+import sys
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from tests.helpers import GOLDENS, load_golden, worst_error
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
+from torch_utils.random import BatchRandom
+from training import legacy
+from training.augment import AugmentConfig, AugmentPipe
+from training.config import LossConfig
+from training.losses import FakeInputs, Objectives, Schedule, crop, r1_penalty
+from training.networks.aware_conv import align_planes
+from training.networks.discriminator import resize
+from training.networks.stylegan2 import modulated_conv2d
+from training.rendering import cameras, rays
+
+OUTPUT = 1e-4  # of the output's own scale
+GRADIENT = 2e-3  # relative, of a gradient's norm
+ILL_CONDITIONED = 3e-2  # the same through S2D's leaky ReLUs, where rounding of the weights moves some norms this much
+SMALL_NORM = 1e-6  # gradient norms below this are rounding
+
+
+class Row(NamedTuple):
+    """One quantity: its worst error, what is allowed, and over how many values or parameters."""
+
+    quantity: str
+    error: float
+    allowed: float
+    count: int
+    worst: str = ''
+
+
+class Comparison:
+    """The rows of one golden. Keeps account of which arrays were compared."""
+
+    def __init__(self, name):
+        self.name = name
+        self.arrays, self.meta = load_golden(name)
+        self.rows, self.compared = [], set()
+
+    def output(self, key, actual, allowed=OUTPUT, label=None):
+        """An output against the array `key`."""
+        self.compared.add(key)
+        expected = self.arrays[key].float()
+        self.rows.append(Row(label or key, worst_error(actual.detach().float(), expected), allowed, expected.numel()))
+
+    def gradients(self, label, module, expected, allowed, unrecorded=lambda name: False):
+        """The gradients that `module` holds now against norms by published name, in both directions.
+
+        unrecorded: own names whose gradients the golden does not have.
+        """
+        own = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in module.named_parameters()}
+        worst, where = 0.0, ''
+        for published, norm in expected.items():
+            actual = own.pop(legacy.own_name(published, module.config))
+            error = abs(actual - norm) / norm if norm >= SMALL_NORM else max(actual - 2 * SMALL_NORM, 0.0) / SMALL_NORM
+            if not error <= worst:
+                worst, where = error, published
+        for name, actual in own.items():  # no gradient there, so none here
+            if actual > 2 * SMALL_NORM and not unrecorded(name):
+                worst, where = float('inf'), name
+        self.rows.append(Row(label, worst, allowed, len(expected), where))
+
+    def scalar(self, label, actual, expected, allowed=OUTPUT):
+        self.rows.append(Row(label, abs(float(actual) - expected) / abs(expected), allowed, 1))
+
+    def state(self, prefix='state/'):
+        return {key[len(prefix):]: value for key, value in self.arrays.items() if key.startswith(prefix)}
+
+    def uncompared(self, inputs):
+        """Arrays that are neither weights, nor among the `inputs`, nor compared."""
+        return sorted(key for key in self.arrays if not key.startswith(('state/', 'in/', 'probe/'))
+                      and key not in self.compared and key not in inputs)
+
+
+def trainable(class_name, init_kwargs, state):
+    return legacy.build_from_reference(class_name, init_kwargs, state).requires_grad_(True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One function per kind of golden
+
+
+def compare_cameras(it):
+    angles = torch.tensor(it.meta['horizontal_vertical'], dtype=torch.float32)
+    it.output('poses', cameras.look_at_pose(angles[:, 0], angles[:, 1], it.meta['lookat'], it.meta['radius']))
+    label = cameras.make_label(it.arrays['poses'], it.arrays['intrinsics'])
+    origins, directions = rays.cast_rays(label, rays.pixel_centres(it.meta['ray_resolution']))
+    it.output('ray_origins', origins)
+    it.output('ray_directions', directions)
+
+
+def compare_ops(it):
+    arrays, meta = it.arrays, it.meta
+    for i, case in enumerate(meta['upfirdn2d']):
+        taps = setup_filter(case['f'])
+        it.output(f'upfirdn2d/{i}/filter', taps)
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in case.items() if key != 'f'}
+        it.output(f'upfirdn2d/{i}/y', upfirdn2d(arrays['x'], taps, **options))
+    for i, case in enumerate(meta['bias_act']):
+        x, b = arrays['x'].clone().requires_grad_(), arrays['b'].clone().requires_grad_()
+        y = bias_act(x, b, **case)
+        dx, db = torch.autograd.grad(y, [x, b], arrays['dy'])
+        for key, value in (('y', y), ('dx', dx), ('db', db)):
+            it.output(f'bias_act/{i}/{key}', value, label=f'bias_act/{i}/{key} ({case["act"]})')
+    taps = setup_filter([1, 3, 3, 1])
+    for i, case in enumerate(meta['conv2d_resample']):
+        it.output(f'conv2d_resample/{i}/y', conv2d_resample(arrays['conv_x'], arrays['conv_w'], f=taps, **case))
+    for i, case in enumerate(meta['modulated_conv2d']):
+        it.output(f'modulated_conv2d/{i}/y', modulated_conv2d(arrays['conv_x'], arrays['conv_w'], arrays['mod_styles'],
+                                                              padding=1, resample_filter=taps, **case))
+    for i, case in enumerate(meta['filtered_resizing']):
+        it.output(f'filtered_resizing/{i}/y', resize(arrays['resize_x'], case['size'], case['mode']),
+                  label=f'filtered_resizing/{i}/y ({case["mode"]})')
+    it.output('aware_out', align_planes(arrays['aware_in'].unflatten(0, (-1, 3))).flatten(0, 1))
+
+
+def compare_augment(it):
+    from tests.test_augment import at_percentile  # the draws that the golden stands for
+
+    for i, percentile in enumerate(it.meta['debug_percentiles']):
+        draws = at_percentile(len(it.arrays['images']), percentile)
+        it.output(f'out/{i}', AugmentPipe(AugmentConfig())(it.arrays['images'], 1.0, draws), label=f'all transforms at {percentile}')
+
+
+def compare_discriminator(it, class_name):
+    arrays = it.arrays
+    D = trainable(class_name, it.meta['init_kwargs'], it.state())
+    inputs = [arrays[key].clone().requires_grad_() for key in ('in/image', 'in/image_raw') if key in arrays]
+    logits = D(*inputs, *([arrays['c']] if 'c' in arrays else []))
+    penalty = r1_penalty(logits, inputs)
+    it.output('logits', logits)
+    it.output('r1_penalty', penalty)
+    (F.softplus(-logits).mean() + 0.5 * penalty.mean()).backward()
+    it.gradients('gradient norms', D, it.meta['grad_norms'], GRADIENT)
+
+
+def compare_generator(it, class_name):
+    arrays, meta = it.arrays, it.meta
+    G = trainable(class_name, meta['init_kwargs'], it.state())
+    c, resolution = arrays['c'], meta['neural_rendering_resolution']
+    ws = G.mapping(arrays['z'], c)
+    it.output('ws', ws)
+    it.output('ws_trunc', G.mapping(arrays['z'], c, truncation_psi=0.7, truncation_cutoff=5))
+    ws = ws + (arrays['ws_layers'] - arrays['ws'])
+    it.output('ws_layers', ws)
+    planes = G.planes(ws, noise_mode='const')
+    outputs = {}
+    if 'planes' in arrays:
+        it.output('planes', planes.coarse)
+    if 'planes_coarse' in arrays:
+        it.output('planes_coarse', planes.coarse)
+        it.output('planes_residual', planes.residual)
+    two = G.render(planes, c, '2d', ws=ws, render_resolution=resolution, sampling='deterministic')
+    for key in ('image', 'image_raw', 'image_depth'):
+        it.output(key, two[key])
+        outputs[key] = two[key]
+    sigma, rgb = G.query(planes, arrays['points'])
+    it.output('points_sigma', sigma)
+    it.output('points_rgb', rgb)
+    if 'patch_offsets' in arrays:
+        outputs['patch_image_raw'] = _compare_3d_branch(it, G, planes, two, resolution)
+    _compare_probes(it, G, outputs)
+
+
+def _compare_3d_branch(it, G, planes, two, resolution):
+    """The patch of the 3D branch, which is returned, and the same window of what it is trained against."""
+    c, corners = it.arrays['c'], it.arrays['patch_offsets'].long()
+    patch = G.render(planes, c, '3d', patch=corners, render_resolution=resolution, sampling='deterministic')
+    it.output('patch_image_raw', patch['image'])
+    it.output('patch_image', crop(two['image'], corners, resolution))
+    it.output('patch_image_gr', crop(resize(two['image_raw'], G.config.image_resolution), corners, resolution))
+    with torch.no_grad():
+        whole = G.render(planes, c, '3d', render_resolution=it.meta['full_resolution'], sampling='deterministic')
+    it.output('full3d_image_raw', whole['image'])
+    it.output('full3d_depth', whole['image_depth'])
+    return patch['image']
+
+
+def _compare_probes(it, G, outputs):
+    for key, norms in it.meta['grad_norms'].items():
+        probe = it.arrays[f'probe/{key}']
+        loss = (probe * outputs[key]).sum()
+        # The sum has cancelling terms: its own scale is theirs.
+        it.compared.add(f'loss/{key}')
+        scale = float((probe * outputs[key].detach()).abs().sum())
+        it.rows.append(Row(f'loss/{key}', abs(float(loss.detach()) - float(it.arrays[f'loss/{key}'])) / scale, OUTPUT, 1))
+        G.zero_grad()
+        loss.backward(retain_graph=True)
+        it.gradients(f'gradient norms of {key}', G, norms, ILL_CONDITIONED if key == 'image' else GRADIENT)
+
+
+class _NoRandomness(BatchRandom):
+    """The goldens' noise was zero."""
+
+    def normal(self, *shape):
+        return torch.zeros(self.batch, *shape)
+
+
+STATS = {  # the release's names of what Objectives reports
+    'Gmain': {'Loss/G/loss': 'loss/G/adversarial', 'Loss/G/lpips': 'loss/G/imitation', 'Loss/scores/fake': 'logits/fake',
+              'Loss/scores/patch_fake': 'logits/patch_fake', 'Loss/signs/fake': 'signs/fake',
+              'Loss/signs/patch_fake': 'signs/patch_fake'},
+    'Greg': {'Loss/G/reg': 'loss/G/density'},
+    'Dmain': {'Loss/scores/fake': 'logits/fake_seen_by_D', 'Loss/scores/real': 'logits/real', 'Loss/signs/fake':
+              'signs/fake_seen_by_D', 'Loss/signs/real': 'signs/real', 'Loss/D/loss': 'loss/D'},
+    'Dreg': {'Loss/r1_penalty': 'loss/D/r1_penalty'},
+    'D_patchmain': {'Loss/scores/patch_fake': 'logits/patch_fake_seen_by_D', 'Loss/scores/patch_real': 'logits/patch_real',
+                    'Loss/signs/patch_fake': 'signs/patch_fake_seen_by_D', 'Loss/signs/patch_real': 'signs/patch_real',
+                    'Loss/D_patch/loss': 'loss/D_patch'},
+    'D_patchreg': {'Loss/patch_r1_penalty': 'loss/D_patch/r1_penalty'},
+}
+
+
+def compare_losses(it):
+    arrays, meta = it.arrays, it.meta
+    G = trainable(legacy.GENERATORS[1], meta['G_init'], it.state('state/G/'))
+    G.config = G.config.replace(render_resolution=meta['neural_rendering_resolution'])
+    D = trainable(legacy.DUAL_DISCRIMINATORS[0], meta['D_init'], it.state('state/D/'))
+    D_patch = trainable(legacy.SINGLE_DISCRIMINATORS[0], meta['D_patch_init'], it.state('state/D_patch/'))
+    config = LossConfig(r1_gamma=meta['r1_gamma'], r1_gamma_patch=meta['r1_gamma_patch'], patch_weight=meta['patch_gan'],
+                        density_spread=meta['G_init']['rendering_kwargs']['density_reg_p_dist'])
+    seen = {}
+    objectives = Objectives(
+        G, D, D_patch, config, imitation=lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
+        report=lambda name, values: seen.update({name: float(values.detach().float().mean())}), noise_mode='const',
+        sampling='deterministic')
+    for phase, expected in meta['phases'].items():
+        kind, _, part = phase.partition('/')
+        c = arrays['c']
+        inputs = FakeInputs(arrays['z'], c, torch.zeros_like(c) if kind == 'plain' else c.roll(1, dims=0))
+        for network in (G, D, D_patch):
+            network.zero_grad()
+        seen.clear()
+        loss, player = _phase(objectives, part, inputs, arrays)
+        loss.backward()
+        stats = dict(expected['stats'])
+        seen |= {'G/patch': config.patch_weight * seen.get('loss/G/patch', 0.0), 'loss': float(loss.detach())}
+        names = STATS[part] | {'Loss/G/patch': 'G/patch', 'Loss/D/reg': 'loss', 'Loss/D_patch/reg': 'loss'}
+        for published, value in stats.items():
+            if part == 'Dreg' and published in STATS['Dmain']:
+                continue  # Objectives does not report what Dmain sees again
+            if value == 0:  # a mean of signs
+                it.rows.append(Row(f'{phase} {published}', abs(seen[names[published]]), OUTPUT, 1))
+            else:
+                it.scalar(f'{phase} {published}', seen[names[published]], value)
+        it.gradients(f'{phase} gradient norms', player, expected['grad_norms'], GRADIENT, lambda name: 'noise_strength' in name)
+
+
+def _phase(objectives, part, inputs, arrays):
+    """The loss of a phase, and the network that learns from it."""
+    random, schedule = _NoRandomness(len(inputs.z)), Schedule()
+    fake_corners, real_corners = arrays['patch_offsets_fake'].long(), arrays['patch_offsets_real'].long()
+    real, real_c = arrays['real'], arrays['real_c']
+    if part == 'Gmain':
+        return objectives.generator(inputs, schedule, random, fake_corners)[0], objectives.G
+    if part == 'Greg':
+        points = arrays['greg_coordinates'] * 2 - 1
+        return objectives.density(inputs, random, points, arrays['greg_perturbation']), objectives.G
+    if part == 'Dreg':
+        return objectives.discriminator_r1(real, real_c, schedule, random), objectives.D
+    if part == 'D_patchreg':
+        return objectives.patch_discriminator_r1(real, schedule, random, real_corners), objectives.D_patch
+    with torch.no_grad():
+        fakes = objectives.fakes(inputs, random, patch=True, corners=fake_corners)
+    if part == 'Dmain':
+        return objectives.discriminator(fakes, inputs.c, real, real_c, schedule, random), objectives.D
+    return objectives.patch_discriminator(fakes, real, schedule, random, real_corners), objectives.D_patch
+
+
+_GENERATOR_INPUTS = ('z', 'c', 'points', 'patch_offsets')
+COMPARISONS = {  # golden: how it is compared, and which arrays are inputs
+    'cameras': (compare_cameras, ('intrinsics',)),
+    'ops': (compare_ops, ('x', 'b', 'dy', 'conv_x', 'conv_w', 'mod_styles', 'resize_x', 'aware_in')),
+    'augment_pipe': (compare_augment, ('images',)),
+    'eg3d_generator': (lambda it: compare_generator(it, legacy.GENERATORS[0]), _GENERATOR_INPUTS),
+    'mimic3d_stage1_generator': (lambda it: compare_generator(it, legacy.GENERATORS[0]), _GENERATOR_INPUTS),
+    'mimic3d_stage2_generator': (lambda it: compare_generator(it, legacy.GENERATORS[1]), _GENERATOR_INPUTS),
+    'mimic3d_stage2_auto_white': (lambda it: compare_generator(it, legacy.GENERATORS[1]), _GENERATOR_INPUTS),
+    'dual_discriminator': (lambda it: compare_discriminator(it, legacy.DUAL_DISCRIMINATORS[0]), ('c',)),
+    'patch_discriminator': (lambda it: compare_discriminator(it, legacy.SINGLE_DISCRIMINATORS[0]), ()),
+    'losses': (compare_losses, ('z', 'c', 'real', 'real_c', 'greg_coordinates', 'greg_perturbation', 'patch_offsets_fake',
+                                'patch_offsets_real')),
+}
+
+
+def compare(name):
+    """The Comparison of a golden."""
+    function, inputs = COMPARISONS[name]
+    comparison = Comparison(name)
+    function(comparison)
+    left = comparison.uncompared(inputs)
+    assert not left, f'{name}: not compared: {left}'
+    return comparison
+
+
+def main(names):
+    """Print the table. Returns whether everything agrees."""
+    agrees = True
+    for name in names or COMPARISONS:
+        if not (GOLDENS / f'{name}.npz').is_file():
+            print(f'{name}: not found in the folder of goldens (MIMIC3D_GOLDENS)')
+            agrees = False
+            continue
+        print(f'\n{name}')
+        for row in compare(name).rows:
+            good = row.error <= row.allowed
+            agrees = agrees and good
+            print(f'  {"ok " if good else "BAD"} {row.quantity:50} {row.error:9.1e} of {row.allowed:.0e}  {row.count:7d}  {row.worst}')
+    return agrees
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    sys.exit(0 if main(sys.argv[1:]) else 1)
