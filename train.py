@@ -8,7 +8,8 @@ import re
 import click
 
 from dnnlib.cli import friendly_errors
-from training.config import AUTO, PRESETS, ConfigError, resolve
+from torch_utils import distributed
+from training.config import AUTO, PRESETS, ConfigError, check, resolve
 
 UNSET = None
 
@@ -25,6 +26,15 @@ def new_run_dir(outdir, preset):
     """The next free folder `<number>-<preset>` in outdir."""
     taken = [int(m[1]) for name in (os.listdir(outdir) if os.path.isdir(outdir) else []) if (m := re.match(r'(\d+)-', name))]
     return os.path.join(outdir, f'{max(taken, default=-1) + 1:05d}-{preset}')
+
+
+def process_count(option):
+    """--gpus, or under torchrun the number of processes that it started."""
+    if not distributed.under_torchrun():
+        return option
+    started = int(os.environ['WORLD_SIZE'])
+    check(option in (UNSET, started), f'--gpus={option}, but torchrun started {started} processes; leave --gpus out')
+    return started
 
 
 def near_or_far(value):
@@ -45,7 +55,7 @@ _GENERATOR = dict(render_resolution='render_resolution', plane_resolution='plane
                   g_channel_base='channel_base', g_channel_max='channel_max', precision='precision')
 _DISCRIMINATOR = dict(d_channel_base='channel_base', d_channel_max='channel_max', precision='precision')
 _RENDERING = dict(near='near', far='far', box='box_size', samples='depth_samples', importance_samples='importance_samples',
-                  white_background='white_background', camera_radius='camera_radius')
+                  white_background='white_background', camera_radius='camera_radius', focal='focal')
 _LOSS = dict(gamma='r1_gamma', gamma_patch='r1_gamma_patch', imitation='imitation', imitation_weight='imitation_weight',
              patch_weight='patch_weight', density_weight='density_weight', blur_fade='blur_fade_kimg')
 _OPTIMIZER = dict(glr='g_lr', dlr='d_lr')
@@ -129,6 +139,7 @@ def summary(config):
 @click.option('--importance-samples', type=int, help='Importance samples per ray.')
 @click.option('--white-background', type=bool, help='Composite on white.')
 @click.option('--camera-radius', type=click.FloatRange(0, min_open=True), help='Distance of the viewer cameras from the origin.')
+@click.option('--focal', type=click.FloatRange(0, min_open=True), help='Focal length of the viewer cameras, image widths.')
 @click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='Of S2D and the highest resolutions of the discriminators.')
 @click.option('--tf32', type=bool, help='TF32 matrix products and convolutions.')
 @click.option('--tick', type=click.FloatRange(0, min_open=True), help='Thousands of images between status lines.')
@@ -142,6 +153,7 @@ def main(preset, data, outdir, run_dir, dry_run, **options):
 
     Example: python train.py --preset=ffhq512 --data=ffhq512.zip --gpus=8
     """
+    options['gpus'] = process_count(options['gpus'])
     config = override(resolve(preset, data, run_dir or new_run_dir(outdir, preset)), options)
     if dry_run:
         click.echo(summary(config))
@@ -168,7 +180,6 @@ def prepare(config):
 
 def start(config, vgg_weights):
     """Make the run's folder and train, in as many processes as asked for."""
-    from torch_utils import distributed
     from training.training_loop import train
 
     if int(os.environ.get('RANK', 0)) == 0:

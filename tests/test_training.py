@@ -141,14 +141,14 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
 
 
 SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_dir', 'dry_run')]
-SAMPLES = {'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
+SAMPLES = {'ada_target': 0.3, 'swap': 0.3, 'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
            'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9}
 
 
 @pytest.mark.parametrize('option', SURFACE, ids=lambda option: option.name)
 def test_every_option_reaches_the_configuration(option):
     """The option surface: each one, given a value of its own, changes what is resolved."""
-    values = getattr(option.type, 'choices', None) or [SAMPLES.get(option.name, 'true' if option.type.name == 'boolean' else 1)]
+    values = getattr(option.type, 'choices', None) or [SAMPLES.get(option.name, 'true' if option.type.name == 'boolean' else 7)]
     base = resolve('ffhq512', 'd', 'o').to_dict()
     resolved = []
     for value in [*values, *(['false'] if option.type.name == 'boolean' else [])]:
@@ -232,3 +232,11 @@ def test_saving_leaves_the_old_file_when_it_fails(finished, tmp_path, monkeypatc
     with pytest.raises(OSError):
         save_snapshot(path, {}, {})
     assert path.read_bytes() == b'old'
+
+
+def test_under_torchrun_the_processes_are_counted(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    monkeypatch.setenv('RANK', '0')
+    result = invoke('--preset=ffhq512', '--data=d', '--dry-run')
+    assert json.loads(result.output)['gpus'] == 4
+    assert 'torchrun started 4 processes' in invoke('--preset=ffhq512', '--data=d', '--dry-run', '--gpus=8').output

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import nn
 
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
