@@ -61,10 +61,10 @@ def build_from_reference(class_name, init_kwargs, state_dict, render_resolution=
             build = DualDiscriminator if class_name in DUAL_DISCRIMINATORS else PatchDiscriminator
         else:
             raise LegacyError(f'{printable(class_name)} is not a published class that this project knows')
-    except ConfigError as error:
-        raise LegacyError(f'the constructor arguments do not fit together: {error}') from None
-    with torch.device('meta'):  # sizes first: arguments can ask for far more memory than the weights take
-        shapes = {name: value.shape for name, value in build(config).state_dict().items()}
+        with torch.device('meta'):  # sizes first: arguments can ask for far more memory than the weights take
+            shapes = {name: value.shape for name, value in build(config).state_dict().items()}
+    except (ConfigError, ZeroDivisionError, ValueError, RuntimeError) as error:
+        raise LegacyError(f'the constructor arguments do not fit together: {printable(str(error))}') from None
     fitting = _fit(shapes, _rename(state, config))
     module = build(config)
     module.load_state_dict(fitting)
@@ -211,7 +211,8 @@ def _superresolution_options(rendering, image_resolution):
                           f'this project has {", ".join(_SUPERRESOLUTION)}')
     resolution, sr_input, channels, resize_larger = _SUPERRESOLUTION[name.rpartition('.')[2]]
     if resolution != image_resolution:
-        raise LegacyError(f'constructor argument img_resolution={image_resolution} does not fit {printable(name)}, which makes {resolution}')
+        raise LegacyError(f'constructor argument img_resolution={image_resolution} does not fit {printable(name)}, '
+                          f'which makes {resolution}')
     rendering.expect('image_resolution', resolution)
     return dict(sr_input_resolution=sr_input, sr_channels=channels, sr_resize_larger=resize_larger,
                 sr_antialias=rendering.optional('sr_antialias', True, bool),

@@ -18,7 +18,9 @@ from dnnlib.errors import UserError
 
 MAX_OPCODES = 2_000_000  # a published file has some ten thousand
 MAX_MODULES = 20_000  # of one network, so that modules that contain one module twice, again and again, come to an end
+MAX_TENSORS = 200_000
 MAX_DEPTH = 40  # of modules within modules
+MAX_COPIES = 4  # how many times its own size a file may ask to copy: every byte of a published one is copied once or twice
 
 
 class LegacyError(UserError):
@@ -144,14 +146,14 @@ def _are_sizes(values):
 
 
 def _tensor(storage, offset, size, stride, *_):
-    """A tensor of a storage, copied; it must lie within the storage and may not repeat its items."""
+    """A view of a storage; it must lie within the storage and may not repeat its items."""
     check(isinstance(storage, _Storage), 'the storage of a tensor')
     check(_are_sizes(size) and _are_sizes(stride) and len(size) == len(stride) <= 16, 'the shape of a tensor')
     check(_are_sizes((offset,)), 'the offset of a tensor')
     numel, available = math.prod(size), storage.values.numel()
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     check(numel <= available and (numel == 0 or last < available), f'a tensor of shape {size} that its storage does not hold')
-    return torch.as_strided(storage.values, size, stride, offset).clone() if numel else torch.zeros(size)
+    return torch.as_strided(storage.values, size, stride, offset) if numel else torch.zeros(size)
 
 
 def _parameter(data, *_):
@@ -339,6 +341,7 @@ class _Machine:
     def __init__(self, stream, of_storage=False):
         self.stream, self.of_storage = stream, of_storage
         self.stack, self.memo = [], {}
+        self.copies_left = MAX_COPIES * stream.getbuffer().nbytes + 2**16
 
     def run(self):
         """The object that the pickle describes. The stream is left behind its end."""
@@ -446,8 +449,15 @@ class _Machine:
         name, module = self._pop(), self._pop()
         self.stack.append(_named(module, name, self.of_storage))
 
+    def _spend(self, *values):
+        """Count what a constructor may copy: one item of the file can be copied for every few bytes of it."""
+        self.copies_left -= sum(len(value) for value in values if isinstance(value, bytes | bytearray | str | list | tuple | dict))
+        if self.copies_left < 0:
+            refuse('many copies of the same data')
+
     def _op_reduce(self, _):
         arguments, function = self._pop(), self._pop()
+        self._spend(*arguments if isinstance(arguments, tuple) else ())
         self.stack.append(_call(function, arguments))
 
     def _op_newobj(self, _):
@@ -456,6 +466,7 @@ class _Machine:
 
     def _op_build(self, _):
         state, target = self._pop(), self._pop()
+        self._spend(state, *state if isinstance(state, tuple) else ())
         self.stack.append(_set_state(target, state))
 
     def _op_binpersid(self, _):
@@ -499,7 +510,7 @@ def state_dict(module):
     while pending:
         current, prefix, depth = pending.pop()
         visited += 1
-        if visited > MAX_MODULES or depth > MAX_DEPTH:
+        if visited > MAX_MODULES or len(tensors) > MAX_TENSORS or depth > MAX_DEPTH:
             raise LegacyError(f'the modules of {printable(module.class_name)} do not end')
         volatile = current.state.get('_non_persistent_buffers_set')
         volatile = volatile if isinstance(volatile, set) else ()
