@@ -4,7 +4,6 @@ A head is a short list of ellipsoids. The face looks toward +z; everything fits 
 All shapes and the light are symmetric in x, so that a mirrored picture is a picture of the set.
 """
 
-import colorsys
 import dataclasses
 import math
 
@@ -18,6 +17,10 @@ _PITCH_SPREAD, _PITCH_LIMIT = 0.2, 0.5  # rad: standard deviation and cut
 _SUPERSAMPLING = 2  # rays per pixel and axis
 _LIGHT = np.array([0.0, 0.6, 0.8], np.float32)  # unit vector toward the light, fixed in the world
 _AMBIENT = 0.45
+# Warm skin and cool hair, each along one line: a small network learns these colours within minutes.
+_SKIN = (0.98, 0.82, 0.66), (0.78, 0.42, 0.22)
+_HAIR = (0.12, 0.75, 0.65), (0.30, 0.18, 0.75)
+_IRIS = (0.08, 0.06, 0.10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,10 @@ def draw_cameras(count, focal, radius, rng):
 def draw_head(rng):
     """A random identity: a list of ellipsoids inside the sphere of radius 0.32 around the origin."""
     size = rng.uniform([0.17, 0.215, 0.18], [0.21, 0.255, 0.22])
-    skin, hair, iris = _colour(rng, 0.35, 0.8), _colour(rng, 0.5, 1.0), _colour(rng, 0.6, 1.0) * 0.3
+    skin, hair = _between(_SKIN, rng.uniform()), _between(_HAIR, rng.uniform())
     head = Ellipsoid(np.array([0, -0.02, 0]), size, skin)
-    parts = [head, _nose(rng, head), _mouth(rng, head), *_ears(rng, head), *_eyes(rng, head, iris)]
-    return parts + _headgear(rng, head, hair)
+    parts = [head, _nose(rng, head), _mouth(rng, head), *_ears(rng, head), *_eyes(rng, head)]
+    return [*parts, _hair(rng, head, hair)]
 
 
 def render(parts, label, resolution):
@@ -76,9 +79,10 @@ def demo_items(images, resolution, identities, seed, focal, radius):
         yield render(head, label, resolution), label
 
 
-def _colour(rng, least, most):
-    """A saturated colour of random hue; least and most bound its saturation."""
-    return np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(least, most), rng.uniform(0.7, 1.0)))
+def _between(colours, position):
+    """The colour at `position` in [0, 1] on the way from the first of two colours to the second."""
+    first, second = np.array(colours)
+    return first + (second - first) * position
 
 
 def _on_surface(head, x, y, height=1.0):
@@ -88,13 +92,13 @@ def _on_surface(head, x, y, height=1.0):
 
 
 def _nose(rng, head):
-    axes = np.array([rng.uniform(0.022, 0.035), rng.uniform(0.03, 0.045), rng.uniform(0.05, 0.075)])
+    axes = np.array([rng.uniform(0.03, 0.042), rng.uniform(0.036, 0.05), rng.uniform(0.06, 0.085)])
     return Ellipsoid(_on_surface(head, 0, -0.1), axes, head.colour * 0.85)
 
 
 def _mouth(rng, head):
-    axes = np.array([rng.uniform(0.04, 0.075), rng.uniform(0.012, 0.024), 0.03])
-    return Ellipsoid(_on_surface(head, 0, -0.52, 0.97), axes, np.array([0.6, 0.1, 0.15]))
+    axes = np.array([rng.uniform(0.06, 0.09), rng.uniform(0.018, 0.03), 0.03])
+    return Ellipsoid(_on_surface(head, 0, -0.52, 0.97), axes, np.array([0.75, 0.08, 0.15]))
 
 
 def _ears(rng, head):
@@ -103,28 +107,23 @@ def _ears(rng, head):
     return [Ellipsoid(head.centre + shift * [side, 1, 1], axes, head.colour * 0.9) for side in (-1, 1)]
 
 
-def _eyes(rng, head, iris):
-    x, y = rng.uniform(0.34, 0.44), rng.uniform(0.12, 0.22)
-    white, pupil = rng.uniform(0.036, 0.046), rng.uniform(0.018, 0.026)
+def _eyes(rng, head):
+    x, y = rng.uniform(0.4, 0.46), rng.uniform(0.12, 0.22)
+    white, pupil = rng.uniform(0.052, 0.062), rng.uniform(0.03, 0.036)
     eyes = []
     for side in (-1, 1):
-        centre = _on_surface(head, side * x, y, 0.95)
+        centre = _on_surface(head, side * x, y, 0.93)
         eyes.append(Ellipsoid(centre, np.full(3, white), np.array([0.97, 0.97, 0.97])))
         front = centre + np.array([0, 0, white - 0.4 * pupil])
-        eyes.append(Ellipsoid(front, np.full(3, pupil), iris))
+        eyes.append(Ellipsoid(front, np.full(3, pupil), np.array(_IRIS)))
     return eyes
 
 
-def _headgear(rng, head, colour):
-    """Hair over the crown and the back, or a cap with a peak."""
-    if rng.uniform() < 0.5:
-        tilt = rng.uniform(0.3, 0.8)
-        cut = (np.array([0, math.cos(tilt), -math.sin(tilt)]), rng.uniform(0.02, 0.06))
-        return [Ellipsoid(head.centre, head.axes * 1.07, colour, cut)]
-    edge = head.centre[1] + head.axes[1] * rng.uniform(0.42, 0.52)
-    cap = Ellipsoid(head.centre, head.axes * 1.08, colour, (np.array([0, 1, -0.15]), edge))
-    peak = Ellipsoid(np.array([0, edge + 0.015, head.axes[2] * 0.85]), np.array([0.12, 0.014, 0.1]), colour * 0.8)
-    return [cap, peak]
+def _hair(rng, head, colour):
+    """Hair over the crown and the back."""
+    tilt = rng.uniform(0.4, 0.8)
+    cut = (np.array([0, math.cos(tilt), -math.sin(tilt)]), rng.uniform(0.02, 0.06))
+    return Ellipsoid(head.centre, head.axes * 1.07, colour, cut)
 
 
 # Images of the tracer are channels first, so that numpy's inner loops are long.

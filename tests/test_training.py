@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 
 import train as train_script
+from dnnlib.errors import UserError
 from tests.tiny import tiny_run
 from torch_utils import distributed
 from training.config import RunConfig, resolve
@@ -205,7 +206,7 @@ def test_a_run_folder_in_use_is_refused(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04', b'\x80\x04K\x01.', b'text'])
 def test_files_that_are_no_snapshots(content, tmp_path):
-    with pytest.raises(SnapshotError, match='x.pkl'):
+    with pytest.raises(UserError, match='x.pkl'):
         load_networks(broken(tmp_path / 'x.pkl', content))
 
 
