@@ -359,6 +359,7 @@ HOSTILE = {  # what it tries: (the file, what the message names)
     'attribute of a known name': (
         entry(call('collections', 'OrderedDict.__class__', text('touch trace'))), 'collections.OrderedDict.__class__'),
     'attribute of a network class': (entry(call('training.triplane', 'os.system', text('touch trace'))), 'training.triplane.os.system'),
+    'known class by a dotted name': (entry(name('training', 'triplane.OSGDecoder') + b')\x81}b'), 'training.triplane.OSGDecoder'),
     'unknown class': (entry(b'c__main__\nGenerator\n)\x81}b'), '__main__.Generator'),
     'unknown torch function': (entry(call('torch', 'load', text('trace'))), 'torch.load'),
     'unknown torch class': (entry(b'ctorch.utils.data.dataset\nDataset\n)\x81}b'), 'torch.utils.data.dataset.Dataset'),
@@ -563,6 +564,9 @@ def test_every_tensor_is_accounted_for():
         build(**{'encoder.weight': torch.zeros(1)})
     with pytest.raises(LegacyError, match=r'unknown backbone.synthesis.b3d8.block4.conv0.bias'):
         build(**{'backbone.synthesis.b3d8.block4.conv0.bias': torch.zeros(4)})
+    for second in ('backbone.synthesis.b5.conv1.bias', 'backbone.synthesis.b4.to_rgb.bias'):  # two names for one of ours
+        with pytest.raises(LegacyError, match=f'unknown {second}'):
+            build(**{second: torch.zeros(8)})
     with pytest.raises(LegacyError, match='unknown decoder.hidden.bias'):  # our own names are not published names
         build(**{'decoder.hidden.bias': torch.zeros(64)})
     with pytest.raises(LegacyError, match=r'decoder.net.0.bias has shape \[3\], expected \[64\]'):
