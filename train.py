@@ -166,11 +166,11 @@ def prepare(config):
     """Find everything that is wrong before anything is written. Returns the file for LPIPS, or None."""
     from training.dataset import PosedImageDataset
     from training.perceptual import find_vgg_weights, load_lpips
-    from training.snapshots import read_snapshot
+    from training.snapshots import load_networks
 
     PosedImageDataset(config.data, resolution=config.generator.image_resolution)
     if config.init_from is not None:
-        read_snapshot(config.init_from)
+        load_networks(config.init_from)
     if config.stage2.kimg == 0 or config.stage2.loss.imitation != 'lpips':
         return None
     weights = str(find_vgg_weights(config.lpips_weights))

@@ -203,3 +203,29 @@ def test_discriminators_judge_their_inputs():
     assert not torch.allclose(logits, D(image, raw.flip(1), c)) and not torch.allclose(logits, D(image, raw, c.flip(0)))
     patch = torch.randn(4, 3, config.patch_discriminator.resolution, config.patch_discriminator.resolution)
     assert P(patch).shape == (4, 1)
+
+
+def test_low_precision_is_close_and_keeps_fp32_outputs():
+    """bf16 runs on a CPU, so it stands for the casts that fp16 takes on a GPU."""
+    exact, rough = tiny_generator(), tiny_generator(precision='bf16', conv_clamp=256.0)
+    z, c = inputs(exact)
+    options = dict(noise_mode='const')
+    a, b = (G.render(G.planes(G.mapping(z, c), **options), c, '2d', ws=G.mapping(z, c), sampling='deterministic')['image']
+            for G in (exact, rough))
+    assert b.dtype == torch.float32 and 0 < (a - b).abs().max() < 0.05 * a.abs().max()
+    torch.manual_seed(1)
+    D = DualDiscriminator(resolve('demo', 'd', 'o').discriminator)
+    torch.manual_seed(1)
+    D16 = DualDiscriminator(resolve('demo', 'd', 'o').discriminator.replace(precision='bf16', conv_clamp=256.0))
+    image = torch.randn(4, 3, 64, 64, requires_grad=True)
+    a, b = D(image, image[:, :, ::4, ::4], c.repeat(2, 1)), D16(image, image[:, :, ::4, ::4], c.repeat(2, 1))
+    assert b.dtype == torch.float32 and (a - b).abs().max() < 0.1 * a.abs().max()
+    gradient, = torch.autograd.grad(b.sum(), image, create_graph=True)
+    gradient.square().sum().backward()  # R1's second pass
+
+
+def test_published_precision():
+    config = resolve('ffhq512', 'd', 'o')
+    assert config.generator.precision == config.discriminator.precision == config.patch_discriminator.precision == 'fp16'
+    D = DualDiscriminator(config.discriminator.replace(channel_base=1024, channel_max=4))
+    assert [block.precision for block in D.blocks] == ['fp16'] * 4 + ['fp32'] * 3

@@ -293,14 +293,15 @@ class Preset:
     run: dict = field(default_factory=dict)
 
 
-_DEMO = Preset(  # minutes on two CPU cores: small networks, no pretrained weights, objects on white
-    resolution=64, gamma=0.3, patch_weight=0.2, stage1_kimg=8, stage2_kimg=3,
-    rendering=dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, 0.0), depth_samples=12, importance_samples=8, white_background=True),
-    generator=dict(z_dim=512, w_dim=128, render_resolution=16, plane_resolution=32, plane_channels=16, channel_base=512,
+_DEMO = Preset(  # minutes on two CPU cores: small networks, high learning rates, no pretrained weights, objects on white
+    resolution=64, gamma=0.3, patch_weight=0.2, stage1_kimg=12, stage2_kimg=4,
+    rendering=dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, 0.0), depth_samples=8, importance_samples=6, white_background=True),
+    generator=dict(w_dim=128, render_resolution=16, plane_resolution=16, plane_channels=16, channel_base=512,
                    channel_max=64, decoder_hidden=32, sr_input_resolution=16, sr_channels=(16, 8), precision='fp32', conv_clamp=None),
     discriminator=dict(channel_base=512, channel_max=64, mapping_layers=2, precision='fp32', conv_clamp=None),
-    loss=dict(imitation='pyramid', blur_fade_kimg=2.0, swap_fade_kimg=8.0, density_points=200),
-    run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=3, ema_kimg=0.3, share_fakes=True, workers=0, grid_size=(8, 4)))
+    loss=dict(imitation='pyramid', blur_fade_kimg=2.0, swap_fade_kimg=12.0, density_points=200),
+    optimizer=dict(g_lr=0.008, d_lr=0.006),
+    run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=4, ema_kimg=0.3, share_fakes=True, workers=0, grid_size=(8, 4)))
 
 PRESETS = {
     'ffhq512': Preset(512, _FFHQ_CAMERAS, gamma=1, patch_weight=0.1),

@@ -18,7 +18,7 @@ from training.networks.generator import Generator
 from training.perceptual import build_imitation
 from training.players import Player, average_beta, update_average
 from training.reporting import Reporter, SampleGrid
-from training.snapshots import copy_matching, read_snapshot, save_snapshot
+from training.snapshots import copy_matching, load_networks, save_snapshot
 
 # What a random number is for; part of its key.
 PHASES = ('generator', 'density', 'discriminator', 'discriminator_r1', 'patch', 'patch_r1')
@@ -102,7 +102,7 @@ class Run:
         if self.config.init_from is None:
             return {}
         self._log(f'weights from {self.config.init_from}')
-        return {name: entry['state'] for name, entry in read_snapshot(self.config.init_from)['networks'].items()}
+        return {name: network.state_dict() for name, network in load_networks(self.config.init_from).items()}
 
     def _log(self, line):
         if self.first:
@@ -153,7 +153,8 @@ class Stage:
         run._log(f'stage {self.number}: {end / 1000:g} kimg')
         loader = self._loader(end)
         next_tick, ticks = config.tick_kimg * 1000, 0
-        run.save(self.number, self.networks)
+        if run.images_seen == 0:
+            run.save(self.number, self.networks)
         for real, real_c in loader:
             self.step(real, real_c)
             done = self.images_seen >= end
