@@ -28,6 +28,7 @@ def load_golden(name):
 def worst_error(actual, expected):
     """Largest difference, relative to the largest magnitude of `expected`. Shapes must agree."""
     assert actual.shape == expected.shape, f'{tuple(actual.shape)} is not {tuple(expected.shape)}'
+    actual, expected = actual.detach(), expected.detach()
     return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 

@@ -141,6 +141,11 @@ def test_inverse_cdf_by_hand():
     assert_close(depths, torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0]), 1e-6)
 
 
+def test_inverse_cdf_steps_over_bins_without_mass():
+    edges, masses = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.5, 0.0, 0.5])
+    assert sampling.invert_cdf(edges, masses, torch.tensor([0.5])).item() == 2.0  # right-sided search
+
+
 def test_importance_samples_gather_where_the_weight_is():
     depths = torch.linspace(0, 1, 21).expand(1, 1, -1)
     weights = torch.zeros(1, 1, 20)

@@ -1,6 +1,7 @@
 """The imitation losses by name, and LPIPS with weights that are found before training starts."""
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -50,7 +51,9 @@ def load_lpips(weights, device):
     """LPIPS (VGG) as a function (x, target) -> [N], images [N, 3, H, W] in [-1, 1]; gradients reach x only."""
     import lpips  # imports torchvision's models: slow, and not needed by every script
 
-    model = lpips.LPIPS(net='vgg', pnet_rand=True, verbose=False)
+    with warnings.catch_warnings():  # lpips names torchvision's weights in an old way
+        warnings.simplefilter('ignore', UserWarning)
+        model = lpips.LPIPS(net='vgg', pnet_rand=True, verbose=False)
     try:
         state = torch.load(weights, map_location='cpu', weights_only=True)
         convolutions = {name: value for name, value in state.items() if name.startswith('features.')}

@@ -13,7 +13,7 @@ from training.networks.stylegan2 import demodulation
 NUM_PLANES = 3
 AWARE_AXES = ('xy', 'yz', 'zx')  # the planes that alignment is defined for: (width axis, height axis)
 # Width of a strip, and how many of its output columns at each end differ from the interior, by (kernel size, up).
-_STRIPS = {(1, 1): (1, 0), (3, 1): (3, 1), (3, 2): (4, 3)}
+_STRIPS = {(1, 1): (1, 0), (3, 1): (3, 1), (3, 2): (3, 2)}
 
 
 def align_planes(planes):
