@@ -6,12 +6,14 @@ import os
 import re
 
 import click
+import torch
 
 from dnnlib.cli import friendly_errors
 from torch_utils import distributed
 from training.config import AUTO, PRESETS, ConfigError, check, resolve
 
 UNSET = None
+MOST_IMAGES_CHECKED = 5000  # a second or two
 
 
 def write_options(config):
@@ -76,9 +78,18 @@ def override(config, options):
         stage = getattr(config, f'stage{number}')
         stages[f'stage{number}'] = stage.replace(kimg=given.get(f'stage{number}_kimg', stage.kimg),
                                                  loss=stage.loss.replace(**_stage_loss(changes(_LOSS), number, given)))
+    if stages['stage1'].kimg == 0 and 'init_from' not in given:
+        stages['stage2'] = _with_schedules_of(stages['stage1'], stages['stage2'])
     optimizer = config.optimizer.replace(**changes(_OPTIMIZER))
     return config.replace(generator=generator, discriminator=discriminator, patch_discriminator=patch, optimizer=optimizer,
                           **stages, **changes(_RUN))
+
+
+def _with_schedules_of(first, second):
+    """Stage 2 from the first image on (supplement, section II.1): nothing is trained yet, so stage 1's ramps apply."""
+    names = ('blur_init_sigma', 'blur_fade_kimg', 'swap_start', 'swap_end', 'swap_fade_kimg')
+    loss = second.loss.replace(**{name: getattr(first.loss, name) for name in names})
+    return second.replace(loss=loss, ema_rampup=first.ema_rampup, ada_kimg=first.ada_kimg)
 
 
 def _stage_loss(changes, number, given):
@@ -108,7 +119,7 @@ def summary(config):
 @click.option('--stage1-kimg', type=click.FloatRange(0), help='Length of stage 1; 0 trains everything together from the start.')
 @click.option('--stage2-kimg', type=click.FloatRange(0), help='Length of stage 2.')
 @click.option('--init-from', type=click.Path(dir_okay=False), help='Snapshot whose weights the run starts from.')
-@click.option('--seed', type=click.IntRange(0), help='Random seed.')
+@click.option('--seed', type=click.IntRange(0, 2**32 - 1), help='Random seed.')
 @click.option('--mirror', type=bool, help='Double the set by mirrored copies.')
 @click.option('--augment', type=click.Choice(['none', 'ada']), help='Augmentation of what the discriminators see.')
 @click.option('--ada-target', type=click.FloatRange(0, 1), help="ADA's target for sign(D(real)).")
@@ -168,7 +179,8 @@ def prepare(config):
     from training.perceptual import find_vgg_weights, load_lpips
     from training.snapshots import load_networks
 
-    PosedImageDataset(config.data, resolution=config.generator.image_resolution)
+    check_gpus(config.gpus)
+    check_images(PosedImageDataset(config.data, resolution=config.generator.image_resolution))
     if config.init_from is not None:
         load_networks(config.init_from)
     if config.stage2.kimg == 0 or config.stage2.loss.imitation != 'lpips':
@@ -178,6 +190,18 @@ def prepare(config):
     return weights
 
 
+def check_gpus(wanted):
+    if torch.cuda.is_available() and not distributed.under_torchrun():
+        present = torch.cuda.device_count()
+        check(wanted <= present, f'--gpus={wanted}, but this machine has {present}; use --gpus={present} or fewer')
+
+
+def check_images(dataset):
+    """Read every image of a small set, and some of a large one: a broken one should show before hours of training."""
+    for index in range(0, len(dataset), max(len(dataset) // MOST_IMAGES_CHECKED, 1)):
+        dataset[index]
+
+
 def start(config, vgg_weights):
     """Make the run's folder and train, in as many processes as asked for."""
     from training.training_loop import train
@@ -185,8 +209,11 @@ def start(config, vgg_weights):
     if int(os.environ.get('RANK', 0)) == 0:
         if os.path.isdir(config.outdir) and os.listdir(config.outdir):
             raise ConfigError(f'--run-dir={config.outdir} is not empty; name another folder')
-        os.makedirs(config.outdir, exist_ok=True)
-        write_options(config)
+        try:
+            os.makedirs(config.outdir, exist_ok=True)
+            write_options(config)
+        except OSError as error:
+            raise ConfigError(f'the run folder {config.outdir} cannot be written: {error.strerror}; name another') from None
     distributed.launch(functools.partial(train, config, vgg_weights), config.gpus)
 
 

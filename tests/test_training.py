@@ -2,6 +2,7 @@
 
 import functools
 import json
+import zipfile
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_sharing_fakes_trains_too(data, tmp_path):
 
 def test_stage_2_continues_stage_1_and_says_so(finished):
     log = (finished[0] / 'log.txt').read_text()
-    assert 'stage 2' in log and 'G: took' in log and 'left' in log and 'residual.blocks' in log
+    assert 'stage 2' in log and 'G: took' in log and 'start anew: residual.blocks' in log
 
 
 def test_init_from_takes_weights(finished, data, tmp_path):
@@ -121,7 +122,7 @@ def test_init_from_takes_weights(finished, data, tmp_path):
     run(data, outdir, init_from=snapshot, stage1=stage.replace(kimg=0))
     log = (outdir / 'log.txt').read_text()
     assert f'weights from {snapshot}' in log
-    assert 'D_patch: took' in log and 'left' not in log.split('D_patch: took')[1].splitlines()[0]
+    assert 'D_patch: took' in log and 'anew' not in log
 
 
 # The script
@@ -142,7 +143,7 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
 
 
 SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_dir', 'dry_run')]
-SAMPLES = {'ada_target': 0.3, 'swap': 0.3, 'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
+SAMPLES = {'g_channel_base': 16384, 'd_channel_base': 16384, 'ada_target': 0.3, 'swap': 0.3, 'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
            'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9}
 
 
@@ -160,6 +161,13 @@ def test_every_option_reaches_the_configuration(option):
     assert any(entry != json.loads(json.dumps(base)) for entry in resolved)
 
 
+def test_training_everything_from_the_first_image_keeps_the_ramps():
+    config = json.loads(invoke('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').output)['stage2']
+    assert (config['loss']['blur_fade_kimg'], config['loss']['swap_start'], config['ema_rampup']) == (123, 1.0, 0.05)
+    later = json.loads(invoke('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--init-from=x.pkl').output)['stage2']
+    assert (later['loss']['blur_fade_kimg'], later['ema_rampup']) == (0, None)
+
+
 def broken(path, content=b'not a snapshot'):
     path.write_bytes(content)
     return path
@@ -174,6 +182,8 @@ def broken(path, content=b'not a snapshot'):
     (['--preset=demo', '--stage1-kimg=0', '--stage2-kimg=0'], 'nothing to train'),
     (['--preset=demo', '--near=3', '--far=2'], 'below far'),
     (['--preset=demo', '--near=close'], 'neither a number'),
+    (['--preset=ffhq512', '--g-channel-base=8'], 'channel_base'),
+    (['--preset=ffhq512', '--d-channel-max=0'], 'channel_max'),
     (['--preset=demo', '--data=absent.zip'], 'absent.zip'),
     (['--preset=ffhq512'], 'resolution'),
     (['--preset=demo', '--init-from=BROKEN'], 'is no snapshot'),
@@ -190,6 +200,39 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, data, tmp_
     assert result.exit_code != 0 and message in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert not (tmp_path / 'runs').exists()
+
+
+def with_a_broken_image(data, path):
+    """A copy of a data set in which the last image is damaged."""
+    with zipfile.ZipFile(data) as source, zipfile.ZipFile(path, 'w') as target:
+        names = source.namelist()
+        damaged = [name for name in names if name.endswith('.png')][-1]
+        for name in names:
+            content = source.read(name)
+            target.writestr(name, content[:len(content) // 2] if name == damaged else content)
+    return path, damaged
+
+
+def test_a_broken_image_is_found_before_anything_is_written(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
+    path, name = with_a_broken_image(data, tmp_path / 'broken.zip')
+    result = invoke('--preset=demo', f'--data={path}', f'--run-dir={tmp_path / "run"}')
+    assert result.exit_code == 1 and name in result.output and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('processes, workers', [(1, 1), (2, 0)])
+def test_a_broken_image_met_in_training_is_one_line(processes, workers, data, tmp_path):
+    path, name = with_a_broken_image(data, tmp_path / 'broken.zip')
+    with pytest.raises(UserError) as caught:
+        run(path, tmp_path / 'run', processes=processes, gpus=processes, workers=workers, stage1=tiny_run('', '').stage1.replace(kimg=0.1))
+    assert name in str(caught.value) and 'Traceback' not in str(caught.value)
+
+
+def test_an_unwritable_run_folder_is_named(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
+    (tmp_path / 'file').write_text('')
+    result = invoke('--preset=demo', f'--data={data}', f'--outdir={tmp_path / "file"}')
+    assert result.exit_code == 1 and 'cannot be written' in result.output
 
 
 def test_a_run_folder_in_use_is_refused(data, tmp_path, monkeypatch):

@@ -5,10 +5,13 @@ Works the same for one process (nothing is initialised), for `launch` and under 
 
 import os
 import socket
+import sys
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+
+from dnnlib.errors import UserError
 
 
 def rank():
@@ -46,18 +49,27 @@ def stop():
 def launch(function, processes):
     """Call `function()` in `processes` processes of this machine; with one, right here.
 
-    function must be picklable. Raises the first process's exception.
+    function must be picklable. A UserError of any process is raised here; other failures as torch.multiprocessing does.
     """
     if processes == 1 or under_torchrun():
         return function()
-    port = _free_port()
-    torch.multiprocessing.spawn(_worker, args=(function, processes, port), nprocs=processes)
+    messages = torch.multiprocessing.get_context('spawn').SimpleQueue()
+    try:
+        torch.multiprocessing.spawn(_worker, args=(function, processes, _free_port(), messages), nprocs=processes)
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
+        if messages.empty():
+            raise
+        raise UserError(messages.get()) from None
 
 
-def _worker(local_rank, function, processes, port):
+def _worker(local_rank, function, processes, port, messages):
     os.environ.update(MASTER_ADDR='localhost', MASTER_PORT=str(port), WORLD_SIZE=str(processes), RANK=str(local_rank),
                       LOCAL_RANK=str(local_rank))
-    function()
+    try:
+        function()
+    except UserError as error:
+        messages.put(str(error))
+        sys.exit(1)
 
 
 def _free_port():

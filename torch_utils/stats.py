@@ -8,15 +8,15 @@ from torch_utils import distributed
 
 
 class Statistics:
-    """Means of reported values since the last `collect`, over all processes."""
+    """Means of reported values since the last `collect`, over all processes. device: where the sums are kept."""
 
-    def __init__(self):
-        self._sums = {}  # name -> [count, sum]
+    def __init__(self, device='cpu'):
+        self._device, self._sums = device, {}  # name -> [count, sum]
 
     def report(self, name, values):
         """Add values (a tensor of any shape, or a number) under a name such as 'loss/G'."""
-        values = torch.as_tensor(values).detach().double()
-        entry = torch.stack([torch.tensor(float(values.numel()), dtype=torch.float64, device=values.device), values.sum()])
+        values = torch.as_tensor(values, device=self._device).detach().double()
+        entry = torch.stack([values.new_full((), values.numel()), values.sum()])
         self._sums[name] = entry if name not in self._sums else self._sums[name] + entry
 
     def collect(self):

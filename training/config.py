@@ -121,6 +121,8 @@ class GeneratorConfig(Config):
         check(self.plane_order in PLANE_AXES, f'plane_order must be one of {", ".join(PLANE_AXES)}, got {self.plane_order!r}')
         check(self.plane_activation in PLANE_ACTIVATIONS, f'plane_activation must be one of {", ".join(PLANE_ACTIVATIONS)}')
         check(self.precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
+        check(self.channel_base >= self.plane_resolution and self.channel_max >= 1, "the generator's channel_base must be at "
+              f'least plane_resolution ({self.plane_resolution}) and channel_max at least 1')
         ratio = self.image_resolution // self.sr_input_resolution
         check(ratio in (2, 4), f'image_resolution must be 2 or 4 times sr_input_resolution, got {self.image_resolution} '
               f'and {self.sr_input_resolution}')
@@ -152,6 +154,8 @@ class DiscriminatorConfig(Config):
     def __post_init__(self):
         check(is_power_of_two(self.resolution) and self.resolution >= 8,
               f'a discriminator needs a resolution that is a power of two from 8 up, got {self.resolution}')
+        check(self.channel_base >= self.resolution and self.channel_max >= 1, "the discriminator's channel_base must be at "
+              f'least its resolution ({self.resolution}) and channel_max at least 1')
         check(self.precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
         known = self.raw_resize in RAW_RESIZE_FILTERS or (isinstance(self.raw_resize, float) and 0 < self.raw_resize < 1)
         check(known, f'raw_resize must be one of {", ".join(RAW_RESIZE_FILTERS)} or a number between 0 and 1')
@@ -308,7 +312,7 @@ PRESETS = {
     'ffhq256': Preset(256, _FFHQ_CAMERAS, gamma=1, patch_weight=0.2),
     'afhq512': Preset(512, _AFHQ_CAMERAS, gamma=5, patch_weight=0.1, augment='ada', stage1_kimg=4000, stage2_kimg=6200),
     'afhq256': Preset(256, _AFHQ_CAMERAS, gamma=5, patch_weight=0.2, augment='ada', stage1_kimg=1600, stage2_kimg=10000),
-    'shapenet128': Preset(128, _CARS, gamma=1, patch_weight=0.2),
+    'shapenet128': Preset(128, _CARS, gamma=1, patch_weight=0.2, stage2_kimg=13600),
     'demo': _DEMO,
 }
 

@@ -38,8 +38,8 @@ def find_vgg_weights(option=None):
 
 
 def _download(target):
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(VGG_URL, str(target), hash_prefix=VGG_FILE[-12:-4], progress=True)
     except Exception as error:  # network failures come as many types
         raise WeightsError(f'LPIPS needs {VGG_FILE}, which is not at {target} and could not be downloaded from {VGG_URL} '

@@ -37,12 +37,10 @@ class Player:
         distributed.average_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        finite = norm.isfinite()
         report(f'gradients/{self.name}', norm.nan_to_num(**FINITE_REPLACEMENTS))
-        report(f'gradients/{self.name}_not_finite', 1 - finite.float())
-        if not finite:
-            for gradient in gradients:
-                torch.nan_to_num(gradient, **FINITE_REPLACEMENTS, out=gradient)
+        report(f'gradients/{self.name}_not_finite', 1 - norm.isfinite().float())
+        for gradient in gradients:
+            torch.nan_to_num(gradient, **FINITE_REPLACEMENTS, out=gradient)
 
 
 @torch.no_grad()

@@ -31,7 +31,10 @@ def load_generator(path, device):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'--device={device} cannot be used: {str(error).splitlines()[0]}') from None
-    return load_networks(path)['G_ema'].to(device)
+    networks = load_networks(path)
+    if 'G_ema' not in networks:
+        raise UserError(f'{path} holds no generator G_ema, only: {", ".join(networks) or "nothing"}')
+    return networks['G_ema'].to(device)
 
 
 def choose_branches(G, choice):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.random import BatchRandom
 from torch_utils.stats import Statistics
@@ -52,10 +53,12 @@ class Networks:
     def take(self, states, log):
         """Copy what fits from {name: state dict}; say what was taken and what was not."""
         for name, module in self.by_name().items():
-            if module is None:
-                continue
-            taken, left = copy_matching(module, states.get(name, {}))
-            log(f'{name}: took {len(taken)} tensors' + (f', left {len(left)} as they are: {_summary(left)}' if left else ''))
+            state = states.get(name, {})
+            taken, left = copy_matching(module, state) if module is not None else ([], [])
+            unused = [tensor for tensor in state if tensor not in taken]
+            log(f'{name}: took {len(taken)} tensors'
+                + (f'; {len(left)} start anew: {_summary(left)}' if left else '')
+                + (f'; {len(unused)} not used: {_summary(unused)}' if unused else ''))
 
 
 def _summary(names, most=4):
@@ -76,7 +79,7 @@ class Run:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         self.dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution, mirror=config.mirror)
         self.labels = self.dataset.labels.to(self.device)
-        self.statistics = Statistics()
+        self.statistics = Statistics(self.device)
         self.images_seen = 0
         total = round((config.stage1.kimg + config.stage2.kimg) * 1000)
         self.reporter = Reporter(config.outdir, total, 0, self.device) if self.first else None
@@ -94,7 +97,9 @@ class Run:
                 if states:
                     networks.take(states, self._log)
                 Stage(self, number, stage, networks).go()
-                states = {name: module.state_dict() for name, module in networks.by_name().items() if module is not None}
+                for name, module in networks.by_name().items():
+                    if module is not None:  # what this stage does not have stays as --init-from gave it
+                        states[name] = {**states.get(name, {}), **module.state_dict()}
         if self.first:
             self.reporter.close()
 
@@ -102,7 +107,9 @@ class Run:
         if self.config.init_from is None:
             return {}
         self._log(f'weights from {self.config.init_from}')
-        return {name: network.state_dict() for name, network in load_networks(self.config.init_from).items()}
+        states = {name: network.state_dict() for name, network in load_networks(self.config.init_from).items()}
+        generator = states.get('G', states.get('G_ema', {}))
+        return {'G': generator, 'G_ema': generator, **states}
 
     def _log(self, line):
         if self.first:
@@ -169,9 +176,14 @@ class Stage:
         run, config = self.run, self.config
         rows = slice(distributed.rank(), None, distributed.world_size())
         starts = range(run.images_seen, run.images_seen + end, config.batch)
-        batches = [batch_indices(len(run.dataset), config.seed, start, config.batch)[rows].tolist() for start in starts]
+        batches = Batches(starts, lambda start: batch_indices(len(run.dataset), config.seed, start, config.batch)[rows].tolist())
         workers = dict(num_workers=config.workers, persistent_workers=True, prefetch_factor=4) if config.workers else {}
-        return torch.utils.data.DataLoader(run.dataset, batch_sampler=batches, pin_memory=run.device.type == 'cuda', **workers)
+        loader = torch.utils.data.DataLoader(CarryErrors(run.dataset), batch_sampler=batches, collate_fn=collate_or_error,
+                                             pin_memory=run.device.type == 'cuda', **workers)
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     # One step --------------------------------------------------------------------------------------------------------
 
@@ -247,7 +259,7 @@ class Stage:
     def report(self, name, values):
         """Statistics; the signs of D2D's verdicts on real images also steer the augmentation."""
         self.run.statistics.report(name, values)
-        if name == 'signs/real':
+        if name == 'signs/real' and self.config.augment == 'ada':
             self.real_signs.append(values.detach().float().mean())
 
     # Random numbers and fakes ----------------------------------------------------------------------------------------
@@ -268,6 +280,41 @@ class Stage:
         inputs = self._fake_inputs(phase)
         return [(self.objectives.fakes(_rows(inputs, p), self._random(phase, p, part=2), image=image, patch=patch), inputs.c[p.rows])
                 for p in self.passes]
+
+
+class Batches:
+    """A batch sampler: for every start, the indices of a batch."""
+
+    def __init__(self, starts, indices):
+        self.starts, self.indices = starts, indices
+
+    def __len__(self):
+        return len(self.starts)
+
+    def __iter__(self):
+        return map(self.indices, self.starts)
+
+
+class CarryErrors(torch.utils.data.Dataset):
+    """A dataset whose users' errors come out as items: raised in a worker process, they would become tracebacks."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+def collate_or_error(items):
+    """A batch, or the first error among its items."""
+    errors = [item for item in items if isinstance(item, UserError)]
+    return errors[0] if errors else torch.utils.data.default_collate(items)
 
 
 class Pass(NamedTuple):

@@ -71,14 +71,15 @@ class Generator(nn.Module):
         residual = None if self.residual is None else self.residual(coarse, ws[:, -1], noise_mode, random)
         return Planes(self._activate(coarse), None if residual is None else self._activate(residual))
 
-    def render(self, planes, c, branch='2d', ws=None, render_resolution=None, sampling='stratified', patch=None, random=None):
+    def render(self, planes, c, branch='2d', ws=None, render_resolution=None, sampling='stratified', patch=None, noise_mode=None,
+               random=None):
         """Images of planes seen by cameras c [N, 25].
 
         branch: '2d' (volume render and super-resolution; needs ws), '3d' (coarse + residual planes, rendered directly)
         or 'coarse' (coarse planes, rendered directly). render_resolution: pixels per side of the volume render (default:
         the configuration's for '2d' and 'coarse', the image size for '3d'). patch: integer [N, 2], (top, left) of a
         window of render_resolution pixels (default: the configuration's) of the full-resolution image; '3d' and 'coarse'
-        only. Returns 'image' [N, 3, H, W], 'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth'
+        only. noise_mode: S2D's; None takes the configuration's, by default 'none'. Returns 'image' [N, 3, H, W], 'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth'
         [N, 1, h, w], world units along the ray. Raises ValueError for a branch or a combination that does not exist.
         """
         self._check_branch(branch, ws, patch)
@@ -87,7 +88,7 @@ class Generator(nn.Module):
         pixels, depth, _ = render_rays(field, origins, directions, self.config.rendering, sampling, random)
         features, depth = _as_image(pixels, size), _as_image(depth, size)
         raw = features[:, :RGB_CHANNELS]
-        image = self.superresolution(raw, features, ws, random) if branch == '2d' else raw
+        image = self.superresolution(raw, features, ws, noise_mode, random) if branch == '2d' else raw
         return {'image': image, 'image_raw': raw, 'image_depth': depth}
 
     def query(self, planes, points, fine=True):

@@ -141,7 +141,7 @@ def modulated_conv2d(x, weight, styles, up=1, padding=0, resample_filter=None, d
     after one shared convolution, which equals convolving every sample with its own weights (StyleGAN2, section 2.2).
     """
     if demodulate and x.dtype == torch.float16:  # keeps the products in fp16's range; demodulation undoes it
-        weight = weight / weight.abs().amax(dim=(1, 2, 3), keepdim=True)
+        weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel()))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
     y = x * styles.to(x.dtype)[:, :, None, None]
     y = conv2d_resample(y, weight.to(x.dtype), f=resample_filter, up=up, padding=padding, flip_weight=(up == 1))

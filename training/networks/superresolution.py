@@ -29,13 +29,13 @@ class Superresolution(nn.Module):
         ])
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
-    def forward(self, image_raw, features, ws, random=None):
+    def forward(self, image_raw, features, ws, noise_mode=None, random=None):
         """image_raw: [N, 3, h, w]; features: [N, C, h, w]; ws: [N, num_ws, w_dim]. Returns [N, 3, H, W] in fp32."""
         ws = ws[:, -1:].expand(-1, 3, -1)
         image, x = self._fit(image_raw), self._fit(features)
         x = x.to(working_dtype(self.precision, x.device))
         for block in self.blocks:
-            x, own = block(x, ws, self.noise_mode, random)
+            x, own = block(x, ws, noise_mode or self.noise_mode, random)
             if own.shape[-1] != image.shape[-1]:
                 image = upsample2d(image, self.resample_filter)
             image = image + own.float()

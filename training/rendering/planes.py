@@ -11,8 +11,9 @@ def sample_planes(planes, points, box_size, axes):
     axes: for every plane its width axis and height axis, such as ('xy', 'yz', 'zx'). Returns [N, P, C].
     """
     n, count = planes.shape[:2]
-    scaled = points * (2 / box_size)
-    grid = torch.stack([scaled[..., ['xyz'.index(axis) for axis in pair]] for pair in axes], dim=1)  # [N, K, P, 2]
+    x, y, z = points.mul(2 / box_size).unbind(dim=-1)
+    along = {'x': x, 'y': y, 'z': z}
+    grid = torch.stack([torch.stack([along[axis] for axis in pair], dim=-1) for pair in axes], dim=1)  # [N, K, P, 2]
     looked_up = F.grid_sample(planes.flatten(0, 1), grid.flatten(0, 1).unsqueeze(1), mode='bilinear',
                               padding_mode='zeros', align_corners=False)
     return looked_up.reshape(n, count, planes.shape[2], -1).mean(dim=1).transpose(1, 2)

@@ -16,9 +16,9 @@ def patch_centres(corners, size, resolution):
     """Image coordinates [N, size^2, 2] of the pixels of `size` x `size` windows of an image of `resolution` pixels.
 
     corners: integer [N, 2], rows of (top, left) in pixels of the full image.
-    Raises ValueError when a window leaves the image.
+    Raises ValueError when a window leaves the image; corners on a GPU are not looked at, which would wait for it.
     """
-    if corners.numel() and (int(corners.min()) < 0 or int(corners.max()) + size > resolution):
+    if corners.device.type == 'cpu' and len(corners) and (corners.min() < 0 or corners.max() + size > resolution):
         raise ValueError(f'a {size}x{size} patch at (top, left) {corners.tolist()} leaves the {resolution}x{resolution} image')
     steps = torch.arange(size, device=corners.device)
     y = corners[:, 0, None] + steps
