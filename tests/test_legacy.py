@@ -507,7 +507,7 @@ def test_what_arguments_mean():
     config = legacy.generator_config(STAGE2_CLASS, GENERATOR)
     assert (config.precision, config.conv_clamp, config.plane_order, config.residual) == ('fp16', 256.0, 'mimic3d', True)
     assert config.rendering.focal == cameras.FFHQ_FOCAL
-    plain = legacy.generator_config(STAGE1_CLASS, EG3D | {'sr_num_fp16_res': 0})
+    plain = legacy.generator_config(STAGE1_CLASS, EG3D | {'sr_num_fp16_res': 0, 'channel_base': 512})
     assert (plain.precision, plain.conv_clamp, plain.plane_order, plain.plane_resolution) == ('fp32', None, 'eg3d', 256)
     rendering = RENDERING | {'avg_camera_radius': 1.7, 'avg_camera_pivot': [0, 0, 0], 'white_back': True}
     cars = legacy.generator_config(STAGE2_CLASS, GENERATOR | {'rendering_kwargs': rendering}).rendering

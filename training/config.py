@@ -300,7 +300,7 @@ class Preset:
 _DEMO = Preset(  # minutes on two CPU cores: small networks, high learning rates, no pretrained weights, objects on white
     resolution=64, gamma=0.3, patch_weight=0.2, stage1_kimg=12, stage2_kimg=4,
     rendering=dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, 0.0), depth_samples=8, importance_samples=6, white_background=True),
-    generator=dict(w_dim=128, render_resolution=16, plane_resolution=16, plane_channels=16, channel_base=512,
+    generator=dict(z_dim=64, w_dim=128, render_resolution=16, plane_resolution=16, plane_channels=16, channel_base=512,
                    channel_max=64, decoder_hidden=32, sr_input_resolution=16, sr_channels=(16, 8), precision='fp32', conv_clamp=None),
     discriminator=dict(channel_base=512, channel_max=64, mapping_layers=2, precision='fp32', conv_clamp=None),
     loss=dict(imitation='pyramid', blur_fade_kimg=2.0, swap_fade_kimg=12.0, density_points=200),
