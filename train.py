@@ -60,7 +60,7 @@ _RENDERING = dict(near='near', far='far', box='box_size', samples='depth_samples
                   white_background='white_background', camera_radius='camera_radius', focal='focal')
 _LOSS = dict(gamma='r1_gamma', gamma_patch='r1_gamma_patch', imitation='imitation', imitation_weight='imitation_weight',
              patch_weight='patch_weight', density_weight='density_weight', blur_fade='blur_fade_kimg')
-_OPTIMIZER = dict(glr='g_lr', dlr='d_lr')
+_OPTIMIZER = dict(glr='g_lr', dlr='d_lr', lr_rampup='lr_rampup_kimg')
 
 
 def override(config, options):
@@ -135,6 +135,7 @@ def summary(config):
 @click.option('--pose-conditioning', type=bool, help='Condition the generator on the camera.')
 @click.option('--glr', type=click.FloatRange(0, min_open=True), help="Generator's learning rate.")
 @click.option('--dlr', type=click.FloatRange(0, min_open=True), help="Discriminators' learning rate.")
+@click.option('--lr-rampup', type=click.FloatRange(0), help='Thousands of images over which the learning rates of a stage rise.')
 @click.option('--ema-kimg', type=click.FloatRange(0), help="Half-life of the generator's average (default: batch * 10 / 32).")
 @click.option('--share-fakes', type=bool, help='The players of a step share its fakes: one generator pass instead of three.')
 @click.option('--render-resolution', type=int, help='Pixels per side of the volume render and of a patch.')

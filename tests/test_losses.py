@@ -191,6 +191,14 @@ def test_lazy_regularisation_scales_adam():
     assert [step for step in range(40) if player.regularizes_at(step)] == [0, 16, 32]
 
 
+def test_learning_rates_can_be_scaled():
+    player = Player('P', nn.Linear(2, 2), lr=0.002, config=OptimizerConfig(), interval=None)
+    player.scale_learning_rate(0.25)
+    assert player.optimizer.param_groups[0]['lr'] == pytest.approx(0.0005)
+    player.scale_learning_rate(1.0)
+    assert player.optimizer.param_groups[0]['lr'] == pytest.approx(0.002)
+
+
 def test_passes_are_averaged_and_only_the_player_learns():
     module, other = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     other.requires_grad_(False)

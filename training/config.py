@@ -206,6 +206,7 @@ class OptimizerConfig(Config):
     eps: float = 1e-8
     density_interval: int = 4
     r1_interval: int = 16
+    lr_rampup_kimg: float = 0.0  # a stage's learning rates rise linearly over so many thousand images; 0: at once
 
 
 @dataclass(frozen=True)
@@ -298,13 +299,13 @@ class Preset:
 
 
 _DEMO = Preset(  # minutes on two CPU cores: small networks, high learning rates, no pretrained weights, objects on white
-    resolution=64, gamma=0.3, patch_weight=0.2, stage1_kimg=12, stage2_kimg=4,
+    resolution=64, gamma=0.3, patch_weight=0.2, stage1_kimg=12, stage2_kimg=5,
     rendering=dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, 0.0), depth_samples=8, importance_samples=6, white_background=True),
     generator=dict(z_dim=64, w_dim=128, render_resolution=16, plane_resolution=16, plane_channels=16, channel_base=512,
                    channel_max=64, decoder_hidden=32, sr_input_resolution=16, sr_channels=(16, 8), precision='fp32', conv_clamp=None),
     discriminator=dict(channel_base=512, channel_max=64, mapping_layers=2, precision='fp32', conv_clamp=None),
     loss=dict(imitation='pyramid', blur_fade_kimg=2.0, swap_fade_kimg=12.0, density_points=200),
-    optimizer=dict(g_lr=0.008, d_lr=0.006),
+    optimizer=dict(g_lr=0.008, d_lr=0.006, lr_rampup_kimg=0.5),
     run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=4, ema_kimg=0.3, share_fakes=True, workers=0, grid_size=(8, 4)))
 
 PRESETS = {

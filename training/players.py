@@ -14,12 +14,17 @@ class Player:
     def __init__(self, name, module, lr, config, interval):
         self.name, self.module, self.interval = name, module, interval
         ratio = interval / (interval + 1) if interval else 1.0  # StyleGAN2, appendix B
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=lr * ratio, eps=config.eps, fused=True,
+        self.lr = lr * ratio
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=self.lr, eps=config.eps, fused=True,
                                           betas=(config.beta1**ratio, config.beta2**ratio))
         module.requires_grad_(False)
 
     def regularizes_at(self, step):
         return bool(self.interval) and step % self.interval == 0
+
+    def scale_learning_rate(self, factor):
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.lr * factor
 
     def step(self, passes, loss, report):
         """One optimiser step on the mean over the passes of `loss(pass)`, a scalar."""

@@ -13,7 +13,7 @@ from torch_utils.random import BatchRandom
 from torch_utils.stats import Statistics
 from training import augment
 from training.dataset import PosedImageDataset, batch_indices
-from training.losses import Objectives, Schedule, blur_sigma, draw_fake_inputs, swap_probability
+from training.losses import Objectives, Schedule, blur_sigma, draw_fake_inputs, ramp, swap_probability
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
 from training.perceptual import build_imitation
@@ -195,12 +195,20 @@ class Stage:
         count = len(self.passes)
         reals = [(real[p.index::count], real_c[p.index::count]) for p in self.passes]
         self.schedule = Schedule(blur_sigma(self.stage.loss, self.images_seen, self.config.batch), self.augment_p)
+        self._scale_learning_rates()
         made = self._step_generator()
         shared = made if self.config.share_fakes else None
         self._step_discriminator(reals, shared or self._make_fakes('discriminator', image=True))
         if self.d_patch is not None:
             self._step_patch_discriminator(reals, shared or self._make_fakes('patch', patch=True))
         self._finish_step()
+
+    def _scale_learning_rates(self):
+        seen = self.images_seen + self.config.batch
+        factor = ramp(0.0, 1.0, seen, self.config.optimizer.lr_rampup_kimg * 1000)
+        for player in (self.g, self.d, self.d_patch):
+            if player is not None:
+                player.scale_learning_rate(factor)
 
     def _step_generator(self):
         """Steps G; returns its fakes, without gradients, and the cameras they are seen from, for each pass."""
