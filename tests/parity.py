@@ -16,7 +16,7 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
-from training import legacy
+from training import reference_networks
 from training.augment import AugmentConfig, AugmentPipe
 from training.config import LossConfig
 from training.losses import FakeInputs, Objectives, Schedule, crop, r1_penalty
@@ -63,7 +63,7 @@ class Comparison:
         own = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in module.named_parameters()}
         worst, where = 0.0, ''
         for published, norm in expected.items():
-            actual = own.pop(legacy.own_name(published, module.config))
+            actual = own.pop(reference_networks.own_name(published, module.config))
             error = abs(actual - norm) / norm if norm >= SMALL_NORM else max(actual - 2 * SMALL_NORM, 0.0) / SMALL_NORM
             if not error <= worst:
                 worst, where = error, published
@@ -85,7 +85,7 @@ class Comparison:
 
 
 def trainable(class_name, init_kwargs, state):
-    return legacy.build_from_reference(class_name, init_kwargs, state).requires_grad_(True)
+    return reference_networks.build_from_reference(class_name, init_kwargs, state).requires_grad_(True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,10 +225,10 @@ STATS = {  # the release's names of what Objectives reports
 
 def compare_losses(it):
     arrays, meta = it.arrays, it.meta
-    G = trainable(legacy.GENERATORS[1], meta['G_init'], it.state('state/G/'))
+    G = trainable(reference_networks.GENERATORS[1], meta['G_init'], it.state('state/G/'))
     G.config = G.config.replace(render_resolution=meta['neural_rendering_resolution'])
-    D = trainable(legacy.DUAL_DISCRIMINATORS[0], meta['D_init'], it.state('state/D/'))
-    D_patch = trainable(legacy.SINGLE_DISCRIMINATORS[0], meta['D_patch_init'], it.state('state/D_patch/'))
+    D = trainable(reference_networks.DUAL_DISCRIMINATORS[0], meta['D_init'], it.state('state/D/'))
+    D_patch = trainable(reference_networks.SINGLE_DISCRIMINATORS[0], meta['D_patch_init'], it.state('state/D_patch/'))
     config = LossConfig(r1_gamma=meta['r1_gamma'], r1_gamma_patch=meta['r1_gamma_patch'], patch_weight=meta['patch_gan'],
                         density_spread=meta['G_init']['rendering_kwargs']['density_reg_p_dist'])
     seen = {}
@@ -284,12 +284,12 @@ COMPARISONS = {  # golden: how it is compared, and which arrays are inputs
     'cameras': (compare_cameras, ('intrinsics',)),
     'ops': (compare_ops, ('x', 'b', 'dy', 'conv_x', 'conv_w', 'mod_styles', 'resize_x', 'aware_in')),
     'augment_pipe': (compare_augment, ('images',)),
-    'eg3d_generator': (lambda it: compare_generator(it, legacy.GENERATORS[0]), _GENERATOR_INPUTS),
-    'mimic3d_stage1_generator': (lambda it: compare_generator(it, legacy.GENERATORS[0]), _GENERATOR_INPUTS),
-    'mimic3d_stage2_generator': (lambda it: compare_generator(it, legacy.GENERATORS[1]), _GENERATOR_INPUTS),
-    'mimic3d_stage2_auto_white': (lambda it: compare_generator(it, legacy.GENERATORS[1]), _GENERATOR_INPUTS),
-    'dual_discriminator': (lambda it: compare_discriminator(it, legacy.DUAL_DISCRIMINATORS[0]), ('c',)),
-    'patch_discriminator': (lambda it: compare_discriminator(it, legacy.SINGLE_DISCRIMINATORS[0]), ()),
+    'eg3d_generator': (lambda it: compare_generator(it, reference_networks.GENERATORS[0]), _GENERATOR_INPUTS),
+    'mimic3d_stage1_generator': (lambda it: compare_generator(it, reference_networks.GENERATORS[0]), _GENERATOR_INPUTS),
+    'mimic3d_stage2_generator': (lambda it: compare_generator(it, reference_networks.GENERATORS[1]), _GENERATOR_INPUTS),
+    'mimic3d_stage2_auto_white': (lambda it: compare_generator(it, reference_networks.GENERATORS[1]), _GENERATOR_INPUTS),
+    'dual_discriminator': (lambda it: compare_discriminator(it, reference_networks.DUAL_DISCRIMINATORS[0]), ('c',)),
+    'patch_discriminator': (lambda it: compare_discriminator(it, reference_networks.SINGLE_DISCRIMINATORS[0]), ()),
     'losses': (compare_losses, ('z', 'c', 'real', 'real_c', 'greg_coordinates', 'greg_perturbation', 'patch_offsets_fake',
                                 'patch_offsets_real')),
 }

@@ -19,7 +19,7 @@ from dnnlib.errors import UserError
 from tests.goldens.frozen import fill
 from tests.tiny import tiny_config, tiny_discriminator_config
 from torch_utils.ops.upfirdn2d import setup_filter
-from training import legacy
+from training import legacy, reference_networks
 from training.legacy import LegacyError, build_from_reference
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
@@ -47,8 +47,8 @@ EG3D = {key: value for key, value in STAGE1.items() if key not in ('triplane_res
 DUAL = dict(c_dim=25, img_resolution=32, img_channels=3, channel_base=128, channel_max=8, num_fp16_res=4, conv_clamp=256,
             disc_c_noise=0, block_kwargs=dict(freeze_layers=0), mapping_kwargs={}, epilogue_kwargs=dict(mbstd_group_size=2))
 SINGLE = {key: value for key, value in DUAL.items() if key not in ('disc_c_noise', 'mapping_kwargs')} | dict(c_dim=0, img_resolution=16)
-STAGE1_CLASS, STAGE2_CLASS = legacy.GENERATORS
-DUAL_CLASS, SINGLE_CLASS = legacy.DUAL_DISCRIMINATORS[0], legacy.SINGLE_DISCRIMINATORS[0]
+STAGE1_CLASS, STAGE2_CLASS = reference_networks.GENERATORS
+DUAL_CLASS, SINGLE_CLASS = reference_networks.DUAL_DISCRIMINATORS[0], reference_networks.SINGLE_DISCRIMINATORS[0]
 
 
 def changed(kwargs, **changes):
@@ -60,14 +60,14 @@ def changed(kwargs, **changes):
 
 def network(class_name, kwargs):
     """This project's module for published arguments, with weights."""
-    if class_name in legacy.GENERATORS:
-        return fill(Generator(legacy.generator_config(class_name, kwargs)))
+    if class_name in reference_networks.GENERATORS:
+        return fill(Generator(reference_networks.generator_config(class_name, kwargs)))
     build = DualDiscriminator if class_name == DUAL_CLASS else PatchDiscriminator
-    return fill(build(legacy.discriminator_config(class_name, kwargs)))
+    return fill(build(reference_networks.discriminator_config(class_name, kwargs)))
 
 
 def published_name(name, config):
-    """The other direction of legacy.own_name, written independently."""
+    """The other direction of reference_networks.own_name, written independently."""
     name = name.replace('.to_rgb.', '.torgb.')
     if isinstance(config, type(tiny_config())):
         last = f'backbone.synthesis.b3d{config.plane_resolution}'
@@ -499,22 +499,22 @@ def test_published_arguments_build_the_same_network(class_name, kwargs):
 def test_every_published_resolution_is_known(resolution, suffix, size, channels):
     module = f'training.superresolution.SuperresolutionHybrid{suffix}'
     kwargs = changed(GENERATOR, image_resolution=resolution, superresolution_module=module)
-    config = legacy.generator_config(STAGE2_CLASS, kwargs | {'img_resolution': resolution})
+    config = reference_networks.generator_config(STAGE2_CLASS, kwargs | {'img_resolution': resolution})
     assert (config.image_resolution, config.sr_input_resolution, config.sr_channels) == (resolution, size, channels)
 
 
 def test_what_arguments_mean():
-    config = legacy.generator_config(STAGE2_CLASS, GENERATOR)
+    config = reference_networks.generator_config(STAGE2_CLASS, GENERATOR)
     assert (config.precision, config.conv_clamp, config.plane_order, config.residual) == ('fp16', 256.0, 'mimic3d', True)
     assert config.rendering.focal == cameras.FFHQ_FOCAL
-    plain = legacy.generator_config(STAGE1_CLASS, EG3D | {'sr_num_fp16_res': 0, 'channel_base': 512})
+    plain = reference_networks.generator_config(STAGE1_CLASS, EG3D | {'sr_num_fp16_res': 0, 'channel_base': 512})
     assert (plain.precision, plain.conv_clamp, plain.plane_order, plain.plane_resolution) == ('fp32', None, 'eg3d', 256)
     rendering = RENDERING | {'avg_camera_radius': 1.7, 'avg_camera_pivot': [0, 0, 0], 'white_back': True}
-    cars = legacy.generator_config(STAGE2_CLASS, GENERATOR | {'rendering_kwargs': rendering}).rendering
+    cars = reference_networks.generator_config(STAGE2_CLASS, GENERATOR | {'rendering_kwargs': rendering}).rendering
     assert (cars.focal, cars.white_background, cars.camera_pivot) == (cameras.SHAPENET_FOCAL, True, (0, 0, 0))
-    defaults = legacy.discriminator_config(DUAL_CLASS, dict(c_dim=25, img_resolution=64, img_channels=3))
+    defaults = reference_networks.discriminator_config(DUAL_CLASS, dict(c_dim=25, img_resolution=64, img_channels=3))
     assert (defaults.conv_clamp, defaults.low_precision_resolutions, defaults.minibatch_group, defaults.mapping_layers) == (256, 4, 4, 8)
-    assert legacy.discriminator_config(DUAL_CLASS, DUAL | {'conv_clamp': None}).conv_clamp is None
+    assert reference_networks.discriminator_config(DUAL_CLASS, DUAL | {'conv_clamp': None}).conv_clamp is None
 
 
 @pytest.mark.parametrize('change', [

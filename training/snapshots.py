@@ -6,9 +6,9 @@ import torch
 
 from dnnlib.errors import UserError
 from training.config import ConfigError, DiscriminatorConfig, GeneratorConfig
-from training.legacy import is_pickle, load_reference
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
+from training.reference_networks import is_pickle, load_reference
 
 FORMAT = 'mimic3d-snapshot'
 VERSION = 1
@@ -51,8 +51,8 @@ def read_snapshot(path):
         raise SnapshotError(f'{path}: no such snapshot file')
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise SnapshotError(f'{path} is no snapshot of this project, or is damaged ({_first_line(error)})') from None
+    except Exception:  # a damaged file fails in many ways, and torch's advice would be to trust it
+        raise SnapshotError(f'{path} is no snapshot of this project, or is damaged; give a network-snapshot-*.pkl') from None
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise SnapshotError(f'{path} holds no networks of this project; give a network-snapshot-*.pkl')
     if content['version'] > VERSION:
@@ -63,7 +63,7 @@ def read_snapshot(path):
 def load_networks(path, device='cpu'):
     """The networks of a snapshot by name: 'G', 'G_ema', 'D', and after stage 2 'D_patch'.
 
-    Pickles that EG3D and Mimic3D have published open, too, as far as training/legacy.py knows them.
+    Pickles that EG3D and Mimic3D have published open, too, as far as training/reference_networks.py knows them.
     """
     if os.path.isfile(path) and is_pickle(path):
         return {name: module.to(device) for name, module in load_reference(path).items()}
