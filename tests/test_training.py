@@ -284,3 +284,10 @@ def test_under_torchrun_the_processes_are_counted(monkeypatch):
     result = invoke('--preset=ffhq512', '--data=d', '--dry-run')
     assert json.loads(result.output)['gpus'] == 4
     assert 'torchrun started 4 processes' in invoke('--preset=ffhq512', '--data=d', '--dry-run', '--gpus=8').output
+
+
+def test_a_regularisation_of_weight_0_is_not_computed(data, tmp_path):
+    stage = tiny_run('', '').stage1
+    loss = stage.loss.replace(density_weight=0.0, r1_gamma=0.0)
+    _, statistics = run(data, tmp_path / 'plain', stage1=stage.replace(loss=loss))
+    assert 'loss/G/density' not in statistics[0] and 'loss/D/r1_penalty' not in statistics[0]

@@ -78,7 +78,7 @@ def _duration(seconds):
 
 def default_grid(resolution):
     """Columns and rows that fill about a 4K picture, within reason."""
-    return max(3840 // resolution, 4) if resolution > 256 else 15, max(2160 // resolution, 2) if resolution > 256 else 8
+    return min(max(3840 // resolution, 4), 15), min(max(2160 // resolution, 2), 8)
 
 
 class SampleGrid:

@@ -1,7 +1,6 @@
 """The training loop: build, then for each stage step, report and save."""
 
 import copy
-import json
 import os
 from typing import NamedTuple
 
@@ -128,7 +127,7 @@ class Run:
         kimg = self.images_seen // 1000
         self.grid.save(networks.G_ema, self.config.outdir, kimg)
         path = os.path.join(self.config.outdir, f'network-snapshot-{kimg:06d}.pkl')
-        about = {'stage': stage, 'images_seen': self.images_seen, 'options': json.loads(json.dumps(self.config.to_dict()))}
+        about = {'stage': stage, 'images_seen': self.images_seen, 'options': self.config.to_dict()}
         save_snapshot(path, networks.by_name(), about)
 
 
@@ -141,12 +140,15 @@ class Stage:
         self.steps = 0
         self.images_seen = 0  # in this stage
         self.augment_p, self.real_signs = 0.0, []
-        self.schedule = Schedule()
         self.passes = split_batch(config.batch // (distributed.world_size() * config.batch_per_pass))
         options = config.optimizer
-        self.g = Player('G', networks.G, options.g_lr, options, options.density_interval)
-        self.d = Player('D', networks.D, options.d_lr, options, options.r1_interval)
-        self.d_patch = networks.D_patch and Player('D_patch', networks.D_patch, options.d_lr, options, options.r1_interval)
+
+        def player(name, module, lr, interval, weight):
+            return Player(name, module, lr, options, interval if weight > 0 else None)
+        self.g = player('G', networks.G, options.g_lr, options.density_interval, stage.loss.density_weight)
+        self.d = player('D', networks.D, options.d_lr, options.r1_interval, stage.loss.r1_gamma)
+        self.d_patch = networks.D_patch and player('D_patch', networks.D_patch, options.d_lr, options.r1_interval,
+                                                   stage.loss.r1_gamma_patch)
         for module in networks.by_name().values():
             if module is not None:
                 distributed.broadcast(module)
@@ -194,7 +196,6 @@ class Stage:
         real_c = real_c.to(device, non_blocking=True)
         count = len(self.passes)
         reals = [(real[p.index::count], real_c[p.index::count]) for p in self.passes]
-        self.schedule = Schedule(blur_sigma(self.stage.loss, self.images_seen, self.config.batch), self.augment_p)
         self._scale_learning_rates()
         made = self._step_generator()
         shared = made if self.config.share_fakes else None
@@ -202,6 +203,11 @@ class Stage:
         if self.d_patch is not None:
             self._step_patch_discriminator(reals, shared or self._make_fakes('patch', patch=True))
         self._finish_step()
+
+    @property
+    def schedule(self):
+        """What the objectives' schedules say at this point of the stage."""
+        return Schedule(blur_sigma(self.stage.loss, self.images_seen, self.config.batch), self.augment_p)
 
     def _scale_learning_rates(self):
         seen = self.images_seen + self.config.batch
