@@ -1,0 +1,231 @@
+"""Image metrics of a network, or of a folder of images, and tables and plots of them.
+
+python calc_metrics.py --metrics=fid50k_full --network=network-snapshot.pkl --data=ffhq512.zip --branch=both --gpus=8
+python calc_metrics.py table RUN... ; python calc_metrics.py plot RUN
+"""
+
+import dataclasses
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from dnnlib.cli import friendly_errors
+from dnnlib.errors import UserError
+from metrics import evaluate, registry, results, tables
+from metrics.processes import from_first
+from torch_utils import distributed
+from training.reference_networks import is_pickle
+from training.snapshots import read_snapshot
+from training.subjects import choose_branches, load_generator
+
+BRANCHES = ('2d', '3d', 'both', 'coarse')
+
+
+class MetricList(click.ParamType):
+    """`fid50k_full,swd` -> ['fid50k_full', 'swd']."""
+
+    name = 'metrics'
+
+    def convert(self, value, param, ctx):
+        try:
+            names = [name.strip() for name in value.split(',')]
+            for name in names:
+                registry.find(name)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+        return names
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of the script's own command; see its --help."""
+
+    metrics: list
+    network: str | None
+    images: str | None
+    data: str | None
+    mirror: bool | None
+    branch: str
+    outdir: Path | None
+    label: str | None
+    seed: int
+    batch: int
+    trunc: float
+    trunc_cutoff: int | None
+    render_resolution: int | None
+    samples: int | None
+    importance_samples: int | None
+    sampling: str
+    noise_mode: str
+    gpus: int
+    workers: int
+    group_options: dict
+
+
+def group_options(command):
+    """Decorator: the options that the groups of metrics bring along."""
+    for group in registry.groups():
+        for option in reversed(group.options):
+            command = option(command)
+    return command
+
+
+@click.group(invoke_without_command=True, context_settings=dict(max_content_width=120, show_default=True))
+@click.option('--metrics', type=MetricList(),
+              help=f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.')
+@click.option('--network', metavar='PATH', help='Network snapshot to judge.')
+@click.option('--images', metavar='ZIP|DIR', help='Images of any other method to judge, instead of a network.')
+@click.option('--data', metavar='ZIP|DIR', help='The real images, with cameras.  [default: what the network was trained on]')
+@click.option('--mirror', type=bool, help='Double the data by mirrored copies.  [default: as in training]')
+@click.option('--branch', type=click.Choice(BRANCHES), default='both', help='Of the network.')
+@click.option('--outdir', type=click.Path(file_okay=False, path_type=Path),
+              help="Where metric-<name>.jsonl goes.  [default: the network's folder; for --images the current one]")
+@click.option('--label', help="The method's name in tables.  [default: the name of the run's or image folder]")
+@click.option('--seed', type=click.IntRange(0, 2**32 - 1), default=0, help='Of latents, cameras and subsets.')
+@click.option('--batch', type=click.IntRange(1), default=16, help='Images at once and per process.')
+@click.option('--trunc', type=click.FloatRange(0), default=1.0, help='Truncation psi; 1: none.')
+@click.option('--trunc-cutoff', type=click.IntRange(0), help='Truncate only the first so many ws.  [default: all]')
+@click.option('--render-resolution', type=click.IntRange(1, 4096),
+              help="Pixels per side of the volume render.  [default: the network's]")
+@click.option('--samples', type=click.IntRange(4), help="Stratified samples per ray.  [default: the network's]")
+@click.option('--importance-samples', type=click.IntRange(0), help="Importance samples per ray.  [default: the network's]")
+@click.option('--sampling', type=click.Choice(['deterministic', 'stratified']), default='deterministic', help='Along rays.')
+@click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help='Noise of the synthesis.')
+@click.option('--gpus', type=click.IntRange(1), default=1, help='Processes, one per GPU (without one: CPU processes).')
+@click.option('--workers', type=click.IntRange(0), default=2, help='Processes that read images, per GPU.')
+@group_options
+@click.pass_context
+@friendly_errors
+def main(context, **options):
+    """Judge a network's images, or a folder of them, against a data set; results go to metric-<name>.jsonl."""
+    if context.invoked_subcommand is not None:
+        return
+    if options['metrics'] is None:
+        raise UserError('--metrics is missing: name what to compute, such as --metrics=fid50k_full,swd')
+    if options['network'] and options['images']:
+        raise UserError('--network and --images exclude each other: give one')
+    own = {name: options.pop(name) for name in list(options) if name not in Request.__dataclass_fields__}
+    request = Request(**options, group_options=own)
+    distributed.launch(functools.partial(judge, request), request.gpus)
+
+
+def judge(request):
+    """Compute, print and write what a Request asks for, in this process, which may be one of several."""
+    distributed.start()
+    try:
+        subject = load_subject(request)
+        for branch in subject.branches:
+            records = evaluate(request.metrics, subject.task(branch), subject.about)
+            if distributed.rank() == 0:
+                results.append(subject.outdir, records)
+                for record in records:
+                    click.echo(results.one_line(record))
+    finally:
+        distributed.stop()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: a task per branch, and what the records say of it."""
+
+    shared: registry.Task
+    branches: tuple
+    outdir: Path
+    about: dict
+
+    def task(self, branch):
+        return dataclasses.replace(self.shared, branch=branch)
+
+
+def load_subject(request):
+    """The Subject of a request, on this process's device. Raises UserError for what does not fit together."""
+    device = distributed.pick_device()
+    generator, branches, trained = None, (None,), {}
+    if request.network:
+        generator = load_generator(request.network, str(device))
+        branches = judged_branches(generator, request.branch)
+        set_samples(generator, request.samples, request.importance_samples)
+        trained = training_of(request.network)
+    outdir = request.outdir or (Path(request.network).parent if request.network else Path('.'))
+    from_first(functools.partial(make_folder, outdir))
+    options = trained.get('options', {})
+    task = registry.Task(
+        device=device, generator=generator, images=request.images, data=request.data or options.get('data'),
+        mirror=options.get('mirror', False) if request.mirror is None else request.mirror, outdir=outdir,
+        truncation_psi=request.trunc, truncation_cutoff=request.trunc_cutoff, options=request.group_options,
+        **{name: getattr(request, name) for name in ('seed', 'batch', 'render_resolution', 'sampling', 'noise_mode', 'workers')})
+    seen = trained.get('images_seen')
+    about = {'snapshot': request.network, 'kimg': None if seen is None else seen / 1000,
+             'label': request.label or default_label(request)}
+    return Subject(task, branches, outdir, about)
+
+
+def judged_branches(generator, choice):
+    """The branches to judge. After stage 1 there is no 3D branch: 'both' then means the 2D branch, and a line says so."""
+    branches = choose_branches(generator, choice)
+    if choice == 'both' and '3d' not in branches:
+        if distributed.rank() == 0:
+            click.echo('This network has no 3D branch, it comes from stage 1: only the 2D branch is judged.', err=True)
+        return ('2d',)
+    return branches
+
+
+def set_samples(generator, samples, importance_samples):
+    """Render with other numbers of samples per ray than the network's own; None leaves a number as it is."""
+    given = {'depth_samples': samples, 'importance_samples': importance_samples}
+    rendering = generator.config.rendering.replace(**{name: value for name, value in given.items() if value is not None})
+    generator.config = generator.config.replace(rendering=rendering)
+
+
+def training_of(path):
+    """What a snapshot says of its training: 'images_seen' and 'options'; {} for published pickles, which say nothing."""
+    return {} if is_pickle(path) else read_snapshot(path)['about']
+
+
+def default_label(request):
+    """The name of the folder that the judged network or images lie in."""
+    if request.network:
+        return Path(request.network).resolve().parent.name
+    return Path(request.images).resolve().stem if request.images else None
+
+
+def make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--outdir={path} cannot be made: {error.strerror}; name another') from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f'the results cannot be written to {path}: name another folder with --outdir')
+
+
+@main.command()
+@click.argument('runs', nargs=-1, required=True, type=click.Path(exists=True, file_okay=False), metavar='RUN...')
+@click.option('--format', 'form', type=click.Choice(['markdown', 'csv']), default='markdown')
+@click.option('--published', type=click.Choice([*tables.PUBLISHED_DATA, 'all', 'none']), default='all',
+              help='Of which data the published results of the paper stand beside.')
+@click.option('--every', is_flag=True, help='All snapshots.  [default: the last one of each method and branch]')
+@friendly_errors
+def table(runs, form, published, every):
+    """Print a table of the results in folders, beside the published ones."""
+    records = [record for run in runs for record in results.read(run)]
+    click.echo(tables.render(tables.rows(records, every, published), form))
+
+
+@main.command()
+@click.argument('run', type=click.Path(exists=True, file_okay=False), metavar='RUN_DIR')
+@click.option('--output', type=click.Path(dir_okay=False, path_type=Path), help='The PNG to write.  [default: RUN_DIR/metrics.png]')
+@friendly_errors
+def plot(run, output):
+    """Draw metrics against kimg."""
+    from metrics.plots import plot_metrics  # matplotlib is slow to import
+
+    output = output or Path(run) / 'metrics.png'
+    plot_metrics(results.read(run), output)
+    click.echo(f'written {output}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,42 @@
+"""fid<N>_full, fid<N>: Frechet Inception distance (Heusel et al. 2017)."""
+
+import warnings
+
+import numpy as np
+import scipy.linalg
+
+from metrics.detector import FEATURES, WIDTHS
+from metrics.image_quality import ALL, COUNT, GROUP, ImageMetric, image_count
+from metrics.registry import register
+from metrics.statistics import FeatureMoments
+
+
+class FrechetDistance(ImageMetric):
+    statistic = FeatureMoments(FEATURES)
+
+    def compare(self, judged, real, task):
+        singular = bool(min(judged['count'], real['count']) <= WIDTHS[self.statistic.layer])
+        if singular:
+            warnings.warn(f'{WIDTHS[self.statistic.layer]} images or fewer give singular covariances: such a FID is far too high, '
+                          'and only compares with others of the same number of images', stacklevel=2)
+        value = frechet_distance(judged['mean'], judged['covariance'], real['mean'], real['covariance'])
+        return value, {}, {'singular_covariance': singular}
+
+
+def frechet_distance(mean1, covariance1, mean2, covariance2):
+    """|mean1 - mean2|^2 + trace(covariance1 + covariance2 - 2 (covariance1 covariance2)^(1/2)), float64 arrays.
+
+    The trace of the root is that of (A covariance2 A)^(1/2) with A = covariance1^(1/2): symmetric, so that its eigenvalues
+    are real and, unlike those of the product, exact to rounding even where covariances are singular.
+    """
+    values, vectors = scipy.linalg.eigh(covariance1)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    eigenvalues = scipy.linalg.eigvalsh(root @ covariance2 @ root)
+    trace_of_root = np.sqrt(eigenvalues.clip(min=0)).sum()
+    return float(np.square(mean1 - mean2).sum() + np.trace(covariance1) + np.trace(covariance2) - 2 * trace_of_root)
+
+
+register('fid<N>_full', GROUP, 'Frechet distance of N generated images to all real ones.', pattern=f'fid{COUNT}_full',
+         build=lambda match: FrechetDistance(match[0], image_count(match), ALL))
+register('fid<N>', GROUP, 'Frechet distance of N generated images to N real ones.', pattern=f'fid{COUNT}',
+         build=lambda match: FrechetDistance(match[0], image_count(match), image_count(match)))

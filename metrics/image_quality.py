@@ -1,0 +1,117 @@
+"""FID and its family: metrics of a set of generated images, most of them against a set of real ones.
+
+One pass over the judged images serves all metrics that are asked for; real images are looked at once, and what was found is
+cached (metrics/real_statistics.py).
+"""
+
+from dataclasses import dataclass
+
+import click
+
+from dnnlib.errors import UserError
+from metrics import detector as detectors
+from metrics.collection import collect
+from metrics.images import GeneratedImages, ImageFiles, StoredImages, check_resolution, load_data
+from metrics.processes import from_first
+from metrics.real_statistics import real_statistics
+from metrics.registry import Group, Outcome
+
+ALL = 'all'  # every real image
+
+
+@dataclass(frozen=True)
+class ImageMetric:
+    """A metric by its numbers. Subclasses add `statistic` (metrics/statistics.py) and `compare`.
+
+    count: judged images, None: as many as both sets have; real: real images it takes: a number, ALL or None.
+    """
+
+    name: str
+    count: int | None
+    real: int | str | None
+
+    def compare(self, judged, real, task):
+        """(value, parts, protocol) from what the statistic's collectors found; `real` is None where none are taken."""
+        raise NotImplementedError
+
+    def counts(self, judged, real):
+        """(judged images, real images or None) to take of `judged` and `real` that there are (None: any number, none)."""
+        count = self.count
+        self._check(count, judged, 'of --images')
+        wanted = real if self.real == ALL else self.real
+        self._check(wanted, real, 'of --data')
+        return count, wanted
+
+    def _check(self, wanted, present, whose):
+        if wanted is not None and wanted < 2:
+            raise UserError(f'{self.name} needs at least 2 images, for a covariance; there is {wanted}')
+        if None not in (wanted, present) and wanted > present:
+            raise UserError(f'{self.name} needs {wanted} images, but there are only {present} {whose}: ask for a smaller number')
+
+
+def evaluate(metrics, task):
+    """Outcomes of ImageMetrics by name; see registry.Group."""
+    data = load_data(task) if task.generator is not None or any(metric.real for metric in metrics) else None
+    judged = _judged_images(task, data)
+    counts = {metric: metric.counts(None if task.generator is not None else len(judged), data and len(data)) for metric in metrics}
+    layers = sorted({metric.statistic.layer for metric in metrics if metric.statistic.layer})
+    weights = detectors.find_weights(task.options.get('detector')) if layers else None
+    detector = detectors.Detector(weights[0], layers, task.device) if layers else None
+    wanted = {(metric.statistic, counts[metric][1]) for metric in metrics if metric.real}
+    real, content = real_statistics(wanted, data, task, detector, weights and weights[1]) if wanted else ({}, None)
+    found = collect(judged, {(metric.statistic, counts[metric][0]) for metric in metrics}, detector, task,
+                    f'{task.branch or "stored"} images')
+
+    def compare():
+        outcomes = {}
+        for metric in metrics:
+            value, parts, protocol = metric.compare(found[metric.statistic, counts[metric][0]],
+                                                    real.get((metric.statistic, counts[metric][1])), task)
+            outcomes[metric.name] = Outcome(value, parts, {**_protocol(metric, *counts[metric], judged, task, weights, content),
+                                                           **protocol})
+        return outcomes
+    return from_first(compare)
+
+
+def _judged_images(task, data):
+    if task.generator is not None:
+        return GeneratedImages(task, data.labels)
+    if task.images is None:
+        raise UserError('there is nothing to judge: give --network=PATH or --images=DIR')
+    judged = StoredImages(ImageFiles(task.images), task)
+    if data is not None:
+        check_resolution(task.images, judged, data)
+    return judged
+
+
+def _protocol(metric, count, real_count, judged, task, weights, content):
+    """Every choice that a value depends on."""
+    config = task.generator.config if task.generator is not None else None
+    about_generator = {} if config is None else {
+        'cameras': 'training labels', 'truncation_psi': task.truncation_psi, 'truncation_cutoff': task.truncation_cutoff,
+        'render_resolution': _render_resolution(judged, task), 'skip': None,
+        'samples_per_ray': [config.rendering.depth_samples, config.rendering.importance_samples],
+        'sampling': task.sampling, 'noise_mode': task.noise_mode}
+    return {'images': count, 'real_images': real_count, 'real_subset': None if metric.real is None else
+            'all' if metric.real == ALL else 'drawn by the seed', 'resolution': judged.resolution, 'mirror': task.mirror,
+            'data_content': content, 'seed': task.seed, 'batch': task.batch, 'tf32': False, **about_generator,
+            **({'detector': detectors.NAME, 'detector_sha256': weights[1], 'layer': metric.statistic.layer}
+               if metric.statistic.layer else {})}
+
+
+def _render_resolution(judged, task):
+    """Pixels per side of the volume render."""
+    own = judged.resolution if task.branch == '3d' else task.generator.config.render_resolution
+    return judged.render_resolution or own
+
+
+def image_count(match):
+    """The number of images in a metric's name: '50k' is 50 000."""
+    return int(match['count']) * (1000 if match['thousand'] else 1)
+
+
+COUNT = r'(?P<count>[1-9]\d*)(?P<thousand>k?)'  # in patterns of names
+
+GROUP = Group(evaluate, options=(
+    click.option('--detector', metavar='FILE', help="Inception weights of torch-fidelity.  [default: its cache, or its download]"),
+    click.option('--cache-dir', metavar='DIR', help='Where statistics of real images are kept.  [default: ~/.cache/mimic3d]')))

@@ -1,0 +1,170 @@
+"""Where images come from: a generator, or files. All give 8-bit images in a fixed order, batch by batch."""
+
+import numpy as np
+import torch
+
+from dnnlib.errors import UserError
+from metrics.processes import my_batches
+from torch_utils.images import to_uint8
+from torch_utils.random import keyed_generator
+from training.dataset import DatasetError, FileStore, PosedImageDataset, epoch_order, image_names, open_image
+
+
+READ_BATCH = 32  # stored images at once; a constant, since features depend on it in their last digits
+
+
+class GeneratedImages:
+    """Images of a generator: number i has a latent and a camera keyed by (seed, i), the camera from the training labels.
+
+    task: registry.Task with a generator; labels: [M, 25]. The camera conditions the generator, too.
+    """
+
+    def __init__(self, task, labels):
+        self.task, self.labels = task, labels
+        config = task.generator.config
+        self.resolution = config.image_resolution
+        # 'coarse' is by default rendered at 64 x 64; here its images stand beside the data's.
+        self.render_resolution = task.render_resolution or (self.resolution if task.branch == 'coarse' else None)
+
+    def batches(self, count):
+        """(numbers: a range, images: uint8 [n, 3, R, R] on the device) of this process's share of the first `count`."""
+        for numbers in my_batches(count, self.task.batch):
+            yield numbers, self.make(numbers)
+
+    @torch.no_grad()
+    def make(self, numbers):
+        """Images uint8 [n, 3, R, R], on the device, of numbers (integers). Does not wait for the device."""
+        task, G = self.task, self.task.generator
+        random = ImageRandom(task.seed, numbers, task.device)
+        z, c = (self._to_device(inputs) for inputs in self.draw_inputs(numbers))
+        ws = G.mapping(z, c, truncation_psi=task.truncation_psi, truncation_cutoff=task.truncation_cutoff)
+        planes = G.planes(ws, noise_mode=task.noise_mode, random=random)
+        out = G.render(planes, c, branch=task.branch, ws=ws, render_resolution=self.render_resolution, sampling=task.sampling,
+                       random=random)
+        return to_uint8(out['image'])
+
+    def draw_inputs(self, numbers):
+        """Latents [n, z_dim] and cameras [n, 25] of image numbers, on the CPU, so that they are the same on any device."""
+        generators = [keyed_generator((self.task.seed, number)) for number in numbers]
+        z = torch.stack([torch.randn(self.task.generator.config.z_dim, generator=generator) for generator in generators])
+        chosen = torch.cat([torch.randint(len(self.labels), (1,), generator=generator) for generator in generators])
+        return z, self.labels[chosen]
+
+    def _to_device(self, tensor):
+        if self.task.device.type == 'cuda':  # from pinned memory the copy does not make this thread wait
+            tensor = tensor.pin_memory()
+        return tensor.to(self.task.device, non_blocking=True)
+
+
+class ImageRandom:
+    """Draws for a batch in which every image has numbers of its own, keyed by (seed, 1, number); see BatchRandom."""
+
+    def __init__(self, seed, numbers, device):
+        self.device = device
+        self._key = [(seed, 1, number) for number in numbers]
+        self._made = None
+
+    def normal(self, *shape):
+        """Standard normal numbers [n, *shape]."""
+        return torch.stack([torch.randn(shape, device=self.device, generator=generator) for generator in self._generators()])
+
+    def uniform(self, *shape):
+        """Numbers uniform in [0, 1), [n, *shape]."""
+        return torch.stack([torch.rand(shape, device=self.device, generator=generator) for generator in self._generators()])
+
+    def _generators(self):
+        if self._made is None:  # most renders draw nothing
+            self._made = [keyed_generator(key, self.device) for key in self._key]
+        return self._made
+
+
+class ImageFiles(torch.utils.data.Dataset):
+    """The images of a zip or folder, sorted by name, uint8 [3, R, R]; cameras are not needed.
+
+    Attribute: `resolution`. Raises DatasetError for anything wrong with the files, on reading also for mixed sizes.
+    """
+
+    def __init__(self, path):
+        self._store = FileStore(path)
+        self._names = image_names(self._store)
+        if not self._names:
+            raise DatasetError(f'{path} contains no images: give a zip or folder with PNG files')
+        self.resolution = open_image(self._store, self._names[0]).size[0]
+
+    def __len__(self):
+        return len(self._names)
+
+    def __getitem__(self, index):
+        image = open_image(self._store, self._names[index])
+        if image.size != (self.resolution, self.resolution):
+            raise DatasetError(f'{self._store.path}: image {self._names[index]} measures {image.size[0]}x{image.size[1]}, but '
+                               f'{self.resolution}x{self.resolution} was expected: make all images square and of one size')
+        return torch.from_numpy(np.asarray(image.convert('RGB')).transpose(2, 0, 1).copy())
+
+
+class StoredImages:
+    """Images from files, read ahead by worker processes.
+
+    items: ImageFiles or PosedImageDataset; order: int64 [n], which item is number 0, 1, ... (None: as they lie).
+    """
+
+    def __init__(self, items, task, order=None):
+        self.items, self.task, self.order = items, task, order
+        self.resolution = items.resolution
+
+    def __len__(self):
+        return len(self.items)
+
+    def batches(self, count):
+        """As GeneratedImages.batches. Raises DatasetError for an image that cannot be read."""
+        mine = my_batches(count, READ_BATCH)
+        chosen = [self._items(numbers) for numbers in mine]
+        on_gpu = self.task.device.type == 'cuda'
+        loader = torch.utils.data.DataLoader(_ImagesOrErrors(self.items), batch_sampler=chosen, collate_fn=_collate,
+                                             num_workers=min(self.task.workers, len(mine)), pin_memory=on_gpu)
+        for numbers, images in zip(mine, loader):
+            if isinstance(images, UserError):
+                raise images
+            yield numbers, images.to(self.task.device, non_blocking=True)
+
+    def _items(self, numbers):
+        return list(numbers) if self.order is None else self.order[numbers.start:numbers.stop].tolist()
+
+
+class _ImagesOrErrors(torch.utils.data.Dataset):
+    """The images alone; a user's error comes out as an item, since raised in a worker it would become a traceback."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __getitem__(self, index):
+        try:
+            item = self.items[index]
+        except UserError as error:
+            return error
+        return item[0] if isinstance(item, tuple) else item
+
+
+def _collate(items):
+    errors = [item for item in items if isinstance(item, UserError)]
+    return errors[0] if errors else torch.stack(items)
+
+
+def real_subset(items, seed, count):
+    """Which `count` of the real images are compared with: chosen by the seed, in their own order. int64 [count]."""
+    return epoch_order(len(items), seed, 0)[:count].sort().values
+
+
+def load_data(task):
+    """The real images of a task, a PosedImageDataset. Raises UserError when there are none, or of another resolution."""
+    if task.data is None:
+        raise UserError('--data is missing: name the zip or folder of real images')
+    resolution = None if task.generator is None else task.generator.config.image_resolution
+    return PosedImageDataset(task.data, resolution=resolution, mirror=task.mirror)
+
+
+def check_resolution(path, images, data):
+    """Raises UserError unless the judged images of `path` are of the data's resolution."""
+    if images.resolution != data.resolution:
+        raise UserError(f'--images={path} holds images of {images.resolution}x{images.resolution} pixels, the data '
+                        f'{data.resolution}x{data.resolution}: compare images of one resolution')

@@ -1,0 +1,116 @@
+"""Metrics by name, and what they are given and give back.
+
+A metric belongs to a `Group`: metrics that share their expensive part (generated images, features, reconstructions) and
+are therefore computed together. A module makes a metric known like this, and is listed in `metrics/__init__.py`:
+
+    def evaluate(metrics, task):                     # metrics: what `build` made of the names that were asked for
+        ...                                          # called on every process, with the same Task
+        return {'psnr_mv': Outcome(value=35.7)}      # on every process
+
+    GROUP = Group(evaluate, options=(click.option('--subjects', default=50, help='Subjects to reconstruct.'),))
+    register('psnr_mv', GROUP, 'PSNR between generated views and their reconstruction.', higher_is_better=True)
+
+A group's own options appear on calc_metrics.py's command line; their values are in `task.options`, by name. What all
+metrics share (network, branch, data, seed, truncation, render resolution, sampling ...) are the fields of `Task`.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from dnnlib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be judged, and how. Every process of a run has the same one, but for the device."""
+
+    device: torch.device
+    generator: torch.nn.Module | None = None  # on `device`, in evaluation mode; None: stored images are judged
+    branch: str | None = None  # of the generator: '2d', '3d' or 'coarse'
+    images: str | None = None  # zip or folder of images of any other method
+    data: str | None = None  # zip or folder of posed images: the real ones, whose cameras generated images are seen from
+    mirror: bool = False  # double the data by mirrored copies
+    outdir: Path = Path('.')  # where a metric may leave files of its own; the results themselves are not its business
+    seed: int = 0
+    batch: int = 16  # images in one forward pass; part of the protocol: it may change results in the last digits
+    truncation_psi: float = 1.0
+    truncation_cutoff: int | None = None
+    render_resolution: int | None = None  # pixels per side of the volume render; None: the network's
+    sampling: str = 'deterministic'  # along rays; or 'stratified'
+    noise_mode: str = 'const'  # or 'random', 'none'
+    workers: int = 2  # processes per process that read images
+    progress: bool = True
+    options: dict = field(default_factory=dict)  # values of the groups' own options
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a metric found."""
+
+    value: float
+    parts: dict = field(default_factory=dict)  # further numbers by name, such as {'precision': .., 'recall': ..}
+    protocol: dict = field(default_factory=dict)  # every choice that the value depends on, plain data
+
+
+@dataclass(frozen=True)
+class Group:
+    """Metrics that are computed together; see the head of this file."""
+
+    evaluate: Callable[[list, Task], dict[str, Outcome]]
+    options: tuple = ()  # click options
+
+
+@dataclass(frozen=True)
+class Family:
+    """A metric, or all metrics whose names differ by their numbers."""
+
+    form: str
+    group: Group
+    help: str
+    higher_is_better: bool
+    pattern: str
+    build: Callable[[re.Match], Any]
+
+
+_FAMILIES = {}  # form -> Family
+
+
+def register(form, group, help, higher_is_better=False, pattern=None, build=lambda match: match[0]):
+    """Make a metric known.
+
+    form: its name as users read it, such as 'psnr_mv' or 'fid<N>_full'; pattern: the regular expression of its names, where
+    that is not the form itself; build: from the pattern's match to what the group's `evaluate` gets, by default the name.
+    """
+    _FAMILIES[form] = Family(form, group, help, higher_is_better, pattern or re.escape(form), build)
+
+
+def families():
+    """All metrics that are known, in the order of their registration."""
+    return list(_FAMILIES.values())
+
+
+def groups():
+    """All groups, without repetition."""
+    return list(dict.fromkeys(family.group for family in families()))
+
+
+def find(name):
+    """(Family, match) of a metric's name. Raises UserError for a name that no metric has."""
+    for family in families():
+        match = re.fullmatch(family.pattern, name)
+        if match:
+            return family, match
+    raise UserError(f'{name!r} is no metric; there are: {", ".join(family.form for family in families())}')
+
+
+def by_group(names):
+    """[(Group, its metrics as `build` made them)] of metrics' names."""
+    grouped = {}
+    for name in dict.fromkeys(names):
+        family, match = find(name)
+        grouped.setdefault(family.group, []).append(family.build(match))
+    return list(grouped.items())

@@ -1,0 +1,54 @@
+"""Results on disk: metric-<name>.jsonl, and which snapshot is the best."""
+
+import json
+import os
+from pathlib import Path
+
+from dnnlib.errors import UserError
+from metrics import registry
+from torch_utils.stats import append_json_line
+
+
+def append(outdir, records):
+    """Write each record as a line of metric-<name>.jsonl in a folder."""
+    for record in records:
+        append_json_line(os.path.join(outdir, f'metric-{record["metric"]}.jsonl'), record)
+
+
+def read(folder):
+    """All records of a folder, in the order of the files' names and lines.
+
+    Raises UserError for a folder without results, and for a line that is none.
+    """
+    paths = sorted(Path(folder).glob('metric-*.jsonl'))
+    if not paths:
+        raise UserError(f'{folder} holds no metric-*.jsonl: give a folder with results of calc_metrics.py')
+    return [_parse(path, number, line) for path in paths for number, line in enumerate(path.read_text().splitlines(), 1) if line]
+
+
+def _parse(path, number, line):
+    try:
+        record = json.loads(line)
+        return {'label': Path(path).resolve().parent.name, **record, 'value': float(record['value']), 'metric': str(record['metric'])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path}: line {number} is no result; remove that line') from None
+
+
+def one_line(record):
+    """A record for the terminal."""
+    about = [name for name in (record['branch'], record.get('kimg') is not None and f'{record["kimg"]:g} kimg') if name]
+    parts = ', '.join(f'{name} {value:.6g}' for name, value in record['parts'].items())
+    return f'{" ".join([record["metric"], *about])}: {record["value"]:.6g}' + (f' ({parts})' if parts else '')
+
+
+def deciding(records):
+    """The record that decides which snapshot is the best: of the metric named first, the 3D branch's where there is one."""
+    first = [record for record in records if record['metric'] == records[0]['metric']]
+    return next((record for record in first if record['branch'] == '3d'), first[0])
+
+
+def is_best(record, earlier):
+    """Whether `record` beats all `earlier` records of its metric, branch and protocol. Not-a-number beats nothing."""
+    rivals = [other['value'] for other in earlier if all(other[key] == record[key] for key in ('metric', 'branch', 'protocol'))]
+    sign = 1 if registry.find(record['metric'])[0].higher_is_better else -1
+    return record['value'] == record['value'] and all(not sign * rival >= sign * record['value'] for rival in rivals)

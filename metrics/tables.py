@@ -1,0 +1,86 @@
+"""Tables of results beside the published ones."""
+
+import csv
+import io
+
+# FID, PSNR_mv, SSIM_mv as printed in the paper (METHOD: section 7); None: not given.
+PUBLISHED_DATA = {'ffhq256': 'FFHQ 256', 'ffhq512': 'FFHQ 512', 'cats256': 'Cats 256', 'cats512': 'Cats 512'}
+_METRICS = ('fid50k_full', 'psnr_mv', 'ssim_mv')
+_PUBLISHED = {
+    'StyleSDF': {'ffhq256': (11.5,), 'ffhq512': (11.2,), 'cats512': (7.91,)},
+    'VolumeGAN': {'ffhq256': (9.10, 33.6, 0.926)},
+    'StyleNeRF': {'ffhq256': (8.00, 31.9, 0.915), 'ffhq512': (7.80, 30.9, 0.843)},
+    'EG3D': {'ffhq256': (4.80, 34.0, 0.928), 'ffhq512': (4.70, 32.4, 0.861), 'cats256': (3.88,), 'cats512': (2.77,)},
+    'Mimic3D 2D branch': {'ffhq256': (3.91, 35.7, 0.938), 'ffhq512': (4.14, 33.3, 0.891), 'cats256': (3.41,), 'cats512': (2.72,)},
+    'GRAM': {'ffhq256': (13.8, 38.0, 0.966), 'cats256': (13.4,)},
+    'GRAM-HD': {'ffhq256': (10.4, 36.5, 0.955), 'cats512': (7.67,)},
+    'GMPI': {'ffhq256': (11.4, 39.8, 0.977), 'ffhq512': (8.29, 39.0, 0.961), 'cats512': (7.79,)},
+    'EpiGRAF': {'ffhq256': (9.71,), 'ffhq512': (9.92, 37.3, 0.949), 'cats256': (6.93,)},
+    'VoxGRAF': {'ffhq256': (9.60, 37.2, 0.960), 'cats256': (9.60,)},
+    'Mimic3D 3D branch': {'ffhq256': (5.14, 39.3, 0.974), 'ffhq512': (5.37, 37.8, 0.955), 'cats256': (4.14,), 'cats512': (4.29,)},
+}
+
+
+def published_rows(choice):
+    """The paper's results on a data set of PUBLISHED_DATA, on 'all' of them, or on 'none'."""
+    return [{'method': method, 'data': name, 'source': 'published', **dict(zip(_METRICS, values))}
+            for key, name in PUBLISHED_DATA.items() if choice in (key, 'all')
+            for method, by_data in _PUBLISHED.items() for values in [by_data.get(key, ())] if values]
+
+
+def rows(records, every=False, published='none'):
+    """Rows of a table, dictionaries: one per method, branch, snapshot and protocol settings that users change.
+
+    every: all snapshots; otherwise the one of the highest kimg, per method and branch. Of results of the same thing, the
+    last one counts.
+    """
+    measured = {}
+    for record in records:
+        row = measured.setdefault(_identity(record), _row(record))
+        row[record['metric']] = record['value']
+    chosen = list(measured.values())
+    if not every:
+        newest = {(row['method'], row['data'], row['psi']): row for row in sorted(chosen, key=lambda row: row['kimg'] or 0)}
+        chosen = [row for row in chosen if row is newest[row['method'], row['data'], row['psi']]]
+    return chosen + published_rows(published)
+
+
+def _identity(record):
+    return tuple(record.get(key) for key in ('label', 'branch', 'snapshot', 'images', 'data')) + (_truncation(record),)
+
+
+def _truncation(record):
+    return record.get('protocol', {}).get('truncation_psi')
+
+
+def _row(record):
+    branch = f' {record["branch"].upper()} branch' if record.get('branch') else ''
+    data = (record.get('data') or '').rstrip('/').rsplit('/', 1)[-1]
+    return {'method': f'{record["label"]}{branch}', 'data': data, 'source': 'measured', 'kimg': record.get('kimg'),
+            'psi': _truncation(record)}
+
+
+def render(rows, form='markdown'):
+    """The rows as text: 'markdown' or 'csv'. Columns without any value are left out."""
+    known = dict.fromkeys(['method', 'data', 'source', 'kimg', 'psi', *_METRICS])
+    columns = [name for name in dict.fromkeys([*known, *(name for row in rows for name in row)])
+               if any(row.get(name) not in (None, '') for row in rows)]
+    cells = [[_text(row.get(name)) for name in columns] for row in rows]
+    return _csv(columns, cells) if form == 'csv' else _markdown(columns, cells)
+
+
+def _text(value):
+    return '' if value is None else f'{value:.5g}' if isinstance(value, float) else str(value)
+
+
+def _csv(columns, cells):
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([columns, *cells])
+    return text.getvalue().rstrip('\n')
+
+
+def _markdown(columns, cells):
+    cells = [[cell.replace('|', '\\|') for cell in row] for row in [columns, *cells]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in cells]
+    return '\n'.join([lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *lines[1:]])
