@@ -1,0 +1,245 @@
+"""What NeuS learns of a subject: a signed distance, colours and a sharpness (Wang et al. 2021, section 3.1).
+
+Two fields with one face. `build` makes a Scene, which the renderer asks for distances and for shaded points; it is valid
+until the parameters change. Points are [P, 3] in units of half the box's side, so that the scene is [-1, 1]^3.
+"""
+
+from typing import Callable, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from metrics.consistency.encodings import HashGrid, frequencies, frequency_width
+
+_OUTSIDE_HIDDEN = 64
+
+
+class Scene(NamedTuple):
+    """A subject as the renderer sees it.
+
+    distance: points [P, 3] -> signed distance [P], negative inside; gradient: points [P, 3] -> its gradients [P, 3]; shade:
+    points [P, 3], unit viewing directions [P, 3] -> colours [P, 3] in [0, 1] and gradients [P, 3]; sharpness: the s of the
+    logistic distribution;
+    outside: points [P, 3] beyond the box, directions [P, 3] -> density [P] and colours [P, 3], or None.
+    """
+
+    distance: Callable
+    gradient: Callable
+    shade: Callable
+    sharpness: torch.Tensor
+    outside: Callable | None
+
+
+class Sharpness(nn.Module):
+    """The variance network: s = exp(10 v), one learned number."""
+
+    def __init__(self, initial):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(float(initial)))
+
+    def forward(self):
+        return torch.exp(10 * self.value).clamp(1e-6, 1e6)
+
+
+class OutsideField(nn.Module):
+    """Density and colour of what lies beyond the box, on contracted space: photographs only (docs/metrics.md)."""
+
+    def __init__(self, levels=10, finest=512, table=16):
+        super().__init__()
+        self.grid = HashGrid(levels, 8, finest, table)
+        self.network = nn.Sequential(nn.Linear(self.grid.width + 3, _OUTSIDE_HIDDEN), nn.ReLU(),
+                                     nn.Linear(_OUTSIDE_HIDDEN, _OUTSIDE_HIDDEN), nn.ReLU(), nn.Linear(_OUTSIDE_HIDDEN, 4))
+
+    def forward(self, points, directions):
+        output = self.network(torch.cat([self.grid(contract(points) / 2), directions], dim=-1))
+        return F.softplus(output[:, 0] - 1), torch.sigmoid(output[:, 1:])
+
+
+def contract(points):
+    """All of space into [-2, 2]^3: identity in [-1, 1]^3, infinity on the faces (after Barron et al. 2022, eq. 10)."""
+    norm = points.abs().amax(dim=-1, keepdim=True).clamp(min=1)
+    return points / norm * (2 - 1 / norm)
+
+
+class _Fields(nn.Module):
+    """What the two fields share: the sharpness and the outside."""
+
+    def __init__(self, recipe, outside):
+        super().__init__()
+        self.sharpness = Sharpness(recipe.initial_variance)
+        self.outside = OutsideField() if outside else None
+
+    def parameter_groups(self, recipe):
+        """Adam's groups; 'base_rate' is what the schedule multiplies."""
+        rates = recipe.learning_rates
+        groups = [(rates['variance'], [self.sharpness.value]), *self._own_groups(recipe)]
+        if self.outside is not None:
+            # The outside is a grid in both recipes, and learns as grids do.
+            groups += [(1e-2, [self.outside.grid.table]), (2e-3, list(self.outside.network.parameters()))]
+        return [{'params': parameters, 'lr': rate, 'base_rate': rate} for rate, parameters in groups]
+
+
+class GridFields(_Fields):
+    """`neus-fast`: the distance is a sum of grids, each twice as fine as the one before; colours come from a hash grid and
+    a small network.
+
+    A grid of n cells has n + 1 vertices, so a coarse grid is contained in every finer one, and the sum is one grid.
+    """
+
+    def __init__(self, recipe, outside=False):
+        super().__init__(recipe, outside)
+        levels = (recipe.finest_voxels // recipe.coarsest_voxels).bit_length()
+        self.voxels = [recipe.coarsest_voxels * 2**level for level in range(levels)]
+        self.view_frequencies = recipe.view_frequencies
+        self.distances = nn.ParameterList([nn.Parameter(torch.zeros([n + 1] * 3)) for n in self.voxels])
+        self.distances[0].data.copy_(_sphere(self.voxels[0] + 1, recipe.initial_radius))
+        self.features = HashGrid(recipe.feature_levels, recipe.coarsest_voxels, recipe.finest_feature_voxels,
+                                 recipe.feature_table)
+        width = self.features.width + 3 + frequency_width(3, recipe.view_frequencies)
+        self.network = nn.Sequential(nn.Linear(width, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, recipe.hidden),
+                                     nn.ReLU(), nn.Linear(recipe.hidden, 3))
+
+    def build(self, progress=1.0):
+        """The Scene. progress: share of the steps done; finer grids join one after the other over the first half."""
+        active = min(len(self.voxels), 1 + int(progress * 2 * len(self.voxels)))
+        grid = self.distances[0]
+        for finer in self.distances[1:active]:
+            grid = refine(grid) + finer
+        step = 2 / self.voxels[active - 1]
+
+        def distance(points):
+            return look_up(grid, points)
+
+        def gradient(points):
+            return look_up_gradient(grid, points, step)
+
+        def shade(points, directions):
+            gradients = gradient(points)
+            inputs = [self.features(points), F.normalize(gradients, dim=-1), frequencies(directions, self.view_frequencies)]
+            return torch.sigmoid(self.network(torch.cat(inputs, dim=-1))), gradients
+
+        return Scene(distance, gradient, shade, self.sharpness(), self.outside)
+
+    def _own_groups(self, recipe):
+        grids = [(recipe.grid_rate * 2 / n, [grid]) for n, grid in zip(self.voxels, self.distances)]
+        rates = recipe.learning_rates
+        return [*grids, (rates['features'], [self.features.table]), (rates['network'], list(self.network.parameters()))]
+
+
+def _sphere(vertices, radius):
+    axis = torch.linspace(-1, 1, vertices)
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing='ij')).norm(dim=0) - radius
+
+
+def refine(grid):
+    """The same trilinear function on twice as many cells: [n + 1]^3 -> [2n + 1]^3, exactly."""
+    for dim in range(3):
+        grid = _refine_axis(grid, dim)
+    return grid
+
+
+def _refine_axis(grid, dim):
+    grid = grid.movedim(dim, 0)
+    between = (grid[1:] + grid[:-1]) / 2
+    refined = torch.stack([grid[:-1], between], dim=1).flatten(0, 1)
+    return torch.cat([refined, grid[-1:]]).movedim(0, dim)
+
+
+def look_up(grid, points):
+    """Trilinear interpolation of a grid [x, y, z] that spans [-1, 1]^3 at points [P, 3]; outside, the nearest face's."""
+    where = points.flip(-1)[None, :, None, None]  # grid_sample counts the last axis first
+    return F.grid_sample(grid[None, None], where, align_corners=True, padding_mode='border').flatten()
+
+
+def look_up_gradient(grid, points, step):
+    """Central differences [P, 3] of the trilinear function over +-step. With the voxel as step, this interpolates the
+    vertices' differences, so it is continuous, which the function's own gradient is not."""
+    offsets = step * torch.cat([torch.eye(3), -torch.eye(3)]).to(points)
+    ends = look_up(grid, (points + offsets[:, None]).flatten(0, 1)).reshape(2, 3, -1)
+    return ((ends[0] - ends[1]) / (2 * step)).T
+
+
+class NetworkFields(_Fields):
+    """`neus`: the published networks (Wang et al. 2021, supplement)."""
+
+    def __init__(self, recipe, outside=False):
+        super().__init__(recipe, outside)
+        self.distance_network = DistanceNetwork(recipe.hidden, recipe.position_frequencies, recipe.initial_radius)
+        self.view_frequencies = recipe.view_frequencies
+        width = 3 + 3 + frequency_width(3, recipe.view_frequencies) + recipe.hidden
+        sizes = [width] + [recipe.hidden] * 4
+        layers = [part for pair in zip(sizes, sizes[1:]) for part in (weight_norm(nn.Linear(*pair)), nn.ReLU())]
+        self.colour_network = nn.Sequential(*layers, weight_norm(nn.Linear(recipe.hidden, 3)))
+
+    def build(self, progress=1.0):
+        """The Scene; these networks have no schedule of their own, `progress` has no say."""
+        return Scene(lambda points: self.distance_network(points)[:, 0], lambda points: self._differentiate(points)[1],
+                     self._shade, self.sharpness(), self.outside)
+
+    def _differentiate(self, points):
+        """The network's output [P, 1 + hidden] at points and the distance's gradients there [P, 3]."""
+        training = torch.is_grad_enabled()
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            output = self.distance_network(points)
+            gradients, = torch.autograd.grad(output[:, 0].sum(), points, create_graph=training)
+        return (output, gradients) if training else (output.detach(), gradients)
+
+    def _shade(self, points, directions):
+        output, gradients = self._differentiate(points)
+        inputs = [points, gradients, frequencies(directions, self.view_frequencies), output[:, 1:]]
+        return torch.sigmoid(self.colour_network(torch.cat(inputs, dim=-1))), gradients
+
+    def _own_groups(self, recipe):
+        networks = [*self.distance_network.parameters(), *self.colour_network.parameters()]
+        return [(recipe.learning_rates['network'], networks)]
+
+
+class DistanceNetwork(nn.Module):
+    """Eight hidden layers, the input again at the fifth, that start as the distance to a sphere (geometric initialisation:
+    Atzmon and Lipman 2020). Points [P, 3] -> [P, 1 + hidden]: distance, features."""
+
+    DEPTH, SKIP = 8, 4
+
+    def __init__(self, hidden, frequency_count, radius):
+        super().__init__()
+        self.frequency_count = frequency_count
+        encoded = frequency_width(3, frequency_count)
+        widths = [encoded] + [hidden] * self.DEPTH
+        layers = []
+        for index in range(self.DEPTH):
+            outputs = hidden - encoded if index + 1 == self.SKIP else hidden
+            layers.append(self._hidden_layer(index, widths[index], outputs, encoded))
+        self.hidden = nn.ModuleList(map(weight_norm, layers))
+        self.output = weight_norm(self._output_layer(hidden, radius))
+
+    def _hidden_layer(self, index, inputs, outputs, encoded):
+        layer = nn.Linear(inputs, outputs)
+        nn.init.normal_(layer.weight, 0, (2 / outputs) ** 0.5)
+        nn.init.zeros_(layer.bias)
+        if index in (0, self.SKIP):  # sines and cosines have no say at first: a sphere needs the position alone
+            layer.weight.data[:, inputs - encoded + 3:] = 0
+        return layer
+
+    @staticmethod
+    def _output_layer(hidden, radius):
+        layer = nn.Linear(hidden, 1 + hidden)
+        nn.init.normal_(layer.weight[:1].data, (torch.pi / hidden) ** 0.5, 1e-4)
+        nn.init.constant_(layer.bias[:1].data, -radius)
+        return layer
+
+    def forward(self, points):
+        encoded = frequencies(points, self.frequency_count)
+        x = encoded
+        for index, layer in enumerate(self.hidden):
+            if index == self.SKIP:
+                x = torch.cat([x, encoded], dim=-1) / 2**0.5
+            x = F.softplus(layer(x), beta=100)
+        return self.output(x)
+
+
+def make_fields(recipe, outside=False):
+    """The fields that a recipe names; outside: learn what lies beyond the box, too."""
+    return {'grid': GridFields, 'mlp': NetworkFields}[recipe.fields](recipe, outside)

@@ -1,0 +1,42 @@
+"""The surface of a reconstruction as a mesh."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from shape_utils.grid import grid_axis
+from shape_utils.mesh import isosurface
+
+_CHUNK = 2**18
+
+
+@torch.no_grad()
+def extract_surface(reconstruction, resolution=256):
+    """Where the signed distance is zero, by marching cubes: a coloured trimesh.Trimesh in world units, normals outward.
+
+    reconstruction: trainer.Reconstruction; resolution: grid points per side of the box. A vertex has the colour that is
+    seen from straight above it. Raises UserError where there is no surface.
+    """
+    box_size = reconstruction.box_size
+    scene = reconstruction.fields.build()
+    device = next(reconstruction.fields.parameters()).device
+    axis = torch.as_tensor(grid_axis(2.0, resolution), dtype=torch.float32)
+    # Slices of x keep the points of a fine grid out of memory.
+    distance = torch.stack([_distances(scene, x, axis, device) for x in axis])
+    # `isosurface` takes what is high inside and 0 outside: 1 - distance, which has its surface at 1.
+    mesh = isosurface((1 - distance).numpy(), 1.0, box_size)
+    mesh.visual.vertex_colors = _colours(scene, mesh.vertices * 2 / box_size, device)
+    return mesh
+
+
+def _distances(scene, x, axis, device):
+    """Signed distances [R, R] of the plane at `x`."""
+    y, z = torch.meshgrid(axis, axis, indexing='ij')
+    points = torch.stack([x.expand_as(y), y, z], dim=-1).reshape(-1, 3).to(device)
+    return torch.cat([scene.distance(part) for part in points.split(_CHUNK)]).reshape(y.shape).cpu()
+
+
+def _colours(scene, vertices, device):
+    points = torch.as_tensor(np.asarray(vertices), dtype=torch.float32, device=device)
+    colours = [scene.shade(part, -F.normalize(scene.gradient(part), dim=-1))[0] for part in points.split(_CHUNK)]
+    return (torch.cat(colours).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -1,0 +1,100 @@
+"""How a subject is reconstructed: the published recipe of NeuS, and a fast one on the same code (docs/metrics.md).
+
+Lengths are in units of half the box's side: the scene is the cube [-1, 1]^3.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from dnnlib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of a reconstruction."""
+
+    name: str
+    fields: str  # 'mlp': the published networks; 'grid': multi-resolution grids
+    steps: int
+    rays: int  # per step
+    coarse_samples: int  # per ray, stratified
+    rounds: int  # of up-sampling
+    samples_per_round: int
+    first_round_sharpness: float  # s of the first round; it doubles from round to round
+    negligible_weight: float  # sections below it are given no colour
+    initial_radius: float  # of the sphere that the surface starts as
+    initial_variance: float  # v of s = exp(10 v)
+    colour_loss: str  # 'l1' or 'l2'
+    eikonal_weight: float
+    eikonal_points: int  # random points of the box per step, beside those on the rays
+    warmup: float  # share of the steps during which the learning rates rise
+    final_rate: float  # share of the learning rates that the cosine ends at
+    network_rate: float  # learning rates, of Adam
+    variance_rate: float
+    grid_rate: float = 0.0  # of a distance grid, in its voxels: what a step may move the surface by
+    feature_rate: float = 0.0
+    coarsest_voxels: int = 0  # per side, of the distance grid
+    finest_voxels: int = 0
+    feature_levels: int = 0
+    finest_feature_voxels: int = 0
+    feature_table: int = 0  # log2 of the entries per level
+    hidden: int = 256  # width of the networks
+    position_frequencies: int = 6
+    view_frequencies: int = 4
+
+    def __post_init__(self):
+        if self.steps < 1 or self.rays < 1:
+            raise UserError(f'a reconstruction needs at least one step of one ray, not {self.steps} steps of {self.rays}')
+
+    @property
+    def learning_rates(self):
+        return {'network': self.network_rate, 'variance': self.variance_rate, 'features': self.feature_rate}
+
+    def rate_factor(self, step):
+        """What all learning rates are multiplied by at `step`: a linear warm-up, then a cosine."""
+        warmup = max(1, round(self.warmup * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.steps - warmup)
+        return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def replace(self, **changes):
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self):
+        return dataclasses.asdict(self)
+
+
+def published(**changes):
+    """NeuS as published (Wang et al. 2021, section 4.1 and supplement; METHOD: section 7)."""
+    recipe = Recipe(
+        name='neus', fields='mlp', steps=300_000, rays=512, coarse_samples=64, rounds=4, samples_per_round=16,
+        first_round_sharpness=64, negligible_weight=0.0, initial_radius=0.5, initial_variance=0.3, colour_loss='l1',
+        eikonal_weight=0.1, eikonal_points=0, warmup=5000 / 300_000, final_rate=0.05, network_rate=5e-4, variance_rate=5e-4)
+    return recipe.replace(**changes)
+
+
+def fast(image_side, **changes):
+    """The fast recipe for images of `image_side` pixels; the grids are as fine as the pixels make use of."""
+    side = min(max(image_side, 32), 512)
+    recipe = Recipe(
+        name='neus-fast', fields='grid', steps=2500, rays=1024, coarse_samples=48, rounds=2, samples_per_round=12,
+        first_round_sharpness=64, negligible_weight=1e-3, initial_radius=0.5, initial_variance=0.3, colour_loss='l1',
+        eikonal_weight=0.1, eikonal_points=2048, warmup=0.02, final_rate=0.05, network_rate=2e-3, variance_rate=2e-3,
+        grid_rate=0.04, feature_rate=1e-2, coarsest_voxels=16, finest_voxels=2 ** round(math.log2(side)) // 2,
+        feature_levels=6, finest_feature_voxels=4 * side, feature_table=15 if side <= 128 else 18, hidden=64,
+        position_frequencies=0, view_frequencies=1)
+    return recipe.replace(**changes)
+
+
+RECIPES = ('neus-fast', 'neus')
+
+
+def make_recipe(name, image_side, **changes):
+    """The recipe `name` for images of `image_side` pixels. Raises UserError for a name that does not exist."""
+    if name == 'neus':
+        return published(**changes)
+    if name == 'neus-fast':
+        return fast(image_side, **changes)
+    raise UserError(f'--recipe={name} does not exist: choose one of {", ".join(RECIPES)}')

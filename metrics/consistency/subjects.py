@@ -1,0 +1,89 @@
+"""Where the subjects of a run come from: a generator's seeds, or folders of pictures with cameras."""
+
+import hashlib
+from pathlib import Path
+
+from dnnlib.errors import UserError
+from metrics.consistency.views import folder_views, generated_views, protocol_labels, subject_folders
+
+
+class GeneratedSubjects:
+    """Seeds `task.seed`, `task.seed` + 1, ... of a generator, seen by the protocol's cameras."""
+
+    def __init__(self, task):
+        options, config = task.options, task.generator.config
+        if options['subjects'] < 1:
+            raise UserError(f'--subjects={options["subjects"]}: give at least one subject')
+        if options['views'] < 2:
+            raise UserError(f'--views={options["views"]}: a scene is determined by two views at least, better by 30')
+        self.task = task
+        self.labels = protocol_labels(task.generator, options['views'], options['yaw'], options['pitch'])
+        self.names = [f'seed{task.seed + index:04d}' for index in range(options['subjects'])]
+        # Rays that leave the box have met no more than they met: what is left shows the renderer's own background.
+        self.background = 'white' if config.rendering.white_background else 'black'
+        # 'coarse' is by default rendered at the 2D branch's size; here its views stand beside the other branches'.
+        self.render_resolution = task.render_resolution or (config.image_resolution if task.branch == 'coarse' else None)
+
+    def load(self, index):
+        """The Views of subject number `index`."""
+        return generated_views(self.task.generator, self.task.seed + index, self.task.branch, self.labels,
+                               self.task.truncation_psi, self.task.truncation_cutoff, self.render_resolution)
+
+    def about(self):
+        """Every choice that the views depend on, plain data."""
+        options, task, rendering = self.task.options, self.task, self.task.generator.config.rendering
+        return {
+            'source': 'generator', 'weights': weights_fingerprint(task.generator), 'branch': task.branch, 'seed': task.seed,
+            'conditioning_camera': 'frontal', 'truncation_psi': task.truncation_psi, 'truncation_cutoff': task.truncation_cutoff,
+            'views': options['views'], 'yaw_range': options['yaw'], 'yaw_order': 'even steps from -yaw to yaw',
+            'pitch_range': options['pitch'], 'pitch_order': 'multiples of the golden ratio', 'camera_radius': rendering.camera_radius,
+            'camera_pivot': list(rendering.camera_pivot), 'focal': rendering.focal, 'box_size': rendering.box_size,
+            'render_resolution': self.render_resolution, 'depth_samples': rendering.depth_samples,
+            'importance_samples': rendering.importance_samples, 'sampling': 'deterministic', 'noise_mode': 'const'}
+
+
+class StoredSubjects:
+    """Folders of pictures with a camera file; see views.subject_folders."""
+
+    def __init__(self, task):
+        options = task.options
+        self.path, self.box_size = options['views'], options['box']
+        self.size = options['view_size'] and options['view_size'][::-1]
+        self.folders = subject_folders(self.path)
+        self.names = [folder.stem for folder in self.folders]
+        self.background = 'learned'
+
+    def load(self, index):
+        return folder_views(self.folders[index], self.size, self.box_size)
+
+    def about(self):
+        return {'source': str(self.path), 'files': files_fingerprint(self.path), 'size': self.size,
+                'box_size': self.box_size or 'by the cameras'}
+
+
+def find_subjects(task):
+    """The subjects that a metrics.registry.Task names. Raises UserError when it names none."""
+    if isinstance(task.options['views'], Path):
+        return StoredSubjects(task)
+    if task.generator is None:
+        raise UserError('consistency is measured on views of the same subjects: give --network, or --views=DIR with a camera '
+                        'file; --images has none')
+    return GeneratedSubjects(task)
+
+
+def weights_fingerprint(module):
+    """16 hexadecimal digits that change with any weight of a module."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def files_fingerprint(path):
+    """16 hexadecimal digits that change with any file of a folder, or with a zip."""
+    path = Path(path)
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Fitting NeuS to the views of one subject (Wang et al. 2021, section 3.3)."""
+
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from dnnlib.errors import UserError
+from metrics.consistency.fields import make_fields
+from metrics.consistency.rendering import render_all, render_rays
+from metrics.consistency.views import scene_labels, view_rays
+from torch_utils.random import keyed_generator
+from training.rendering.rays import cast_rays
+
+
+class FitError(UserError):
+    """A reconstruction that came to nothing."""
+
+
+class Reconstruction(NamedTuple):
+    """A fitted subject: fields in units of half the box's side, and what they are rendered with."""
+
+    fields: torch.nn.Module
+    recipe: object
+    background: str
+    box_size: float
+
+    @torch.no_grad()
+    def render(self, labels, size):
+        """Re-render the cameras [V, 25] (world units) at `size` (height, width).
+
+        Returns colours [V, H, W, 3] in [0, 1], depth [V, H, W] (world units along the ray), normals [V, H, W, 3] (outward;
+        shorter than 1 where the surface is not certain) and opacity [V, H, W].
+        """
+        scene = self.fields.build()
+        labels = labels.clone().to(next(self.fields.parameters()).device)
+        labels[:, [3, 7, 11]] *= 2 / self.box_size
+        parts = [render_all(scene, *(x[0] for x in view_rays(label[None], size)), self.recipe, self.background)
+                 for label in labels]
+        colour, depth, normal, opacity = (torch.stack(x) for x in list(zip(*parts))[:4])
+        shape = (len(labels), *size)
+        return (colour.reshape(*shape, 3).clamp(0, 1), depth.reshape(shape) * self.box_size / 2, normal.reshape(*shape, 3),
+                opacity.reshape(shape))
+
+
+def fit(views, recipe, background, seed=0, device='cpu', progress=False):
+    """Reconstruct `views`. Returns a Reconstruction. The same seed gives the same on the same device.
+
+    background: 'white', 'black' or 'learned', what is seen where the box is empty. Raises FitError when it diverges.
+    """
+    torch.manual_seed(seed)
+    fields = make_fields(recipe, outside=background == 'learned').to(device)
+    groups = fields.parameter_groups(recipe)
+    optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
+    batches = _Batches(views, recipe, keyed_generator((seed,), device), device)
+    for step in tqdm(range(recipe.steps), desc=views.name, unit='step', disable=not progress, leave=False):
+        for group in optimizer.param_groups:
+            group['lr'] = group['base_rate'] * recipe.rate_factor(step)
+        loss = training_loss(fields, batches, recipe, background, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 99 and not loss.isfinite():
+            raise FitError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
+    return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size)
+
+
+def training_loss(fields, batches, recipe, background, step):
+    """Colour loss of a batch of rays plus the eikonal loss."""
+    scene = fields.build(progress=step / recipe.steps)
+    origins, directions, target = batches.draw()
+    rendered = render_rays(scene, origins, directions, recipe, background, batches.generator)
+    gradients = rendered.gradients
+    if recipe.eikonal_points:
+        gradients = torch.cat([gradients, scene.gradient(batches.points(recipe.eikonal_points))])
+    return colour_loss(rendered.colour, target, recipe.colour_loss) + recipe.eikonal_weight * eikonal_loss(gradients)
+
+
+def colour_loss(colour, target, kind):
+    """Mean absolute ('l1') or mean squared ('l2') difference of colours [M, 3]."""
+    difference = colour - target
+    return difference.abs().mean() if kind == 'l1' else difference.square().mean()
+
+
+def eikonal_loss(gradients):
+    """Mean of (|gradient| - 1)^2, gradients [K, 3]: a distance grows by one per unit of length (eq. 15)."""
+    return (gradients.norm(dim=-1) - 1).square().sum() / max(1, len(gradients))
+
+
+class _Batches:
+    """Random pixels of views, with their rays, and random points of the box."""
+
+    def __init__(self, views, recipe, generator, device):
+        self.labels = scene_labels(views).to(device)
+        self.images = views.images.to(device)
+        self.rays, self.generator = recipe.rays, generator
+
+    def draw(self):
+        """Origins, unit directions and colours in [0, 1], all [rays, 3]."""
+        count, height, width = self.images.shape[:3]
+        view, row, column = (self._integers(limit) for limit in (count, height, width))
+        centre = torch.stack([(column + 0.5) / width, (row + 0.5) / height], dim=-1)
+        origins, directions = (x[:, 0] for x in cast_rays(self.labels[view], centre[:, None]))
+        return origins, directions, self.images[view, row, column].float() / 255
+
+    def points(self, count):
+        """Points [count, 3], uniform in [-1, 1]^3."""
+        return torch.rand(count, 3, generator=self.generator, device=self.labels.device) * 2 - 1
+
+    def _integers(self, limit):
+        return torch.randint(limit, (self.rays,), generator=self.generator, device=self.labels.device)

@@ -1,0 +1,189 @@
+"""Views of one subject: pictures with known cameras, from a generator or from a folder."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dataset_prep.convert import TRANSFORMS_FILE, load_views, undistort
+from dnnlib.errors import UserError
+from torch_utils.images import to_uint8
+from training.dataset import LABEL_FILE, open_image
+from training.rendering.cameras import split_label
+from training.rendering.rays import cast_rays
+from training.rendering.viewpoints import view_label
+from training.subjects import make_subject, render_subjects, seed_ws
+
+CAMERA_FILES = (TRANSFORMS_FILE, LABEL_FILE)
+CAMERA_RADIUS = 2.7  # that photographs with a transforms.json are brought to
+BOX_PER_VIEW = 1.6  # side of the box, in widths of the view at the world's origin: FFHQ's box of 1 at 2.7 / 4.2647
+_LARGEST_SKEW = 1e-3  # that a rotation matrix may be off by
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+class ViewsError(UserError):
+    """Views that cannot be scored; the message is one line with the cause and the cure."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """images: uint8 [V, H, W, 3]; labels: float32 [V, 25], world units; box_size: side of the scene's cube, world units;
+    depth: [V, h, w], distance along the ray, world units, or None where it is unknown. Raises ViewsError for views that
+    determine no scene."""
+
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    box_size: float
+    depth: torch.Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if len(self.images) < 2:
+            raise ViewsError(f'{self.name} has {len(self.images)} view{"s" * (len(self.images) != 1)}: a scene is determined '
+                             'by two views at least, better by 30')
+        if not self.labels.isfinite().all():
+            raise ViewsError(f'{self.name}: a camera is not finite: correct its label')
+        rotation = split_label(self.labels)[0][:, :3, :3].double()
+        off = (rotation @ rotation.transpose(1, 2) - torch.eye(3)).abs().amax(dim=(1, 2))
+        if off.max() > _LARGEST_SKEW or (torch.linalg.det(rotation) < 0).any():
+            raise ViewsError(f'{self.name}: the camera of view {int(off.argmax())} is no rotation and translation: give '
+                             'camera-to-world matrices with OpenCV axes')
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def size(self):
+        """(height, width) in pixels."""
+        return tuple(self.images.shape[1:3])
+
+    def subset(self, indices):
+        """The views at `indices`, in that order."""
+        indices = list(indices)
+        return replace(self, images=self.images[indices], labels=self.labels[indices],
+                       depth=None if self.depth is None else self.depth[indices])
+
+
+def pixel_grid(height, width, device=None):
+    """Image coordinates [height * width, 2] of the pixel centres, (x, y) in (0, 1), row by row."""
+    y, x = torch.meshgrid((torch.arange(height, device=device) + 0.5) / height,
+                          (torch.arange(width, device=device) + 0.5) / width, indexing='ij')
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def scene_labels(views):
+    """The cameras [V, 25] in units of half the box's side."""
+    labels = views.labels.clone()
+    labels[:, [3, 7, 11]] *= 2 / views.box_size
+    return labels
+
+
+def view_rays(labels, size):
+    """Origins and unit directions, both [V, H * W, 3], of whole images of `size` (height, width)."""
+    return cast_rays(labels, pixel_grid(*size, device=labels.device))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From a generator
+
+
+def protocol_angles(count, yaw_range, pitch_range=0.0):
+    """Yaw and pitch, both [count], radians: yaw in even steps over +-yaw_range; pitch spread evenly over +-pitch_range in an
+    order without pattern (multiples of the golden ratio). No chance."""
+    yaw = torch.linspace(-yaw_range, yaw_range, count)
+    return yaw, pitch_range * (2 * ((torch.arange(count) + 0.5) * _GOLDEN_RATIO % 1) - 1)
+
+
+@torch.no_grad()
+def generated_views(G, seed, branch, labels, truncation_psi=1.0, truncation_cutoff=None, render_resolution=None):
+    """Views of the subject of a seed, by one branch, rendered without chance; the planes are made once.
+
+    labels: [V, 25]. Raises ViewsError when the network renders values or depths that are not finite.
+    """
+    subject = make_subject(G, seed_ws(G, [seed], truncation_psi, truncation_cutoff))
+    images, depths = [], []
+    for label in labels:
+        out = render_subjects(G, [subject], label[None], branch, render_resolution)
+        images.append(out['image'][0])
+        depths.append(out['image_depth'][0, 0])
+    name, images, depth = f'seed {seed}', torch.stack(images), torch.stack(depths)
+    if not images.isfinite().all():
+        raise ViewsError(f'{name}: the network renders values that are not finite: choose another snapshot')
+    if depth.isnan().any():
+        raise ViewsError(f'{name}: the network renders depths that are not a number: choose another snapshot')
+    return Views(name, to_uint8(images).permute(0, 2, 3, 1).cpu(), labels.cpu(), G.config.rendering.box_size, depth.cpu())
+
+
+def protocol_labels(G, count, yaw_range, pitch_range=0.0):
+    """The cameras [count, 25] of the protocol, on the sphere that the generator was trained on."""
+    return view_label(G.config, *protocol_angles(count, yaw_range, pitch_range))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From a folder
+
+
+def subject_folders(path):
+    """The subjects in a folder: the folder itself if it has a camera file, else those of its folders that have one.
+
+    A zip is one subject. Raises ViewsError when there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ViewsError(f'--views={path} does not exist: give a folder of images with a camera file')
+    if not path.is_dir() or _has_cameras(path):
+        return [path]
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and _has_cameras(folder))
+    if not folders:
+        raise ViewsError(f'--views={path} holds no subject: put {" or ".join(CAMERA_FILES)} beside the images, in it or '
+                         'in a folder per subject')
+    return folders
+
+
+def _has_cameras(path):
+    return any((path / name).is_file() for name in CAMERA_FILES)
+
+
+def folder_views(path, size=None, box_size=None):
+    """Views of a folder or zip with `dataset.json` (METHOD: section 8) or `transforms.json` (OpenGL axes, pixels).
+
+    size: (height, width) to resize to, by default the images' own; the whole image is kept, undistorted, and transparent
+    pixels become white. box_size: world units, by default what the cameras see at the world's origin (BOX_PER_VIEW). The
+    cameras of a `transforms.json` are first brought into the conventions' world (`dataset_prep.convert.normalise_world`).
+    Raises DatasetError or ViewsError for unusable folders.
+    """
+    store, views = load_views(path, CAMERA_RADIUS)
+    pictures = [_picture(store, view) for view in views]
+    width, height = pictures[0].size if size is None else size[::-1]
+    odd = next((view.name for view, picture in zip(views, pictures) if picture.size != (width, height)), None)
+    if size is None and odd:
+        raise ViewsError(f'{path}: image {odd} is not {width}x{height} pixels as the first one: make them alike')
+    images = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
+    labels = torch.from_numpy(np.stack([view.label() for view in views])).float()
+    return Views(Path(path).name, torch.from_numpy(np.stack(images)), labels, box_size or box_of_cameras(labels))
+
+
+def _picture(store, view):
+    image = open_image(store, view.name).convert('RGBA')
+    image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+    return undistort(image, view.intrinsics, view.distortion) if any(view.distortion) else image
+
+
+def box_of_cameras(labels):
+    """Side of the box, world units, by what cameras [V, 25] see at the world's origin: FFHQ's cameras give about 1."""
+    poses, intrinsics = split_label(labels)
+    return float(BOX_PER_VIEW * poses[:, :3, 3].norm(dim=1).median() / intrinsics[:, 0, 0].median())
+
+
+def save_views(views, folder):
+    """Write views as PNG files and a dataset.json, for `--views` of this or of another program."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f'view{index:03d}.png' for index in range(len(views))]
+    for name, image in zip(names, views.images.numpy()):
+        Image.fromarray(image).save(folder / name)
+    content = {'labels': [[name, label] for name, label in zip(names, views.labels.tolist())]}
+    (folder / LABEL_FILE).write_text(json.dumps(content))
