@@ -1,7 +1,12 @@
-"""Pad, upsample, filter and downsample images in one pass, and the resampling helpers on top of it."""
+"""Pad, upsample, filter and downsample images in one call, and the resampling helpers on top of it.
+
+A PyTorch version, and an operator that does it in one pass on a GPU.
+"""
 
 import torch
 import torch.nn.functional as F
+
+from torch_utils import custom_ops
 
 
 def setup_filter(taps, gain=1.0, device=None):
@@ -26,20 +31,33 @@ def four_sides(padding):
     return tuple(padding)
 
 
-def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1.0):
+def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1.0, impl=None):
     """Insert zeros, pad (negative: crop), filter, and keep every `down`-th pixel.
 
     x: [N, C, H, W]; f: [h, w] or None (identity); up, down: integer or (x, y); padding: pixels of the upsampled image,
     a number, (x, y), or (x before, x after, y before, y after). The filter is convolved; `flip_filter` correlates.
     Returns [N, C, H', W'] with H' = (H * up + pad - h) // down + 1, scaled by `gain`. Differentiable in x, to any order.
+
+    impl: 'ref', plain PyTorch; 'cuda', the operator (x on a GPU, no derivative with respect to f); None: the operator where
+    x is on a GPU and it can be built (see custom_ops). They differ by rounding.
     """
-    (up_x, up_y), (down_x, down_y) = pair(up), pair(down)
-    x = _insert_zeros(x, up_x, up_y)
-    x = F.pad(x, four_sides(padding))
+    up, down, sides = pair(up), pair(down), four_sides(padding)
+    if custom_ops.choose('upfirdn2d', x.device.type, impl) == 'ref':
+        return _reference(x, f, up, down, sides, flip_filter, gain)
+    if f is None:
+        f = torch.ones([1, 1], device=x.device)
+    return torch.ops.mimic3d.upfirdn2d(x, f, up, down, sides, flip_filter, gain)
+
+
+def _reference(x, f, up, down, sides, flip_filter, gain):
+    """The specification."""
+    x = _insert_zeros(x, *up)
+    x = F.pad(x, sides)
     if f is not None:
         x = _filter(x, f * gain, flip_filter)
     elif gain != 1:
         x = x * gain
+    down_x, down_y = down
     return x[:, :, ::down_y, ::down_x]
 
 
@@ -57,25 +75,77 @@ def _filter(x, f, flip_filter):
     return F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), groups=channels)
 
 
-def filter2d(x, f, padding=0, flip_filter=False, gain=1.0):
+# ---- The operator. Its CUDA kernel is added by upfirdn2d.cpp when it is loaded; that for a CPU serves tests and tracing.
+
+torch.library.define('mimic3d::upfirdn2d', '(Tensor x, Tensor f, SymInt[2] up, SymInt[2] down, SymInt[4] padding, bool flip_filter, '
+                                           'float gain) -> Tensor')
+
+
+@torch.library.register_fake('mimic3d::upfirdn2d')
+def _empty_result(x, f, up, down, padding, flip_filter, gain):
+    """Channels-last where the channels of x are neighbours in memory, otherwise contiguous; as in upfirdn2d.cpp."""
+    n, c, h, w = x.shape
+    left, right, top, bottom = padding
+    shape = (n, c, (h * up[1] + top + bottom - f.shape[0]) // down[1] + 1, (w * up[0] + left + right - f.shape[1]) // down[0] + 1)
+    channels_last = c > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+@torch.library.impl('mimic3d::upfirdn2d', 'cpu')
+def _(x, f, up, down, padding, flip_filter, gain):
+    y = _empty_result(x, f, up, down, padding, flip_filter, gain)
+    return y.copy_(_reference(x, f, up, down, padding, flip_filter, gain))
+
+
+def _save_for_grad(ctx, inputs, output):
+    x, f, ctx.up, ctx.down, ctx.padding, ctx.flip_filter, ctx.gain = inputs
+    ctx.in_size, ctx.out_size = x.shape[2:], output.shape[2:]
+    ctx.save_for_backward(f)
+
+
+def _grad(ctx, grad_output):
+    """The adjoint resamples the other way with the mirrored filter, padded so that the input's size comes out."""
+    (f,) = ctx.saved_tensors
+    if ctx.needs_input_grad[1]:
+        raise ValueError('upfirdn2d: the operator has no derivative with respect to f; use impl="ref"')
+    left, _, top, _ = ctx.padding
+    padding = (*_adjoint_padding(left, f.shape[1], ctx.in_size[1], ctx.out_size[1], ctx.up[0], ctx.down[0]),
+               *_adjoint_padding(top, f.shape[0], ctx.in_size[0], ctx.out_size[0], ctx.up[1], ctx.down[1]))
+    grad = torch.ops.mimic3d.upfirdn2d(grad_output, f, ctx.down, ctx.up, padding, not ctx.flip_filter, ctx.gain)
+    return grad, None, None, None, None, None, None
+
+
+def _adjoint_padding(before, taps, in_size, out_size, up, down):
+    """(before, after) along one axis, for going back from out_size to in_size."""
+    return taps - 1 - before, in_size * up - out_size * down + before - up + 1
+
+
+torch.library.register_autograd('mimic3d::upfirdn2d', _grad, setup_context=_save_for_grad)
+
+
+# ---- On top of it
+
+
+def filter2d(x, f, padding=0, flip_filter=False, gain=1.0, impl=None):
     """Filter an image; with padding 0 the size stays."""
     h, w = f.shape
     left, right, top, bottom = four_sides(padding)
     sides = (left + w // 2, right + (w - 1) // 2, top + h // 2, bottom + (h - 1) // 2)
-    return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
-def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1.0):
+def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1.0, impl=None):
     """Upsample an image by `up`; with padding 0 the size becomes exactly `up` times the input's."""
     (up_x, up_y), (h, w) = pair(up), f.shape
     left, right, top, bottom = four_sides(padding)
     sides = (left + (w + up_x - 1) // 2, right + (w - up_x) // 2, top + (h + up_y - 1) // 2, bottom + (h - up_y) // 2)
-    return upfirdn2d(x, f, up=up, padding=sides, flip_filter=flip_filter, gain=gain * up_x * up_y)
+    return upfirdn2d(x, f, up=up, padding=sides, flip_filter=flip_filter, gain=gain * up_x * up_y, impl=impl)
 
 
-def downsample2d(x, f, down=2, padding=0, flip_filter=False, gain=1.0):
+def downsample2d(x, f, down=2, padding=0, flip_filter=False, gain=1.0, impl=None):
     """Downsample an image by `down`; with padding 0 the size becomes the input's divided by `down`."""
     (down_x, down_y), (h, w) = pair(down), f.shape
     left, right, top, bottom = four_sides(padding)
     sides = (left + (w - down_x + 1) // 2, right + (w - down_x) // 2, top + (h - down_y + 1) // 2, bottom + (h - down_y) // 2)
-    return upfirdn2d(x, f, down=down, padding=sides, flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(x, f, down=down, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)

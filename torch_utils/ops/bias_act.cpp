@@ -1,0 +1,100 @@
+// The operators mimic3d::bias_act and mimic3d::bias_act_grad for CUDA tensors. bias_act.py declares them and knows their
+// shapes and derivatives; here their memory is prepared and the kernels are started.
+#include "bias_act.h"
+
+#include <iterator>
+#include <optional>
+#include <string_view>
+
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+namespace mimic3d {
+
+void launch_bias_act(c10::ScalarType dtype, Activation activation, const BiasActParams& p, bool backward, cudaStream_t stream);
+
+namespace {
+
+Activation activation_of(std::string_view name) {
+    for (size_t i = 0; i < std::size(ACTIVATION_NAMES); i++)
+        if (name == ACTIVATION_NAMES[i]) return static_cast<Activation>(i);
+    TORCH_CHECK_VALUE(false, "bias_act: unknown activation ", std::string(name));
+}
+
+// The same values without gaps or overlaps in memory; the order of the dimensions in memory stays.
+at::Tensor dense(const at::Tensor& x) {
+    return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
+}
+
+bool same_layout(const at::Tensor& a, const at::Tensor& b) {
+    for (int64_t i = 0; i < a.dim(); i++)
+        if (a.size(i) != 1 && a.stride(i) != b.stride(i)) return false;
+    return true;
+}
+
+double rounded(double value, c10::ScalarType dtype) {
+    if (dtype == c10::ScalarType::Half) return static_cast<float>(c10::Half(static_cast<float>(value)));
+    if (dtype == c10::ScalarType::BFloat16) return static_cast<float>(c10::BFloat16(static_cast<float>(value)));
+    return value;
+}
+
+bool begins_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+void start(const at::Tensor& x, std::string_view act, BiasActParams p, double alpha, double gain, std::optional<double> clamp,
+           bool backward) {
+    if (x.numel() == 0) return;
+    p.size = x.numel();
+    p.alpha = alpha;
+    p.gain = gain;
+    p.clamp = clamp ? rounded(*clamp, x.scalar_type()) : -1.0;
+    p.aligned = begins_aligned(p.input) && begins_aligned(p.reference) && begins_aligned(p.output);
+    launch_bias_act(x.scalar_type(), activation_of(act), p, backward, c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+at::Tensor bias_act(const at::Tensor& input, const std::optional<at::Tensor>& b, int64_t dim, std::string_view act, double alpha,
+                    double gain, std::optional<double> clamp) {
+    const c10::cuda::CUDAGuard guard(input.device());
+    const at::Tensor x = dense(input), y = at::empty_like(x);
+    BiasActParams p{};
+    p.input = x.const_data_ptr();
+    p.output = y.mutable_data_ptr();
+    at::Tensor bias;
+    if (b) {
+        TORCH_CHECK_VALUE(dim >= 0 && dim < x.dim(), "bias_act: dim must be one of x's dimensions, got ", dim);
+        TORCH_CHECK_VALUE(b->dim() == 1 && b->size(0) == x.size(dim), "bias_act: b must have shape [", x.size(dim), "]");
+        TORCH_CHECK_VALUE(b->scalar_type() == x.scalar_type() && b->device() == x.device(), "bias_act: b must have x's dtype and device");
+        bias = b->contiguous();
+        p.bias = bias.const_data_ptr();
+        p.bias_size = x.size(dim);
+        p.bias_stride = x.size(dim) == 1 ? std::max<int64_t>(x.numel(), 1) : x.stride(dim);
+    }
+    start(x, act, p, alpha, gain, clamp, /*backward=*/false);
+    return y;
+}
+
+at::Tensor bias_act_grad(const at::Tensor& grad_output, const at::Tensor& reference, std::string_view act, double alpha, double gain,
+                         std::optional<double> clamp) {
+    const c10::cuda::CUDAGuard guard(reference.device());
+    TORCH_CHECK_VALUE(grad_output.sizes() == reference.sizes() && grad_output.scalar_type() == reference.scalar_type() &&
+                      grad_output.device() == reference.device(), "bias_act_grad: both tensors must have one shape, dtype and device");
+    const at::Tensor ref = dense(reference), dx = at::empty_like(ref);
+    const at::Tensor dy = same_layout(grad_output, ref) ? grad_output : at::empty_like(ref).copy_(grad_output);
+    BiasActParams p{};
+    p.input = dy.const_data_ptr();
+    p.reference = ref.const_data_ptr();
+    p.output = dx.mutable_data_ptr();
+    start(ref, act, p, alpha, gain, clamp, /*backward=*/true);
+    return dx;
+}
+
+}  // namespace
+}  // namespace mimic3d
+
+TORCH_LIBRARY_IMPL(mimic3d, CUDA, m) {
+    m.impl("bias_act", &mimic3d::bias_act);
+    m.impl("bias_act_grad", &mimic3d::bias_act_grad);
+}

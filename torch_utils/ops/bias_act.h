@@ -1,0 +1,201 @@
+// Bias, activation, gain and clamp: the arithmetic, and what one thread does with it.
+//
+// Plain C++ as well as CUDA, so that a test can run every line on a CPU (tests/test_ops_kernels.py); bias_act.cu wraps it
+// in kernels, bias_act.cpp in operators. bias_act.py is the specification.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define MIMIC3D_HOST_DEVICE __host__ __device__ __forceinline__
+#define MIMIC3D_UNROLL _Pragma("unroll")  // arrays that are indexed by a loop variable must end up in registers
+#else
+#define MIMIC3D_HOST_DEVICE inline
+#define MIMIC3D_UNROLL
+#endif
+
+namespace mimic3d {
+
+// In the order of ACTIVATION_NAMES.
+enum class Activation { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
+constexpr const char* ACTIVATION_NAMES[] = {"linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish"};
+
+// Tensors lie densely in memory, all with the same strides; elements are numbered in the order of memory.
+struct BiasActParams {
+    const void* input;      // forward: x; backward: the gradient of y
+    const void* bias;       // forward only, or null: element i is given bias[i / bias_stride % bias_size]
+    const void* reference;  // backward only: y, for swish x + b
+    void* output;           // forward: y; backward: the gradient of x
+    int64_t size;           // elements
+    int64_t bias_stride, bias_size;
+    double alpha, gain;
+    double clamp;  // already rounded to the tensors' type; negative: none
+    bool aligned;  // all tensors begin at a multiple of 16 bytes
+};
+
+// Arithmetic is done in float, for double tensors in double.
+template <typename T> struct Arithmetic { using type = float; };
+template <> struct Arithmetic<double> { using type = double; };
+
+constexpr int BIAS_ACT_THREADS = 256;    // of a block
+constexpr int VECTORS_PER_THREAD = 2;    // both are requested before the first is used
+template <typename T> constexpr int VECTOR_WIDTH = 16 / sizeof(T);
+template <typename T> constexpr int BLOCK_ELEMENTS = BIAS_ACT_THREADS * VECTORS_PER_THREAD * VECTOR_WIDTH<T>;
+
+template <typename T> struct alignas(16) Vector {
+    T items[VECTOR_WIDTH<T>];
+};
+
+// ---- One element
+
+template <typename S> struct Selu {
+    static constexpr S scale = S(1.0507009873554804934193349852946);
+    static constexpr S scaled_alpha = S(1.7580993408473768599402175208123);  // scale * 1.6732632423543772848170429916717
+};
+
+template <typename S> MIMIC3D_HOST_DEVICE S logistic(S z) { return S(1) / (S(1) + std::exp(-z)); }
+
+// Comparisons are written so that not-a-number stays.
+template <Activation A, typename S> MIMIC3D_HOST_DEVICE S activate(S z, S alpha) {
+    if constexpr (A == Activation::relu) return z < S(0) ? S(0) : z;
+    if constexpr (A == Activation::lrelu) return z > S(0) ? z : z * alpha;
+    if constexpr (A == Activation::tanh) return std::tanh(z);
+    if constexpr (A == Activation::sigmoid) return logistic(z);
+    if constexpr (A == Activation::elu) return z > S(0) ? z : std::expm1(z);
+    if constexpr (A == Activation::selu) return z > S(0) ? z * Selu<S>::scale : Selu<S>::scaled_alpha * std::expm1(z);
+    if constexpr (A == Activation::softplus) return z > S(20) ? z : std::log1p(std::exp(z));
+    if constexpr (A == Activation::swish) return z * logistic(z);
+    return z;
+}
+
+// The derivative, from the activation's value `a`; for swish, which is not monotonic, from its argument.
+template <Activation A, typename S> MIMIC3D_HOST_DEVICE S slope(S a, S alpha) {
+    if constexpr (A == Activation::relu) return a > S(0) ? S(1) : S(0);
+    if constexpr (A == Activation::lrelu) return a > S(0) ? S(1) : alpha;
+    if constexpr (A == Activation::tanh) return S(1) - a * a;
+    if constexpr (A == Activation::sigmoid) return a * (S(1) - a);
+    if constexpr (A == Activation::elu) return a > S(0) ? S(1) : a + S(1);
+    if constexpr (A == Activation::selu) return a > S(0) ? Selu<S>::scale : a + Selu<S>::scaled_alpha;
+    if constexpr (A == Activation::softplus) return -std::expm1(-a);
+    if constexpr (A == Activation::swish) return logistic(a) * (S(1) + a * (S(1) - logistic(a)));
+    return S(1);
+}
+
+template <Activation A, typename S> MIMIC3D_HOST_DEVICE S forward_element(S z, S alpha, S gain, S clamp) {
+    const S y = activate<A>(z, alpha) * gain;
+    if (clamp < S(0)) return y;
+    return y > clamp ? clamp : y < -clamp ? -clamp : y;
+}
+
+template <Activation A, typename S>
+MIMIC3D_HOST_DEVICE S backward_element(S dy, S reference, S alpha, S gain, S inverse_gain, S clamp) {
+    const S y = A == Activation::swish ? activate<A>(reference, alpha) * gain : reference;
+    if (clamp >= S(0) && !(std::abs(y) < clamp)) return S(0);
+    return dy * gain * slope<A>(A == Activation::swish ? reference : reference * inverse_gain, alpha);
+}
+
+// ---- One vector of 16 bytes
+
+template <typename T> MIMIC3D_HOST_DEVICE Vector<T> load_vector(const void* from, int64_t start, const BiasActParams& p) {
+    const T* items = static_cast<const T*>(from) + start;
+    if (p.aligned && start + VECTOR_WIDTH<T> <= p.size) return *reinterpret_cast<const Vector<T>*>(items);
+    Vector<T> vector;
+    MIMIC3D_UNROLL
+    for (int i = 0; i < VECTOR_WIDTH<T>; i++) vector.items[i] = start + i < p.size ? items[i] : T(0.0f);
+    return vector;
+}
+
+template <typename T> MIMIC3D_HOST_DEVICE void store_vector(const Vector<T>& vector, int64_t start, const BiasActParams& p) {
+    T* items = static_cast<T*>(p.output) + start;
+    if (p.aligned && start + VECTOR_WIDTH<T> <= p.size) {
+        *reinterpret_cast<Vector<T>*>(items) = vector;
+        return;
+    }
+    MIMIC3D_UNROLL
+    for (int i = 0; i < VECTOR_WIDTH<T>; i++)
+        if (start + i < p.size) items[i] = vector.items[i];
+}
+
+// Where an element stands in the bias: its channel, and how many elements of this channel's run lie before it.
+struct BiasPosition {
+    int64_t channel, offset;
+};
+
+MIMIC3D_HOST_DEVICE BiasPosition bias_position(int64_t element, const BiasActParams& p) {
+    if (p.size <= INT32_MAX) {  // 64-bit divisions cost as much as all the rest
+        const uint32_t run = static_cast<uint32_t>(element) / static_cast<uint32_t>(p.bias_stride);
+        return {run % static_cast<uint32_t>(p.bias_size), static_cast<uint32_t>(element) - run * static_cast<uint32_t>(p.bias_stride)};
+    }
+    return {element / p.bias_stride % p.bias_size, element % p.bias_stride};
+}
+
+template <typename T, typename S = typename Arithmetic<T>::type>
+MIMIC3D_HOST_DEVICE void add_bias(S (&z)[VECTOR_WIDTH<T>], int64_t start, const BiasActParams& p) {
+    const T* bias = static_cast<const T*>(p.bias);
+    BiasPosition at = bias_position(start, p);
+    if (at.offset + VECTOR_WIDTH<T> <= p.bias_stride) {  // one channel only: the usual case where channels come first
+        const S value = static_cast<S>(bias[at.channel]);
+        MIMIC3D_UNROLL
+        for (int i = 0; i < VECTOR_WIDTH<T>; i++) z[i] += value;
+        return;
+    }
+    MIMIC3D_UNROLL
+    for (int i = 0; i < VECTOR_WIDTH<T>; i++) {
+        z[i] += static_cast<S>(bias[at.channel]);
+        if (++at.offset == p.bias_stride) {
+            at.offset = 0;
+            if (++at.channel == p.bias_size) at.channel = 0;
+        }
+    }
+}
+
+// ---- One thread: VECTORS_PER_THREAD vectors of a block's BLOCK_ELEMENTS elements, those of one round side by side
+
+template <typename T> MIMIC3D_HOST_DEVICE int64_t vector_start(int64_t block, int thread, int round) {
+    return block * BLOCK_ELEMENTS<T> + (static_cast<int64_t>(round) * BIAS_ACT_THREADS + thread) * VECTOR_WIDTH<T>;
+}
+
+template <typename T, Activation A> MIMIC3D_HOST_DEVICE void bias_act_thread(const BiasActParams& p, int64_t block, int thread) {
+    using S = typename Arithmetic<T>::type;
+    Vector<T> x[VECTORS_PER_THREAD];
+    MIMIC3D_UNROLL
+    for (int round = 0; round < VECTORS_PER_THREAD; round++)
+        x[round] = load_vector<T>(p.input, vector_start<T>(block, thread, round), p);
+    MIMIC3D_UNROLL
+    for (int round = 0; round < VECTORS_PER_THREAD; round++) {
+        const int64_t start = vector_start<T>(block, thread, round);
+        if (start >= p.size) return;
+        S z[VECTOR_WIDTH<T>];
+        MIMIC3D_UNROLL
+        for (int i = 0; i < VECTOR_WIDTH<T>; i++) z[i] = static_cast<S>(x[round].items[i]);
+        if (p.bias != nullptr) add_bias<T>(z, start, p);
+        MIMIC3D_UNROLL
+        for (int i = 0; i < VECTOR_WIDTH<T>; i++)
+            x[round].items[i] = static_cast<T>(forward_element<A>(z[i], S(p.alpha), S(p.gain), S(p.clamp)));
+        store_vector<T>(x[round], start, p);
+    }
+}
+
+template <typename T, Activation A> MIMIC3D_HOST_DEVICE void bias_act_grad_thread(const BiasActParams& p, int64_t block, int thread) {
+    using S = typename Arithmetic<T>::type;
+    const S inverse_gain = p.gain == 0.0 ? S(0) : S(1.0 / p.gain);
+    Vector<T> dy[VECTORS_PER_THREAD], reference[VECTORS_PER_THREAD];
+    MIMIC3D_UNROLL
+    for (int round = 0; round < VECTORS_PER_THREAD; round++) {
+        dy[round] = load_vector<T>(p.input, vector_start<T>(block, thread, round), p);
+        reference[round] = load_vector<T>(p.reference, vector_start<T>(block, thread, round), p);
+    }
+    MIMIC3D_UNROLL
+    for (int round = 0; round < VECTORS_PER_THREAD; round++) {
+        MIMIC3D_UNROLL
+        for (int i = 0; i < VECTOR_WIDTH<T>; i++) {
+            const S dx = backward_element<A>(static_cast<S>(dy[round].items[i]), static_cast<S>(reference[round].items[i]),
+                                             S(p.alpha), S(p.gain), inverse_gain, S(p.clamp));
+            dy[round].items[i] = static_cast<T>(dx);
+        }
+        store_vector<T>(dy[round], vector_start<T>(block, thread, round), p);
+    }
+}
+
+}  // namespace mimic3d

@@ -1,0 +1,461 @@
+"""A tri-plane radiance field in one kernel: coordinates, bilinear lookups, mean over planes, MLP, activations.
+
+Written in Triton, for CUDA GPUs (and for any CPU through Triton's interpreter, which the tests use). Nothing but the
+results is stored: the backward pass computes features and hidden units again. The twin in plain PyTorch, which
+specifies what is computed, is `training.rendering.field.TriplaneField`.
+
+Samples come first: depths are [S, N, M] for S samples on each of M rays of N images. Neighbouring rays then lie side by
+side in memory, and neighbouring rays read neighbouring texels.
+
+Gradients are first order only, for planes, MLP and sample weights; rays and depths have none. Those of the MLP are sums
+in a fixed order. Those of the planes are added atomically, in whatever order the GPU's threads come by, so that they
+differ by rounding between runs, as those of `torch.nn.functional.grid_sample` do.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+# How many samples or rays a program works on at once, and how many programs share a backward pass. Each program keeps
+# the MLP in registers and shared memory, so larger blocks load it less often but hold more features.
+SAMPLES_PER_BLOCK = 64
+RAYS_PER_BLOCK = 32
+BACKWARD_SAMPLES_PER_BLOCK = 32
+BACKWARD_PROGRAMS = 1024
+WARPS = 4
+SMALLEST_DOT = 16  # tl.dot takes no smaller sizes
+
+COLOUR_GAIN, COLOUR_OFFSET = tl.constexpr(1.002), tl.constexpr(-0.001)  # colour = sigmoid * 1.002 - 0.001
+
+
+class Precision(NamedTuple):
+    """What the MLP's products read, how fp32 products are made, and what planes are stored in for inference."""
+
+    operands: object
+    products: str
+    planes: torch.dtype
+
+
+PRECISIONS = {
+    'fp32': Precision(tl.float32, 'ieee', torch.float32),
+    'tf32x3': Precision(tl.float32, 'tf32x3', torch.float32),  # three TF32 products: nearly fp32, on tensor cores
+    'tf32': Precision(tl.float32, 'tf32', torch.float32),
+    'fp16': Precision(tl.float16, 'ieee', torch.float16),
+    'bf16': Precision(tl.bfloat16, 'ieee', torch.bfloat16),
+}
+
+
+class FusedMLP(NamedTuple):
+    """Effective weights (after any run-time scaling): hidden [H, C] and [H]; output [1 + n, H] and [1 + n], density first."""
+
+    hidden_weight: torch.Tensor
+    hidden_bias: torch.Tensor
+    output_weight: torch.Tensor
+    output_bias: torch.Tensor
+
+
+class Geometry(NamedTuple):
+    """box_size: side of the cube that the planes cover, world units; axes: of every plane, such as ('xy', 'yz', 'zx')."""
+
+    box_size: float
+    axes: tuple
+
+
+def channels_last(planes, precision='fp32'):
+    """Planes [N, K, C, H, W] as the kernels read them: [N, K, H, W, C], contiguous.
+
+    They are stored in the precision's dtype where no gradient is wanted, else as they are: the gradients of the planes
+    have their dtype, and would leave fp16's range.
+    """
+    planes = planes.permute(0, 1, 3, 4, 2)
+    wants_gradient = torch.is_grad_enabled() and planes.requires_grad
+    return (planes if wants_gradient else planes.to(PRECISIONS[precision].planes)).contiguous()
+
+
+def triplane_samples(planes, mlp, origins, directions, depths, geometry, precision='fp32', chosen=None):
+    """The field at every sample.
+
+    planes: one or two tensors [N, K, H, W, C] (see `channels_last`), whose features add up; mlp: FusedMLP; origins,
+    directions: [N, M, 3], world units; depths: [S, N, M]; chosen: indices [Q] (int64) into the flattened samples: only
+    those are computed, all others are 0, and there are no gradients. Returns raw density [S, N, M] and colours
+    [n, S, N, M]. Differentiable in planes and mlp, once.
+    """
+    _check(planes, mlp, origins, directions, depths, geometry)
+    rays = (origins.contiguous(), directions.contiguous(), depths.contiguous())
+    if chosen is None:
+        return _Samples.apply(geometry, precision, *rays, *mlp, *planes)
+    return _run_samples(geometry, precision, rays, mlp, planes, chosen)
+
+
+def triplane_pixels(planes, mlp, origins, directions, depths, weights, geometry, precision='fp32'):
+    """Colours weighted and summed along rays, without storing any sample's colour.
+
+    weights: [S, N, M]; the rest as in `triplane_samples`. Returns [N, M, n]. Differentiable in planes, mlp and weights,
+    once.
+    """
+    _check(planes, mlp, origins, directions, depths, geometry)
+    rays = (origins.contiguous(), directions.contiguous(), depths.contiguous())
+    return _Pixels.apply(geometry, precision, *rays, weights.contiguous(), *mlp, *planes)
+
+
+def _check(planes, mlp, origins, directions, depths, geometry):
+    n, m = depths.shape[1:]
+    if origins.shape != (n, m, 3) or directions.shape != (n, m, 3):
+        raise ValueError(f'rays must be [{n}, {m}, 3] for depths {list(depths.shape)}, got {list(origins.shape)} and '
+                         f'{list(directions.shape)}')
+    if any(x.requires_grad for x in (origins, directions, depths)):
+        raise ValueError('the fused tri-plane field has no gradient for rays and depths; use the PyTorch renderer')
+    if not 1 <= len(planes) <= 2:
+        raise ValueError(f'one or two sets of planes are supported, got {len(planes)}')
+    for p in planes:
+        if p.shape[:2] != (n, len(geometry.axes)) or p.shape[4] != mlp.hidden_weight.shape[1] or not p.is_contiguous():
+            raise ValueError(f'planes must be contiguous [{n}, {len(geometry.axes)}, H, W, {mlp.hidden_weight.shape[1]}], '
+                             f'got {list(p.shape)}')
+
+
+# Kernels: parts ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _axis(x, y, z, AXIS: tl.constexpr):
+    if AXIS == 0:
+        return x
+    elif AXIS == 1:
+        return y
+    else:
+        return z
+
+
+@triton.jit
+def _point(origins, directions, depth, ray, real, TO_PLANE: tl.constexpr):
+    """Plane coordinates, the box being [-1, 1], of the points at `depth` along rays number `ray`."""
+    x = tl.load(origins + ray * 3, mask=real, other=0.0) + tl.load(directions + ray * 3, mask=real, other=0.0) * depth
+    y = tl.load(origins + ray * 3 + 1, mask=real, other=0.0) + tl.load(directions + ray * 3 + 1, mask=real, other=0.0) * depth
+    z = tl.load(origins + ray * 3 + 2, mask=real, other=0.0) + tl.load(directions + ray * 3 + 2, mask=real, other=0.0) * depth
+    return x * TO_PLANE, y * TO_PLANE, z * TO_PLANE
+
+
+@triton.jit
+def _texel(x, y, z, real, height, width, PLANE: tl.constexpr, CORNER: tl.constexpr, AXES: tl.constexpr):
+    """One of the four texels around each point: its index in the plane, its bilinear weight, and whether it exists."""
+    u = ((_axis(x, y, z, AXES[2 * PLANE]) + 1) * width - 1) / 2
+    v = ((_axis(x, y, z, AXES[2 * PLANE + 1]) + 1) * height - 1) / 2
+    column = tl.floor(u) + CORNER % 2
+    row = tl.floor(v) + CORNER // 2
+    weight = (1 - tl.abs(u - column)) * (1 - tl.abs(v - row))
+    exists = real & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    index = tl.where(exists, row, 0.0).to(tl.int32) * width + tl.where(exists, column, 0.0).to(tl.int32)
+    return index, weight, exists
+
+
+@triton.jit
+def _add_lookups(features, planes, image, x, y, z, real, height, width, channel,
+                 PLANES: tl.constexpr, AXES: tl.constexpr, CHANNELS: tl.constexpr):
+    """features [B, C] plus the mean over the planes of bilinear lookups."""
+    for PLANE in tl.static_range(PLANES):
+        first = (image.to(tl.int64) * PLANES + PLANE) * height * width
+        for CORNER in tl.static_range(4):
+            index, weight, exists = _texel(x, y, z, real, height, width, PLANE, CORNER, AXES)
+            where = (first + index)[:, None] * CHANNELS + channel[None, :]
+            texel = tl.load(planes + where, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
+            features += (weight / PLANES)[:, None] * texel.to(tl.float32)
+    return features
+
+
+@triton.jit
+def _scatter_lookups(gradients, grad_features, image, x, y, z, real, height, width, channel,
+                     PLANES: tl.constexpr, AXES: tl.constexpr, CHANNELS: tl.constexpr):
+    """The adjoint of _add_lookups: adds grad_features [B, C] to the texels they were looked up from."""
+    for PLANE in tl.static_range(PLANES):
+        first = (image.to(tl.int64) * PLANES + PLANE) * height * width
+        for CORNER in tl.static_range(4):
+            index, weight, exists = _texel(x, y, z, real, height, width, PLANE, CORNER, AXES)
+            where = (first + index)[:, None] * CHANNELS + channel[None, :]
+            tl.atomic_add(gradients + where, (weight / PLANES)[:, None] * grad_features,
+                          mask=exists[:, None] & (channel < CHANNELS)[None, :], sem='relaxed')
+
+
+@triton.jit
+def _features(coarse, fine, image, x, y, z, real, coarse_height, coarse_width, fine_height, fine_width, channel,
+              BLOCK: tl.constexpr, CHANNEL_BLOCK: tl.constexpr, PLANES: tl.constexpr, AXES: tl.constexpr, CHANNELS: tl.constexpr):
+    """Features [B, C] of points: the sum over one or two sets of planes."""
+    features = tl.zeros([BLOCK, CHANNEL_BLOCK], tl.float32)
+    features = _add_lookups(features, coarse, image, x, y, z, real, coarse_height, coarse_width, channel, PLANES, AXES, CHANNELS)
+    if fine is not None:
+        features = _add_lookups(features, fine, image, x, y, z, real, fine_height, fine_width, channel, PLANES, AXES, CHANNELS)
+    return features
+
+
+@triton.jit
+def _dot(a, b, OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
+    return tl.dot(a.to(OPERANDS), b.to(OPERANDS), input_precision=PRODUCTS)
+
+
+@triton.jit
+def _softplus(x):
+    return tl.maximum(x, 0.0) + tl.log(1 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def _load_hidden(weight, bias, channel, unit, CHANNELS: tl.constexpr, UNITS: tl.constexpr):
+    """The hidden layer's weights [C, H] and bias [H], zero where padded."""
+    real = (channel < CHANNELS)[:, None] & (unit < UNITS)[None, :]
+    return tl.load(weight + unit[None, :] * CHANNELS + channel[:, None], mask=real, other=0.0), \
+        tl.load(bias + unit, mask=unit < UNITS, other=0.0)
+
+
+@triton.jit
+def _load_density(weight, bias, unit, UNITS: tl.constexpr):
+    """The density's weights [H] and bias."""
+    return tl.load(weight + unit, mask=unit < UNITS, other=0.0), tl.load(bias)
+
+
+@triton.jit
+def _load_colours(weight, bias, unit, colour, UNITS: tl.constexpr, COLOURS: tl.constexpr):
+    """The colours' weights [H, n] and bias [n], zero where padded. Row 0 of the output layer is the density's."""
+    real = (unit < UNITS)[:, None] & (colour < COLOURS)[None, :]
+    return tl.load(weight + (1 + colour)[None, :] * UNITS + unit[:, None], mask=real, other=0.0), \
+        tl.load(bias + 1 + colour, mask=colour < COLOURS, other=0.0)
+
+
+# Kernels -------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _samples_kernel(density_out, colours_out, chosen, count, samples, rays, rays_per_image, origins, directions, depths,
+                    hidden_weight, hidden_bias, output_weight, output_bias,
+                    coarse, coarse_height, coarse_width, fine, fine_height, fine_width,
+                    BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLOURS: tl.constexpr,
+                    CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOUR_BLOCK: tl.constexpr,
+                    PLANES: tl.constexpr, AXES: tl.constexpr, TO_PLANE: tl.constexpr,
+                    OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
+    """Density and colours of a block of samples."""
+    channel, unit, colour = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOUR_BLOCK)
+    w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
+    wd, bd = _load_density(output_weight, output_bias, unit, UNITS)
+    sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = sample < count
+    if chosen is not None:
+        sample = tl.load(chosen + sample, mask=real, other=0)
+    ray = sample % rays
+    depth = tl.load(depths + sample, mask=real, other=0.0)
+    x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
+    features = _features(coarse, fine, ray // rays_per_image, x, y, z, real, coarse_height, coarse_width, fine_height, fine_width,
+                         channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
+    hidden = _softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
+    tl.store(density_out + sample, tl.sum(hidden * wd[None, :], axis=1) + bd, mask=real)
+    if COLOURS > 0:
+        wc, bc = _load_colours(output_weight, output_bias, unit, colour, UNITS, COLOURS)
+        values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOUR_GAIN + COLOUR_OFFSET
+        tl.store(colours_out + colour[None, :] * samples + sample[:, None], values, mask=real[:, None] & (colour < COLOURS)[None, :])
+
+
+@triton.jit
+def _pixels_kernel(pixels_out, weights, rays, rays_per_image, origins, directions, depths,
+                   hidden_weight, hidden_bias, output_weight, output_bias,
+                   coarse, coarse_height, coarse_width, fine, fine_height, fine_width, SAMPLES: tl.constexpr,
+                   BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLOURS: tl.constexpr,
+                   CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOUR_BLOCK: tl.constexpr,
+                   PLANES: tl.constexpr, AXES: tl.constexpr, TO_PLANE: tl.constexpr,
+                   OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
+    """Weighted sums of colours over the samples of a block of rays. Samples that weigh nothing are passed over."""
+    channel, unit, colour = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOUR_BLOCK)
+    w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
+    wc, bc = _load_colours(output_weight, output_bias, unit, colour, UNITS, COLOURS)
+    ray = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = ray < rays
+    pixels = tl.zeros([BLOCK, COLOUR_BLOCK], tl.float32)
+    sample = ray
+    for _ in range(SAMPLES):
+        weight = tl.load(weights + sample, mask=real, other=0.0)
+        if tl.max(tl.abs(weight), axis=0) > 0:
+            depth = tl.load(depths + sample, mask=real, other=0.0)
+            x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
+            features = _features(coarse, fine, ray // rays_per_image, x, y, z, real, coarse_height, coarse_width, fine_height,
+                                 fine_width, channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
+            hidden = _softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
+            values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOUR_GAIN + COLOUR_OFFSET
+            pixels += weight[:, None] * values
+        sample += rays
+    tl.store(pixels_out + ray[:, None] * COLOURS + colour[None, :], pixels, mask=real[:, None] & (colour < COLOURS)[None, :])
+
+
+@triton.jit
+def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weights, grad_coarse, grad_fine,
+                     grad_hidden_weight, grad_hidden_bias, grad_output_weight, grad_output_bias,
+                     samples, rays, rays_per_image, origins, directions, depths,
+                     hidden_weight, hidden_bias, output_weight, output_bias,
+                     coarse, coarse_height, coarse_width, fine, fine_height, fine_width, ROUNDS: tl.constexpr,
+                     BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLOURS: tl.constexpr,
+                     CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOUR_BLOCK: tl.constexpr,
+                     PLANES: tl.constexpr, AXES: tl.constexpr, TO_PLANE: tl.constexpr,
+                     OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
+    """Gradients of either forward kernel, from features and hidden units computed again.
+
+    Of _samples_kernel where grad_density is given; of _pixels_kernel where grad_pixels is, and then also of its weights.
+    Every program works on blocks of samples and leaves its sum of the MLP's gradients in a row of its own.
+    """
+    channel, unit, colour = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOUR_BLOCK)
+    w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
+    wd, bd = _load_density(output_weight, output_bias, unit, UNITS)
+    wc, bc = _load_colours(output_weight, output_bias, unit, colour, UNITS, COLOURS)
+    g_w1 = tl.zeros([CHANNEL_BLOCK, UNIT_BLOCK], tl.float32)
+    g_b1 = tl.zeros([UNIT_BLOCK], tl.float32)
+    g_wd = tl.zeros([UNIT_BLOCK], tl.float32)
+    g_bd = tl.zeros([BLOCK], tl.float32)
+    g_wc = tl.zeros([UNIT_BLOCK, COLOUR_BLOCK], tl.float32)
+    g_bc = tl.zeros([COLOUR_BLOCK], tl.float32)
+    sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    for _ in range(ROUNDS):
+        real = sample < samples
+        ray = sample % rays
+        image = ray // rays_per_image
+        depth = tl.load(depths + sample, mask=real, other=0.0)
+        x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
+        features = _features(coarse, fine, image, x, y, z, real, coarse_height, coarse_width, fine_height, fine_width,
+                             channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
+        before = _dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :]
+        hidden = _softplus(before)
+        g_hidden = tl.zeros([BLOCK, UNIT_BLOCK], tl.float32)
+        if COLOURS > 0:
+            has_colour = real[:, None] & (colour < COLOURS)[None, :]
+            squashed = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :])
+            if grad_pixels is not None:
+                g_colour = tl.load(grad_pixels + ray[:, None] * COLOURS + colour[None, :], mask=has_colour, other=0.0)
+                values = squashed * COLOUR_GAIN + COLOUR_OFFSET
+                tl.store(grad_weights + sample, tl.sum(g_colour * values, axis=1), mask=real)
+                g_colour = g_colour * tl.load(weights + sample, mask=real, other=0.0)[:, None]
+            else:
+                g_colour = tl.load(grad_colours + colour[None, :] * samples + sample[:, None], mask=has_colour, other=0.0)
+            g_out = g_colour * (COLOUR_GAIN * squashed * (1 - squashed))
+            g_hidden += _dot(g_out, tl.trans(wc), OPERANDS, PRODUCTS)
+            g_wc += _dot(tl.trans(hidden), g_out, OPERANDS, PRODUCTS)
+            g_bc += tl.sum(g_out, axis=0)
+        if grad_density is not None:
+            g_density = tl.load(grad_density + sample, mask=real, other=0.0)
+            g_hidden += g_density[:, None] * wd[None, :]
+            g_wd += tl.sum(hidden * g_density[:, None], axis=0)
+            g_bd += g_density
+        g_before = g_hidden * tl.sigmoid(before)
+        g_w1 += _dot(tl.trans(features), g_before, OPERANDS, PRODUCTS)
+        g_b1 += tl.sum(g_before, axis=0)
+        g_features = _dot(g_before, tl.trans(w1), OPERANDS, PRODUCTS)
+        _scatter_lookups(grad_coarse, g_features, image, x, y, z, real, coarse_height, coarse_width, channel, PLANES, AXES, CHANNELS)
+        if fine is not None:
+            _scatter_lookups(grad_fine, g_features, image, x, y, z, real, fine_height, fine_width, channel, PLANES, AXES, CHANNELS)
+        sample += tl.num_programs(0) * BLOCK
+    row = tl.program_id(0).to(tl.int64)
+    tl.store(grad_hidden_weight + (row * UNITS + unit[None, :]) * CHANNELS + channel[:, None], g_w1,
+             mask=(channel < CHANNELS)[:, None] & (unit < UNITS)[None, :])
+    tl.store(grad_hidden_bias + row * UNITS + unit, g_b1, mask=unit < UNITS)
+    tl.store(grad_output_weight + row * (1 + COLOURS) * UNITS + unit, g_wd, mask=unit < UNITS)
+    tl.store(grad_output_bias + row * (1 + COLOURS), tl.sum(g_bd, axis=0))
+    tl.store(grad_output_weight + (row * (1 + COLOURS) + 1 + colour[None, :]) * UNITS + unit[:, None], g_wc,
+             mask=(unit < UNITS)[:, None] & (colour < COLOURS)[None, :])
+    tl.store(grad_output_bias + row * (1 + COLOURS) + 1 + colour, g_bc, mask=colour < COLOURS)
+
+
+# Launching them ------------------------------------------------------------------------------------------------------
+
+
+class _Samples(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, geometry, precision, origins, directions, depths, *tensors):
+        rays, mlp, planes = (origins, directions, depths), FusedMLP(*tensors[:4]), tensors[4:]
+        ctx.geometry, ctx.precision = geometry, precision
+        ctx.save_for_backward(*rays, *tensors)
+        return _run_samples(geometry, precision, rays, mlp, planes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_density, grad_colours):
+        saved = ctx.saved_tensors
+        given = dict(grad_density=grad_density.contiguous(), grad_colours=grad_colours.contiguous())
+        return None, None, None, None, None, *_run_backward(ctx.geometry, ctx.precision, saved[:3], saved[3:], given)
+
+
+class _Pixels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, geometry, precision, origins, directions, depths, weights, *tensors):
+        rays, mlp, planes = (origins, directions, depths), FusedMLP(*tensors[:4]), tensors[4:]
+        ctx.geometry, ctx.precision = geometry, precision
+        ctx.save_for_backward(*rays, weights, *tensors)
+        samples, n, m = depths.shape
+        pixels = depths.new_empty(n, m, len(mlp.output_bias) - 1)
+        with on_device(depths):
+            _pixels_kernel[(triton.cdiv(n * m, RAYS_PER_BLOCK),)](
+                pixels, weights, n * m, m, *rays, *_inputs(mlp, planes), SAMPLES=samples, num_warps=WARPS,
+                **_constants(geometry, precision, mlp, RAYS_PER_BLOCK))
+        return pixels
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_pixels):
+        *rays, weights = ctx.saved_tensors[:4]
+        given = dict(grad_pixels=grad_pixels.contiguous(), weights=weights, grad_weights=torch.empty_like(weights))
+        gradients = _run_backward(ctx.geometry, ctx.precision, rays, ctx.saved_tensors[4:], given)
+        return None, None, None, None, None, given['grad_weights'], *gradients
+
+
+def _run_samples(geometry, precision, rays, mlp, planes, chosen=None):
+    depths = rays[2]
+    colours = len(mlp.output_bias) - 1
+    new = torch.empty if chosen is None else torch.zeros
+    density = new(depths.shape, device=depths.device)
+    values = new((colours, *depths.shape), device=depths.device)
+    count = depths.numel() if chosen is None else len(chosen)
+    if count:
+        with on_device(depths):
+            _samples_kernel[(triton.cdiv(count, SAMPLES_PER_BLOCK),)](
+                density, values, chosen, count, depths.numel(), depths[0].numel(), depths.shape[2], *rays, *_inputs(mlp, planes),
+                num_warps=WARPS, **_constants(geometry, precision, mlp, SAMPLES_PER_BLOCK))
+    return density, values
+
+
+def _run_backward(geometry, precision, rays, tensors, given):
+    """Gradients of the tensors: the MLP's four, then the planes."""
+    mlp, planes = FusedMLP(*tensors[:4]), tensors[4:]
+    depths = rays[2]
+    blocks = triton.cdiv(depths.numel(), BACKWARD_SAMPLES_PER_BLOCK)
+    programs = max(1, min(BACKWARD_PROGRAMS, blocks))
+    of_mlp = [torch.empty(programs, *x.shape, device=x.device) for x in mlp]
+    of_planes = [torch.zeros_like(p, dtype=torch.float32) for p in planes]
+    names = ('grad_density', 'grad_colours', 'grad_pixels', 'weights', 'grad_weights')
+    with on_device(depths):
+        _backward_kernel[(programs,)](
+            *(given.get(name) for name in names), of_planes[0], of_planes[-1] if len(planes) > 1 else None, *of_mlp,
+            depths.numel(), depths[0].numel(), depths.shape[2], *rays, *_inputs(mlp, planes),
+            ROUNDS=triton.cdiv(blocks, programs), num_warps=WARPS, **_constants(geometry, precision, mlp, BACKWARD_SAMPLES_PER_BLOCK))
+    return [x.sum(dim=0) for x in of_mlp] + of_planes
+
+
+def _inputs(mlp, planes):
+    """The kernels' arguments for the MLP and for one or two sets of planes."""
+    sets = []
+    for p in planes:
+        sets += [p, p.shape[2], p.shape[3]]
+    return *(x.contiguous() for x in mlp), *sets, *([None, 0, 0] if len(planes) == 1 else [])
+
+
+def _constants(geometry, precision, mlp, block):
+    """The kernels' compile-time constants."""
+    units, channels = mlp.hidden_weight.shape
+    colours = len(mlp.output_bias) - 1
+    chosen = PRECISIONS[precision]
+    return dict(BLOCK=block, CHANNELS=channels, UNITS=units, COLOURS=colours, CHANNEL_BLOCK=_padded(channels),
+                UNIT_BLOCK=_padded(units), COLOUR_BLOCK=_padded(colours), PLANES=len(geometry.axes),
+                AXES=tuple('xyz'.index(axis) for pair in geometry.axes for axis in pair), TO_PLANE=2 / geometry.box_size,
+                OPERANDS=chosen.operands, PRODUCTS=chosen.products)
+
+
+def _padded(size):
+    return max(SMALLEST_DOT, triton.next_power_of_2(size))
+
+
+def on_device(tensor):
+    """Kernels are launched on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
