@@ -118,10 +118,9 @@ def judge(request):
     try:
         subject = load_subject(request)
         for branch in subject.branches:
-            records = evaluate(request.metrics, subject.task(branch), subject.about)
-            if distributed.rank() == 0:
-                results.append(subject.outdir, records)
-                for record in records:
+            for record in evaluate(request.metrics, subject.task(branch), subject.about):
+                if distributed.rank() == 0:
+                    results.append(subject.outdir, record)
                     click.echo(results.one_line(record))
     finally:
         distributed.stop()

@@ -13,20 +13,20 @@ _LIBRARIES = ('torch', 'torch-fidelity', 'numpy', 'scipy', 'pillow')
 
 
 def evaluate(names, task, about=None):
-    """Compute metrics. Every process must call it, with the same arguments but for the device.
+    """Compute metrics, group by group. Every process must iterate over it, with the same arguments but for the device.
 
     names: metrics' names, such as ['fid50k_full', 'swd']; task: registry.Task; about: what else the records should say
-    (plain data: snapshot, kimg, label ...). Returns records (plain data), one per metric, the same on every process.
+    (plain data: snapshot, kimg, label ...). Yields records (plain data), one per metric, the same on every process; those
+    of a group as soon as it is done, so that a later failure does not take them along.
     Raises UserError for a task that cannot be done, DetectorError (metrics/detector.py) for missing detector weights.
     """
-    records = []
     for group, metrics in registry.by_group(names):
         start = time.perf_counter()
         with full_precision():
             outcomes = group.evaluate(metrics, task)
         seconds = time.perf_counter() - start
-        records += [_record(name, outcome, task, seconds, about or {}) for name, outcome in outcomes.items()]
-    return records
+        for name, outcome in outcomes.items():
+            yield _record(name, outcome, task, seconds, about or {})
 
 
 class full_precision:

@@ -57,9 +57,9 @@ def evaluate(metrics, task):
     layers = sorted({metric.statistic.layer for metric in metrics if metric.statistic.layer})
     weights = detectors.find_weights(task.options.get('detector')) if layers else None
     detector = detectors.Detector(weights[0], layers, task.device) if layers else None
-    wanted = {(metric.statistic, counts[metric][1]) for metric in metrics if metric.real}
+    wanted = [(metric.statistic, counts[metric][1]) for metric in metrics if metric.real]
     real, content = real_statistics(wanted, data, task, detector, weights and weights[1]) if wanted else ({}, None)
-    found = collect(judged, {(metric.statistic, counts[metric][0]) for metric in metrics}, detector, task,
+    found = collect(judged, [(metric.statistic, counts[metric][0]) for metric in metrics], detector, task,
                     f'{task.branch or "stored"} images')
 
     def compare():

@@ -1,6 +1,6 @@
 """Pictures of results over training."""
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from dnnlib.errors import UserError
 
@@ -17,7 +17,7 @@ def plot_metrics(records, path):
             points[record['kimg']] = record['value']
     if not curves:
         raise UserError('no result says at which kimg it was measured: evaluate snapshots of a run, or train with --metrics')
-    figure = matplotlib.figure.Figure(figsize=(4.8 * len(curves), 3.6), layout='constrained')
+    figure = Figure(figsize=(4.8 * len(curves), 3.6), layout='constrained')
     for axes, (metric, branches) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
         for branch, points in sorted(branches.items()):
             axes.plot(*zip(*sorted(points.items())), marker='o', markersize=3, label=branch)

@@ -23,8 +23,8 @@ _VERSION = 1  # of what is kept; a change of any statistic needs a new one
 def real_statistics(wanted, data, task, detector, detector_hash):
     """({(statistic, count): what was found}, hash of the data's content). What was found is the first process's to read.
 
-    wanted: {(statistic, count)}; data: PosedImageDataset of task.data. Every process must call it; the missing ones are
-    computed by all together. A file that is damaged is made anew; one that cannot be written costs a warning.
+    wanted: [(statistic, count)], in the same order on every process; data: PosedImageDataset of task.data. Every process must
+    call it; the missing ones are computed by all together. A file that is damaged is made anew; one that cannot be written costs a warning.
     """
     content = from_first(lambda: content_hash(task.data))
     folder = cache_folder(task.options.get('cache_dir'))
@@ -44,10 +44,11 @@ def real_statistics(wanted, data, task, detector, detector_hash):
                     found[statistic, count] = stored
         return list(found)
 
-    missing = wanted - set(from_first(load_all))
+    known = from_first(load_all)
+    missing = [key for key in wanted if key not in known]
     for count in sorted({count for _, count in missing}):
         source = StoredImages(data, task, real_subset(data, task.seed, count))
-        new = collect(source, {key for key in missing if key[1] == count}, detector, task, 'real images')
+        new = collect(source, [key for key in missing if key[1] == count], detector, task, 'real images')
         found.update(new)
         if distributed.rank() == 0:
             for (statistic, _), values in new.items():

@@ -9,10 +9,9 @@ from metrics import registry
 from torch_utils.stats import append_json_line
 
 
-def append(outdir, records):
-    """Write each record as a line of metric-<name>.jsonl in a folder."""
-    for record in records:
-        append_json_line(os.path.join(outdir, f'metric-{record["metric"]}.jsonl'), record)
+def append(outdir, record):
+    """Write a record as a line of metric-<name>.jsonl in a folder."""
+    append_json_line(os.path.join(outdir, f'metric-{record["metric"]}.jsonl'), record)
 
 
 def read(folder):

@@ -1,0 +1,186 @@
+"""calc_metrics.py: what it computes, writes and prints, by several processes too, and what it says to bad input."""
+
+import csv
+import functools
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import calc_metrics
+from metrics import detector, results
+from tests import small_detector
+from tests.small_detector import smooth_images, write_images
+from tests.test_metrics import write_set
+from tests.tiny import tiny_generator, tiny_run
+from torch_utils import distributed
+from training.rendering.viewpoints import view_label
+from training.snapshots import save_snapshot
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A data set of 40 images of 32 x 32, and snapshots of both stages that were trained on it."""
+    folder = tmp_path_factory.mktemp('metrics')
+    G = tiny_generator()
+    data = write_set(folder / 'set.zip', smooth_images(40, seed=1), view_label(G.config, torch.linspace(-0.5, 0.5, 40)))
+    options = tiny_run(data, str(folder)).to_dict()
+    save_snapshot(folder / 'stage2.pkl', {'G_ema': G}, {'stage': 2, 'images_seen': 12000, 'options': options})
+    save_snapshot(folder / 'stage1.pkl', {'G_ema': tiny_generator(residual=False)},
+                  {'stage': 1, 'images_seen': 8000, 'options': options})
+    write_images(folder / 'images', smooth_images(40, seed=2))
+    return folder
+
+
+def run(folder, *arguments):
+    return CliRunner().invoke(calc_metrics.main, ['--workers=0', f'--outdir={folder}', *map(str, arguments)])
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_both_branches_are_judged_on_the_data_of_the_training(folder, tmp_path):
+    result = succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--label=ours', '--samples=5', '--trunc=0.5')
+    first, second = results.read(tmp_path)
+    assert [found['branch'] for found in (first, second)] == ['2d', '3d'] and first['value'] != second['value']
+    assert (first['kimg'], first['label'], first['data']) == (12.0, 'ours', str(folder / 'set.zip'))
+    assert first['protocol']['samples_per_ray'] == [5, 4] and first['protocol']['truncation_psi'] == 0.5
+    assert f'swd20 2d 12 kimg: {first["value"]:.6g}' in result.output
+
+
+def test_a_network_of_stage_1_has_its_2d_branch_judged_and_says_so(folder, tmp_path):
+    result = succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage1.pkl"}')
+    assert 'only the 2D branch is judged' in result.output
+    assert [found['branch'] for found in results.read(tmp_path)] == ['2d']
+
+
+def test_a_folder_of_images_is_judged_and_put_in_tables(folder, tmp_path):
+    for label in ('one', 'two'):
+        succeed(tmp_path / label, '--metrics=swd', f'--images={folder / "images"}', f'--data={folder / "set.zip"}', f'--label={label}')
+    result = CliRunner().invoke(calc_metrics.main, ['table', str(tmp_path / 'one'), str(tmp_path / 'two'), '--format=csv'])
+    rows = list(csv.DictReader(result.output.splitlines()))
+    assert [row['method'] for row in rows[:2]] == ['one', 'two'] and rows[0]['swd'] == rows[1]['swd'] != ''
+    assert any(row['method'] == 'Mimic3D 3D branch' and row['fid50k_full'] == '5.37' for row in rows)
+
+
+def test_results_are_plotted_over_kimg(folder, tmp_path):
+    for stage in (1, 2):
+        succeed(tmp_path, '--metrics=swd20', f'--network={folder / f"stage{stage}.pkl"}')
+    result = CliRunner().invoke(calc_metrics.main, ['plot', str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / 'metrics.png').size[0] > 300
+
+
+def judge_with_small_detector(request):
+    """In a process of its own; in the test's process the detector must not stay replaced."""
+    before = dict(detector.WIDTHS), detector._load
+    small_detector.install()
+    try:
+        calc_metrics.judge(request)
+    finally:
+        detector.WIDTHS.update(before[0])
+        detector._load = before[1]
+
+
+@pytest.mark.parametrize('processes', [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_the_number_of_processes_changes_nothing(processes, folder, tmp_path):
+    weights = tmp_path / 'weights.pth'
+    weights.write_bytes(b'any')
+    found = []
+    for count in (1, processes):
+        request = calc_metrics.Request(
+            metrics=['fid40_full', 'fid20', 'kid21_full', 'pr403_full', 'is40', 'swd'], network=str(folder / 'stage2.pkl'),
+            images=None, data=None, mirror=True, branch='3d', outdir=tmp_path / str(count), label=None, seed=0, batch=6, trunc=1.0,
+            trunc_cutoff=None, render_resolution=None, samples=None, importance_samples=None, sampling='deterministic',
+            noise_mode='const', gpus=count, workers=0,
+            group_options={'detector': str(weights), 'cache_dir': str(tmp_path / f'cache{count}')})
+        distributed.launch(functools.partial(judge_with_small_detector, request), count)
+        found.append(results.read(tmp_path / str(count)))
+    assert len(found[0]) == 6 and [record['processes'] for record in found[1]] == [processes] * 6
+    for one, several in zip(*found, strict=True):
+        assert several['value'] == pytest.approx(one['value'], rel=1e-6), one['metric']
+        assert several['protocol'] == one['protocol']
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input: one line, no traceback
+
+
+@pytest.fixture
+def refused(folder, tmp_path):
+    """A function that runs the script and returns the one line that it ends with."""
+    def call(*arguments, data=True):
+        result = run(tmp_path / 'out', *([f'--data={folder / "set.zip"}'] if data else []), *arguments)
+        assert result.exit_code != 0 and isinstance(result.exception, SystemExit), result.output
+        line, = [line for line in result.output.splitlines() if line.startswith('Error: ')]
+        assert result.output.rstrip().endswith(line)
+        assert not list((tmp_path / 'out').glob('metric-*'))
+        return line
+    return call
+
+
+def test_missing_weights_are_named(refused, folder, tmp_path, monkeypatch):
+    def offline(*arguments, **options):
+        raise OSError('no route to host')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
+    assert '--detector=FILE' in refused('--metrics=fid40_full', f'--network={folder / "stage2.pkl"}')
+
+
+def test_an_empty_folder_is_named(refused, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    assert 'empty contains no images' in refused('--metrics=swd', f'--images={tmp_path / "empty"}')
+    assert 'nowhere does not exist' in refused('--metrics=swd', f'--images={tmp_path / "nowhere"}')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_mixed_sizes_are_named(refused, tmp_path, workers):
+    images = write_images(tmp_path / 'mixed', smooth_images(5, seed=0))
+    Image.new('RGB', (16, 16)).save(images / '0003.png')
+    assert '0003.png measures 16x16' in refused('--metrics=swd', f'--images={images}', f'--workers={workers}')
+
+
+def test_too_few_images_are_named(refused, folder):
+    assert 'needs 50 images, but there are only 40 of --images' in refused('--metrics=fid50_full', f'--images={folder / "images"}')
+    assert 'needs 50 images, but there are only 40 of --data' in refused('--metrics=fid50', f'--network={folder / "stage2.pkl"}')
+    assert 'at least 2 images, for a covariance' in refused('--metrics=fid1_full', f'--network={folder / "stage2.pkl"}')
+
+
+def test_singular_covariances_cost_a_warning(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr('metrics.frechet_distance.WIDTHS', small_detector.WIDTHS)
+    monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
+    monkeypatch.setattr(detector, 'Detector', lambda weights, layers, device: lambda images: dict(zip(layers, small_detector.SmallExtractor(
+        'small', list(layers))(images))))
+    (tmp_path / 'weights.pth').write_bytes(b'any')
+    with pytest.warns(UserWarning, match='singular'):
+        succeed(tmp_path, '--metrics=fid12_full', f'--images={folder / "images"}', f'--data={folder / "set.zip"}',
+                f'--detector={tmp_path / "weights.pth"}', f'--cache-dir={tmp_path}')
+    assert json.loads((tmp_path / 'metric-fid12_full.jsonl').read_text())['protocol']['singular_covariance'] is True
+
+
+def test_data_of_another_resolution_is_named(refused, tmp_path, folder):
+    data = write_set(tmp_path / 'large.zip', smooth_images(4, seed=0, resolution=64))
+    line = refused('--metrics=swd', f'--network={folder / "stage2.pkl"}', f'--data={data}', data=False)
+    assert 'large.zip holds images of 64x64 pixels' in line and '32' in line
+    line = refused('--metrics=swd', f'--images={folder / "images"}', f'--data={data}', data=False)
+    assert '32x32' in line and '64x64' in line
+
+
+def test_contradictions_and_gaps_are_named(refused, folder):
+    network, images = f'--network={folder / "stage2.pkl"}', f'--images={folder / "images"}'
+    assert '--metrics is missing' in refused(network)
+    assert 'exclude each other' in refused('--metrics=swd', network, images)
+    assert 'nothing to judge' in refused('--metrics=swd')
+    assert '--data is missing' in refused('--metrics=swd', images, data=False)
+    assert 'no 3D branch' in refused('--metrics=swd', f'--network={folder / "stage1.pkl"}', '--branch=3d')
+    assert 'no such snapshot' in refused('--metrics=swd', '--network=nowhere.pkl')
+
+
+def test_an_unknown_metric_is_named(folder):
+    result = run(folder, '--metrics=fid50k_ful')
+    assert result.exit_code == 2 and "'fid50k_ful' is no metric; there are: fid<N>_full" in result.output
