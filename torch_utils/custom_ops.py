@@ -164,6 +164,7 @@ def _compile(operator, architectures, library, log):
     """Leaves the finished library, or the compiler's output in `log`. The caller holds the lock."""
     for leftover in library.parent.glob('building-*'):  # of processes that were killed
         shutil.rmtree(leftover, ignore_errors=True)
+    log.unlink(missing_ok=True)
     work = Path(tempfile.mkdtemp(prefix='building-', dir=library.parent))
     try:
         output = work / 'output.log'

@@ -31,7 +31,6 @@ def _swish_curvature(x):
     return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
-# A slope's value is only used where the activation has one: `where` keeps dtype and gradient simple.
 ACTIVATIONS = {
     'linear': Activation(lambda x, alpha: x, 0.0, 1.0, lambda y, alpha: torch.ones_like(y)),
     'relu': Activation(lambda x, alpha: F.relu(x), 0.0, math.sqrt(2), lambda y, alpha: (y > 0).to(y.dtype)),
@@ -39,9 +38,9 @@ ACTIVATIONS = {
                         lambda y, alpha: torch.ones_like(y).where(y > 0, alpha)),
     'tanh': Activation(lambda x, alpha: torch.tanh(x), 0.0, 1.0, lambda y, alpha: 1 - y * y, lambda y: -2 * y),
     'sigmoid': Activation(lambda x, alpha: torch.sigmoid(x), 0.0, 1.0, lambda y, alpha: y * (1 - y), lambda y: 1 - 2 * y),
-    'elu': Activation(lambda x, alpha: F.elu(x), 0.0, 1.0, lambda y, alpha: 1 + y.clamp(max=0), lambda y: (y <= 0).to(y.dtype)),
+    'elu': Activation(lambda x, alpha: F.elu(x), 0.0, 1.0, lambda y, alpha: 1 + y.clamp(max=0), lambda y: (y < 0).to(y.dtype)),
     'selu': Activation(lambda x, alpha: F.selu(x), 0.0, 1.0,
-                       lambda y, alpha: (y + _SELU_SCALE * _SELU_ALPHA).where(y <= 0, _SELU_SCALE), lambda y: (y <= 0).to(y.dtype)),
+                       lambda y, alpha: (y + _SELU_SCALE * _SELU_ALPHA).where(y <= 0, _SELU_SCALE), lambda y: (y < 0).to(y.dtype)),
     'softplus': Activation(lambda x, alpha: F.softplus(x), 0.0, 1.0, lambda y, alpha: -torch.expm1(-y), lambda y: torch.exp(-y)),
     'swish': Activation(lambda x, alpha: torch.sigmoid(x) * x, 0.0, math.sqrt(2), _swish_slope, _swish_curvature),
 }
@@ -50,7 +49,7 @@ ACTIVATIONS = {
 def bias_act(x, b=None, dim=1, act='linear', alpha=None, gain=None, clamp=None, impl=None):
     """clamp(act(x + b) * gain).
 
-    x: any shape; b: [x.shape[dim]] or None; act: a name in ACTIVATIONS; alpha, gain: None takes the activation's own;
+    x: any shape; b: [x.shape[dim]] or None; act: a name in ACTIVATIONS; alpha (>= 0), gain: None takes the activation's own;
     clamp: largest magnitude of the output, or None. Returns the shape and dtype of x. Differentiable to any order.
 
     impl: 'ref', plain PyTorch; 'cuda', the operator (x on a GPU); None: the operator where x is on a GPU and it can be built
@@ -60,6 +59,8 @@ def bias_act(x, b=None, dim=1, act='linear', alpha=None, gain=None, clamp=None, 
     alpha = spec.alpha if alpha is None else alpha
     gain = spec.gain if gain is None else gain
     b = None if b is None else b.to(x.dtype)
+    if act == 'lrelu' and alpha < 0:
+        raise ValueError(f'bias_act: alpha must not be negative, got {alpha}')
     if custom_ops.choose('bias_act', x.device.type, impl) == 'cuda':
         return torch.ops.mimic3d.bias_act(x, b, dim, act, alpha, gain, clamp)
     return _reference(x, b, dim, act, alpha, gain, clamp)

@@ -13,20 +13,20 @@ differ by rounding between runs, as those of `torch.nn.functional.grid_sample` d
 """
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 # How many samples or rays a program works on at once, and how many programs share a backward pass. Each program keeps
 # the MLP in registers and shared memory, so larger blocks load it less often but hold more features.
 SAMPLES_PER_BLOCK = 64
 RAYS_PER_BLOCK = 32
-BACKWARD_SAMPLES_PER_BLOCK = 32
+BACKWARD_SAMPLES_PER_BLOCK = 16  # more would not fit the registers, with all the gradients of the MLP
 BACKWARD_PROGRAMS = 1024
-WARPS = 4
+LAUNCH = dict(num_warps=4, num_stages=1)  # texels fetched ahead by software pipelining would fill the shared memory
 SMALLEST_DOT = 16  # tl.dot takes no smaller sizes
 
 COLOUR_GAIN, COLOUR_OFFSET = tl.constexpr(1.002), tl.constexpr(-0.001)  # colour = sigmoid * 1.002 - 0.001
@@ -121,13 +121,9 @@ def _check(planes, mlp, origins, directions, depths, geometry):
 
 
 @triton.jit
-def _axis(x, y, z, AXIS: tl.constexpr):
-    if AXIS == 0:
-        return x
-    elif AXIS == 1:
-        return y
-    else:
-        return z
+def _along(x, y, z, axis):
+    """The coordinate along axis 0, 1 or 2."""
+    return tl.where(axis == 0, x, tl.where(axis == 1, y, z))
 
 
 @triton.jit
@@ -140,10 +136,16 @@ def _point(origins, directions, depth, ray, real, TO_PLANE: tl.constexpr):
 
 
 @triton.jit
-def _texel(x, y, z, real, height, width, PLANE: tl.constexpr, CORNER: tl.constexpr, AXES: tl.constexpr):
+def _position(x, y, z, plane, height, width, AXES: tl.constexpr):
+    """Where points lie on a plane, in texels: its width axis and height axis take two bits each of AXES."""
+    u = ((_along(x, y, z, (AXES >> (4 * plane)) & 3) + 1) * width - 1) / 2
+    v = ((_along(x, y, z, (AXES >> (4 * plane + 2)) & 3) + 1) * height - 1) / 2
+    return u, v
+
+
+@triton.jit
+def _texel(u, v, real, height, width, CORNER: tl.constexpr):
     """One of the four texels around each point: its index in the plane, its bilinear weight, and whether it exists."""
-    u = ((_axis(x, y, z, AXES[2 * PLANE]) + 1) * width - 1) / 2
-    v = ((_axis(x, y, z, AXES[2 * PLANE + 1]) + 1) * height - 1) / 2
     column = tl.floor(u) + CORNER % 2
     row = tl.floor(v) + CORNER // 2
     weight = (1 - tl.abs(u - column)) * (1 - tl.abs(v - row))
@@ -152,14 +154,18 @@ def _texel(x, y, z, real, height, width, PLANE: tl.constexpr, CORNER: tl.constex
     return index, weight, exists
 
 
+# The loop over the planes is a real loop: unrolled, all of its addresses would have to be kept for the backward pass.
+
+
 @triton.jit
 def _add_lookups(features, planes, image, x, y, z, real, height, width, channel,
                  PLANES: tl.constexpr, AXES: tl.constexpr, CHANNELS: tl.constexpr):
     """features [B, C] plus the mean over the planes of bilinear lookups."""
-    for PLANE in tl.static_range(PLANES):
-        first = (image.to(tl.int64) * PLANES + PLANE) * height * width
+    for plane in range(PLANES):
+        u, v = _position(x, y, z, plane, height, width, AXES)
+        first = (image * PLANES + plane) * height * width
         for CORNER in tl.static_range(4):
-            index, weight, exists = _texel(x, y, z, real, height, width, PLANE, CORNER, AXES)
+            index, weight, exists = _texel(u, v, real, height, width, CORNER)
             where = (first + index)[:, None] * CHANNELS + channel[None, :]
             texel = tl.load(planes + where, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
             features += (weight / PLANES)[:, None] * texel.to(tl.float32)
@@ -170,10 +176,11 @@ def _add_lookups(features, planes, image, x, y, z, real, height, width, channel,
 def _scatter_lookups(gradients, grad_features, image, x, y, z, real, height, width, channel,
                      PLANES: tl.constexpr, AXES: tl.constexpr, CHANNELS: tl.constexpr):
     """The adjoint of _add_lookups: adds grad_features [B, C] to the texels they were looked up from."""
-    for PLANE in tl.static_range(PLANES):
-        first = (image.to(tl.int64) * PLANES + PLANE) * height * width
+    for plane in range(PLANES):
+        u, v = _position(x, y, z, plane, height, width, AXES)
+        first = (image * PLANES + plane) * height * width
         for CORNER in tl.static_range(4):
-            index, weight, exists = _texel(x, y, z, real, height, width, PLANE, CORNER, AXES)
+            index, weight, exists = _texel(u, v, real, height, width, CORNER)
             where = (first + index)[:, None] * CHANNELS + channel[None, :]
             tl.atomic_add(gradients + where, (weight / PLANES)[:, None] * grad_features,
                           mask=exists[:, None] & (channel < CHANNELS)[None, :], sem='relaxed')
@@ -362,6 +369,16 @@ def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weig
 # Launching them ------------------------------------------------------------------------------------------------------
 
 
+def first_derivative_only(backward):
+    """For the backward pass of a Function: refuse to be differentiated again, rather than leave a gradient out."""
+    @functools.wraps(backward)
+    def checked(ctx, *gradients):
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError('the fused renderer has no second derivatives; use the PyTorch renderer')
+        return backward(ctx, *gradients)
+    return checked
+
+
 class _Samples(torch.autograd.Function):
     @staticmethod
     def forward(ctx, geometry, precision, origins, directions, depths, *tensors):
@@ -371,7 +388,7 @@ class _Samples(torch.autograd.Function):
         return _run_samples(geometry, precision, rays, mlp, planes)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, grad_density, grad_colours):
         saved = ctx.saved_tensors
         given = dict(grad_density=grad_density.contiguous(), grad_colours=grad_colours.contiguous())
@@ -388,12 +405,12 @@ class _Pixels(torch.autograd.Function):
         pixels = depths.new_empty(n, m, len(mlp.output_bias) - 1)
         with on_device(depths):
             _pixels_kernel[(triton.cdiv(n * m, RAYS_PER_BLOCK),)](
-                pixels, weights, n * m, m, *rays, *_inputs(mlp, planes), SAMPLES=samples, num_warps=WARPS,
+                pixels, weights, n * m, m, *rays, *_inputs(mlp, planes), SAMPLES=samples, **LAUNCH,
                 **_constants(geometry, precision, mlp, RAYS_PER_BLOCK))
         return pixels
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx, grad_pixels):
         *rays, weights = ctx.saved_tensors[:4]
         given = dict(grad_pixels=grad_pixels.contiguous(), weights=weights, grad_weights=torch.empty_like(weights))
@@ -412,7 +429,7 @@ def _run_samples(geometry, precision, rays, mlp, planes, chosen=None):
         with on_device(depths):
             _samples_kernel[(triton.cdiv(count, SAMPLES_PER_BLOCK),)](
                 density, values, chosen, count, depths.numel(), depths[0].numel(), depths.shape[2], *rays, *_inputs(mlp, planes),
-                num_warps=WARPS, **_constants(geometry, precision, mlp, SAMPLES_PER_BLOCK))
+                **LAUNCH, **_constants(geometry, precision, mlp, SAMPLES_PER_BLOCK))
     return density, values
 
 
@@ -429,7 +446,7 @@ def _run_backward(geometry, precision, rays, tensors, given):
         _backward_kernel[(programs,)](
             *(given.get(name) for name in names), of_planes[0], of_planes[-1] if len(planes) > 1 else None, *of_mlp,
             depths.numel(), depths[0].numel(), depths.shape[2], *rays, *_inputs(mlp, planes),
-            ROUNDS=triton.cdiv(blocks, programs), num_warps=WARPS, **_constants(geometry, precision, mlp, BACKWARD_SAMPLES_PER_BLOCK))
+            ROUNDS=triton.cdiv(blocks, programs), **LAUNCH, **_constants(geometry, precision, mlp, BACKWARD_SAMPLES_PER_BLOCK))
     return [x.sum(dim=0) for x in of_mlp] + of_planes
 
 
@@ -448,8 +465,13 @@ def _constants(geometry, precision, mlp, block):
     chosen = PRECISIONS[precision]
     return dict(BLOCK=block, CHANNELS=channels, UNITS=units, COLOURS=colours, CHANNEL_BLOCK=_padded(channels),
                 UNIT_BLOCK=_padded(units), COLOUR_BLOCK=_padded(colours), PLANES=len(geometry.axes),
-                AXES=tuple('xyz'.index(axis) for pair in geometry.axes for axis in pair), TO_PLANE=2 / geometry.box_size,
+                AXES=_packed(geometry.axes), TO_PLANE=2 / geometry.box_size,
                 OPERANDS=chosen.operands, PRODUCTS=chosen.products)
+
+
+def _packed(axes):
+    """The planes' axes as one number: two bits for each width axis and each height axis."""
+    return sum('xyz'.index(axis) << (2 * index) for index, axis in enumerate(''.join(axes)))
 
 
 def _padded(size):

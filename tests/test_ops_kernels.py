@@ -1,0 +1,260 @@
+"""The arithmetic of the CUDA kernels, run on a CPU thread by thread; and whether CUDA's compiler takes them.
+
+What a thread does is plain C++ (torch_utils/ops/*.h). test_ops_kernels.cpp calls it for every thread of every block.
+"""
+
+import ctypes
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import ROOT
+from torch_utils import custom_ops
+from torch_utils.ops import bias_act as bias_act_module
+from torch_utils.ops.bias_act import ACTIVATIONS
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+TORCH_HEADERS = Path(torch.__file__).parent / 'include'
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Largest error, relative to the output's scale: float sums in another order, and one rounding of the result.
+TOLERANCES = {torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2e-6, torch.float64: 1e-12}
+
+
+class BiasActParams(ctypes.Structure):
+    _fields_ = [('input', ctypes.c_void_p), ('bias', ctypes.c_void_p), ('reference', ctypes.c_void_p), ('output', ctypes.c_void_p),
+                ('size', ctypes.c_int64), ('bias_stride', ctypes.c_int64), ('bias_size', ctypes.c_int64),
+                ('alpha', ctypes.c_double), ('gain', ctypes.c_double), ('clamp', ctypes.c_double), ('aligned', ctypes.c_bool)]
+
+
+class UpfirdnParams(ctypes.Structure):
+    _fields_ = [('x', ctypes.c_void_p), ('filter', ctypes.c_void_p), ('y', ctypes.c_void_p),
+                ('x_stride', ctypes.c_int64 * 4), ('y_stride', ctypes.c_int64 * 4)]
+    _fields_ += [(name, ctypes.c_int) for name in (
+        'batch', 'channels', 'in_height', 'in_width', 'out_height', 'out_width', 'filter_height', 'filter_width',
+        'up_x', 'up_y', 'down_x', 'down_y', 'pad_left', 'pad_top')]
+    _fields_ += [('flip_filter', ctypes.c_bool), ('channels_last', ctypes.c_bool), ('gain', ctypes.c_double)]
+
+
+@pytest.fixture(scope='module')
+def kernels(tmp_path_factory):
+    compiler = shutil.which('g++')
+    if compiler is None:
+        pytest.skip('needs g++ to run the kernels\' arithmetic on the CPU')
+    library = tmp_path_factory.mktemp('kernels') / 'kernels.so'
+    subprocess.run([compiler, '-std=c++20', '-O1', '-Wall', '-Wextra', '-Werror', '-shared', '-fPIC', f'-I{ROOT}', '-isystem', TORCH_HEADERS,
+                    ROOT / 'tests' / 'test_ops_kernels.cpp', '-o', library], check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.activation_name.restype, loaded.run_upfirdn2d.restype = ctypes.c_char_p, ctypes.c_bool
+    return loaded
+
+
+def surrounded(shape, dtype, offset=64):
+    """(not-a-numbers of this shape, the memory around them): a read outside shows in the result, a write in the memory."""
+    size = torch.Size(shape).numel()
+    memory = torch.full([size + 128], torch.nan, dtype=dtype)
+    return memory[offset:offset + size].view(shape), memory
+
+
+def assert_agrees(actual, expected, dtype):
+    error = (actual.double() - expected).abs().max() if actual.numel() else torch.zeros([])
+    scale = expected.abs().max().clamp(min=1) if actual.numel() else 1
+    assert error <= TOLERANCES[dtype] * scale, f'error {error:.3g}, scale {scale:.3g}'
+
+
+# ---- bias_act
+
+
+def run_bias_act(kernels, values, act, dtype, bias=None, bias_stride=1, reference=None, clamp=None, gain=1.3, alpha=0.2, offset=64):
+    """The kernels' output for dense `values` (any shape, seen as a row)."""
+    x, _ = surrounded([values.numel()], dtype, offset)
+    x.copy_(values.flatten())
+    y, memory = surrounded([values.numel()], dtype, offset)
+    given = {'input': x.data_ptr(), 'output': y.data_ptr(), 'size': x.numel(), 'alpha': alpha, 'gain': gain}
+    if bias is not None:
+        given |= {'bias': bias.data_ptr(), 'bias_size': len(bias), 'bias_stride': bias_stride}
+    if reference is not None:
+        seen, _ = surrounded([values.numel()], dtype, offset)
+        given['reference'] = seen.copy_(reference.flatten()).data_ptr()
+    rounded_clamp = -1 if clamp is None else float(torch.tensor(clamp, dtype=dtype))
+    aligned = all(pointer % 16 == 0 for pointer in (x.data_ptr(), y.data_ptr(), given.get('reference', 0)))
+    params = BiasActParams(**given, clamp=rounded_clamp, aligned=aligned)
+    kernels.run_bias_act(DTYPES.index(dtype), list(ACTIVATIONS).index(act), reference is not None, ctypes.byref(params))
+    assert memory.isnan().sum() == 128 + y.isnan().sum(), 'wrote outside'
+    return y.view(values.shape), aligned
+
+
+def test_activations_are_numbered_as_their_names(kernels):
+    assert [kernels.activation_name(i).decode() for i in range(len(ACTIVATIONS))] == list(ACTIVATIONS)
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_bias_act_kernel(kernels, act, dtype):
+    """Contiguous, channels-last, odd sizes, and tensors that do not begin at a multiple of 16 bytes."""
+    for shape, dim, offset in [((2, 3, 40, 33), 1, 64), ((2, 7, 6, 5), 3, 64), ((5, 8), 1, 64), ((3, 5, 7), 0, 63), ((1,), 0, 64),
+                               ((2, 3, 1, 64), 1, 64)]:
+        x = (2 * torch.randn(shape)).to(dtype)
+        b = torch.randn(shape[dim]).to(dtype)
+        y, aligned = run_bias_act(kernels, x, act, dtype, b, x.stride(dim), clamp=1.7, offset=offset)
+        assert aligned == (offset == 64)
+        expected = bias_act_module._reference(x.double(), b.double(), dim, act, 0.2, 1.3, float(torch.tensor(1.7, dtype=dtype)))
+        assert_agrees(y, expected, dtype)
+        y, _ = run_bias_act(kernels, x, act, dtype)
+        assert_agrees(y, bias_act_module._reference(x.double(), None, dim, act, 0.2, 1.3, None), dtype)
+
+
+@pytest.mark.parametrize('clamp', (None, 1.7))
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_bias_act_grad_kernel(kernels, act, dtype, clamp):
+    """Against autograd in float64, on an output that was rounded as the forward pass rounds it."""
+    x, dy = (2 * torch.randn(3, 700)).to(dtype), torch.randn(3, 700).to(dtype)
+    x[0, :3] = torch.tensor([0.0, 30.0, -30.0])
+    y, _ = run_bias_act(kernels, x, act, dtype, clamp=clamp)
+    dx, _ = run_bias_act(kernels, dy, act, dtype, reference=x if act == 'swish' else y, clamp=clamp)
+    exact = x.double().requires_grad_()
+    unclamped = bias_act_module._reference(exact, None, 1, act, 0.2, 1.3, None)
+    (expected,) = torch.autograd.grad(unclamped, exact, dy.double())
+    if clamp is not None:
+        limit = float(torch.tensor(clamp, dtype=dtype))
+        outside = unclamped.detach().abs() - limit
+        expected = expected.where(outside < 0, 0)
+        dx = dx.double().where(outside.abs() > 2 * TOLERANCES[dtype] * limit, expected)  # there, y's rounding decides
+        assert (outside >= 0).any() or act in ('tanh', 'sigmoid')
+    # y is known to half a unit in the last place only, and the slope follows it.
+    assert (dx.double() - expected).abs().max() <= 4 * TOLERANCES[dtype] * dy.abs().max()
+
+
+def test_bias_act_kernel_keeps_not_a_number_and_infinity(kernels):
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
+    for act in ('linear', 'relu', 'lrelu'):
+        for clamp in (None, 2.0):
+            y, _ = run_bias_act(kernels, x, act, torch.float32, clamp=clamp)
+            torch.testing.assert_close(y, bias_act_module._reference(x, None, 0, act, 0.2, 1.3, clamp), equal_nan=True)
+
+
+def test_bias_act_grad_kernel_at_gain_zero(kernels):
+    dx, _ = run_bias_act(kernels, torch.ones(9), 'lrelu', torch.float32, reference=torch.zeros(9), gain=0.0)
+    assert (dx == 0).all()
+
+
+# ---- upfirdn2d
+
+
+def run_upfirdn2d(kernels, kernel, x, f, up, down, padding, flip_filter, gain):
+    """The kernels' output, or None where `kernel` is not meant for the case."""
+    arithmetic = torch.float64 if x.dtype == torch.float64 else torch.float32
+    taps, _ = surrounded(f.shape, arithmetic)
+    taps.copy_(f)
+    n, c, h, w = x.shape
+    size = [(h * up[1] + padding[2] + padding[3] - f.shape[0]) // down[1] + 1, (w * up[0] + padding[0] + padding[1] - f.shape[1]) // down[0] + 1]
+    channels_last = c > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    y, memory = surrounded([n, *size, c] if channels_last else [n, c, *size], x.dtype)
+    y = y.permute(0, 3, 1, 2) if channels_last else y
+    params = UpfirdnParams(
+        x.data_ptr(), taps.data_ptr(), y.data_ptr(), (ctypes.c_int64 * 4)(*x.stride()), (ctypes.c_int64 * 4)(*y.stride()), n, c, h, w, *size,
+        *f.shape, *up, *down, padding[0], padding[2], flip_filter, channels_last, gain)
+    if not kernels.run_upfirdn2d(DTYPES.index(x.dtype), kernel, ctypes.byref(params)):
+        return None
+    assert memory.isnan().sum() == 128, 'wrote outside, or left something out'
+    return y
+
+
+def image(n, c, h, w, dtype, layout):
+    """Random numbers amid not-a-numbers: 'contiguous', 'channels_last', or 'cut' out of a larger image."""
+    if layout == 'cut':
+        x = torch.full([n, c + 1, h + 3, w + 2], torch.nan, dtype=dtype)[:, 1:, 1:-2, 1:-1]
+    elif layout == 'channels_last':
+        x = surrounded([n, h, w, c], dtype)[0].permute(0, 3, 1, 2)
+    else:
+        x = surrounded([n, c, h, w], dtype)[0]
+    return x.copy_(torch.randn(n, c, h, w))
+
+
+PATCH_CASES = [  # up, down, largest filter (height, width)
+    ((1, 1), (1, 1), (4, 4)), ((2, 2), (1, 1), (4, 4)), ((1, 1), (2, 2), (4, 4)), ((2, 1), (1, 1), (1, 12)), ((1, 2), (1, 1), (12, 1)),
+    ((1, 1), (2, 1), (1, 12)), ((1, 1), (1, 2), (12, 1))]
+
+
+@pytest.mark.parametrize('layout', ('contiguous', 'channels_last', 'cut'))
+@pytest.mark.parametrize('up, down, taps', PATCH_CASES)
+def test_upfirdn2d_patch_kernels(kernels, up, down, taps, layout):
+    """Images smaller and larger than a block's tile, odd and even paddings, also negative; filters up to the largest."""
+    draw = random.Random(f'{up}{down}{layout}')
+    for trial in range(8):
+        dtype = DTYPES[trial % 3]
+        f = torch.randn([size if trial < 3 else draw.randint(1, size) for size in taps])
+        c, h, w = (2, draw.randint(70, 150), draw.randint(70, 150)) if trial in (0, 4) else (3, draw.randint(3, 20), draw.randint(3, 20))
+        x = image(draw.randint(1, 2), c, h, w, dtype, layout)
+        padding = [draw.randint(-2, 3) + size // 2 for size in (f.shape[1], f.shape[1], f.shape[0], f.shape[0])]
+        flip = bool(trial % 2)
+        y = run_upfirdn2d(kernels, 0, x, f, up, down, padding, flip, 1.5)
+        assert y is not None, 'no patch kernel took this case'
+        assert_agrees(y, upfirdn2d(x.double(), f, up, down, padding, flip, 1.5, impl='ref'), dtype)
+
+
+@pytest.mark.parametrize('layout', ('contiguous', 'channels_last', 'cut'))
+@pytest.mark.parametrize('kernel', (1, 2))
+def test_upfirdn2d_output_kernel(kernels, kernel, layout):
+    draw = random.Random(f'{kernel}{layout}')
+    for trial in range(40):
+        up, down = ([draw.randint(1, 4), draw.randint(1, 4)] for _ in range(2))
+        dtype, f = DTYPES[trial % 4], torch.randn(draw.randint(1, 9), draw.randint(1, 9))
+        padding = [draw.randint(-2, 9) for _ in range(4)]
+        x = image(draw.randint(1, 2), draw.randint(1, 3), draw.randint(5, 12), draw.randint(5, 12), dtype, layout)
+        if min(x.shape[2] * up[1] + sum(padding[2:]) - f.shape[0], x.shape[3] * up[0] + sum(padding[:2]) - f.shape[1]) < 0:
+            continue
+        y = run_upfirdn2d(kernels, kernel, x, f, up, down, padding, bool(trial % 2), 0.7)
+        assert_agrees(y, upfirdn2d(x.double(), f.double(), up, down, padding, bool(trial % 2), 0.7, impl='ref'), dtype)
+
+
+def test_patch_kernels_leave_the_rest_alone(kernels):
+    x = torch.randn(1, 1, 8, 8)
+    for up, down, taps in [((1, 1), (1, 1), (5, 4)), ((1, 1), (1, 1), (1, 5)), ((3, 3), (1, 1), (4, 4)), ((2, 2), (2, 2), (4, 4)),
+                           ((2, 1), (1, 1), (2, 4)), ((2, 1), (1, 1), (1, 13))]:
+        assert run_upfirdn2d(kernels, 0, x, torch.ones(taps), up, down, (6, 6, 6, 6), False, 1.0) is None
+
+
+# ---- CUDA's compiler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('operator', custom_ops.OPERATORS)
+def test_cuda_sources_compile(operator, tmp_path):
+    home = custom_ops.cuda_home()
+    if home is None:
+        pytest.skip('no CUDA compiler (nvcc) found')
+    if not (home / 'include' / 'cuda_runtime.h').exists():
+        pytest.skip(f'no CUDA headers that belong to the compiler in {home}')
+    nvcc = home / 'bin' / 'nvcc'
+    known = subprocess.run([nvcc, '--list-gpu-arch'], capture_output=True, text=True, check=True).stdout.split()
+    targets = [f'-gencode=arch=compute_{a},code=sm_{a}' for a in ('80', '90', '100') if f'compute_{a}' in known]
+    assert targets, f'{nvcc} knows none of the architectures'
+    source = ROOT / 'torch_utils' / 'ops' / f'{operator}.cu'
+    finished = subprocess.run([nvcc, '-std=c++17', '-O3', '-Xptxas=-v', *targets, '-isystem', TORCH_HEADERS, '-c', source, '-o',
+                               tmp_path / 'object.o'], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert 'bytes stack frame' in finished.stderr
+    spilled = [line for line in finished.stderr.splitlines() if 'stack frame' in line and not line.strip().startswith('0 bytes stack frame')]
+    assert not spilled, f'kernels keep arrays in slow memory: {spilled}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('operator', custom_ops.OPERATORS)
+def test_operators_build_and_load(operator, tmp_path, monkeypatch):
+    """The whole way from sources to a registered kernel, short of running it. Needs no GPU."""
+    home = custom_ops.cuda_home()
+    if torch.version.cuda is None or home is None or not (home / 'include' / 'cuda_runtime.h').exists():
+        pytest.skip('needs PyTorch with CUDA and the CUDA toolkit')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(custom_ops, 'gpu_architectures', lambda: ['90'])
+    try:
+        library = custom_ops.build(operator)
+    except custom_ops.BuildError:
+        pytest.fail(next(tmp_path.rglob('failure.log')).read_text()[-4000:])
+    torch.ops.load_library(str(library))
+    assert {path.name for path in library.parent.iterdir()} == {'lock', library.name}
