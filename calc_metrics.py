@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import torch
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
@@ -109,7 +110,14 @@ def main(context, **options):
         raise UserError('--network and --images exclude each other: give one')
     own = {name: options.pop(name) for name in list(options) if name not in Request.__dataclass_fields__}
     request = Request(**options, group_options=own)
+    check_gpus(request.gpus)
     distributed.launch(functools.partial(judge, request), request.gpus)
+
+
+def check_gpus(wanted):
+    if torch.cuda.is_available() and not distributed.under_torchrun() and wanted > torch.cuda.device_count():
+        present = torch.cuda.device_count()
+        raise UserError(f'--gpus={wanted}, but this machine has {present}; use --gpus={present} or fewer')
 
 
 def judge(request):
@@ -215,7 +223,8 @@ def table(runs, form, published, every):
 
 @main.command()
 @click.argument('run', type=click.Path(exists=True, file_okay=False), metavar='RUN_DIR')
-@click.option('--output', type=click.Path(dir_okay=False, path_type=Path), help='The PNG to write.  [default: RUN_DIR/metrics.png]')
+@click.option('--output', type=click.Path(dir_okay=False, path_type=Path),
+              help='The PNG to write.  [default: RUN_DIR/metrics.png]')
 @friendly_errors
 def plot(run, output):
     """Draw metrics against kimg."""

@@ -102,7 +102,8 @@ def main(network, preset, detector, images, batch):
             task = Task(device=device, generator=G, branch=branch, batch=batch, progress=False)
             alone, extraction, together = measure(task, labels, features, images)
             hidden = (alone + extraction - together) / min(alone, extraction)
-            click.echo(f'{branch:8}{images / alone:12.2f}{images / extraction:12.2f}{images / together:12.2f}         {hidden:6.0%}')
+            rates = ''.join(f'{images / spent:12.2f}' for spent in (alone, extraction, together))
+            click.echo(f'{branch:8}{rates}         {hidden:6.0%}')
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ from metrics import frechet_distance, kernel_distance, precision_recall, incepti
 from metrics.consistency import group as _consistency  # noqa: F401
 from metrics.detector import DetectorError
 from metrics.evaluation import evaluate
+from metrics.image_quality import needs_detector
 from metrics.registry import Task
 
-__all__ = ['DetectorError', 'Task', 'evaluate']
+__all__ = ['DetectorError', 'Task', 'evaluate', 'needs_detector']

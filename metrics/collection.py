@@ -11,7 +11,8 @@ from torch_utils import distributed
 def collect(source, wanted, detector, task, description):
     """Stream images through the detector into collectors.
 
-    source: see metrics/images.py; wanted: [(statistic, count)], in the same order on every process; detector: None where no statistic needs it.
+    source: see metrics/images.py; wanted: [(statistic, count)], in the same order on every process; detector: None where no
+    statistic needs it.
     Returns {(statistic, count): what its collector found}. Every process must call it.
     """
     collectors = {(statistic, count): statistic.start(count, source.resolution, task.device) for statistic, count in wanted}
@@ -26,7 +27,7 @@ def collect(source, wanted, detector, task, description):
                 collector.add(numbers[:n], images[:n], {layer: values[:n] for layer, values in features.items()})
 
     shown = task.progress and distributed.rank() == 0
-    with tqdm(total=longest, unit='img', desc=description, dynamic_ncols=True, disable=not shown) as bar:
+    with tqdm(total=longest, unit='img', desc=description, dynamic_ncols=True, leave=False, disable=not shown) as bar:
         for numbers, images in source.batches(longest):
             beside.give(take_in, numbers, images)
             bar.update(min(len(numbers) * distributed.world_size(), longest - bar.n))

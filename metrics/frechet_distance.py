@@ -15,10 +15,11 @@ class FrechetDistance(ImageMetric):
     statistic = FeatureMoments(FEATURES)
 
     def compare(self, judged, real, task):
-        singular = bool(min(judged['count'], real['count']) <= WIDTHS[self.statistic.layer])
+        width = WIDTHS[self.statistic.layer]
+        singular = bool(min(judged['count'], real['count']) <= width)
         if singular:
-            warnings.warn(f'{WIDTHS[self.statistic.layer]} images or fewer give singular covariances: such a FID is far too high, '
-                          'and only compares with others of the same number of images', stacklevel=2)
+            warnings.warn(f'{width} images or fewer give singular covariances: such a FID is biased upwards, and '
+                          'only compares with others of the same number of images', stacklevel=2)
         value = frechet_distance(judged['mean'], judged['covariance'], real['mean'], real['covariance'])
         return value, {}, {'singular_covariance': singular}
 

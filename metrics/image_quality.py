@@ -5,11 +5,13 @@ cached (metrics/real_statistics.py).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import click
 
 from dnnlib.errors import UserError
 from metrics import detector as detectors
+from metrics import registry
 from metrics.collection import collect
 from metrics.images import GeneratedImages, ImageFiles, StoredImages, check_resolution, load_data
 from metrics.processes import from_first
@@ -23,12 +25,14 @@ ALL = 'all'  # every real image
 class ImageMetric:
     """A metric by its numbers. Subclasses add `statistic` (metrics/statistics.py) and `compare`.
 
-    count: judged images, None: as many as both sets have; real: real images it takes: a number, ALL or None.
+    count: judged images, None: as many as both sets have; real: real images it takes: a number, ALL or None; least: images
+    that a set must have.
     """
 
     name: str
     count: int | None
     real: int | str | None
+    least: ClassVar[int] = 2
 
     def compare(self, judged, real, task):
         """(value, parts, protocol) from what the statistic's collectors found; `real` is None where none are taken."""
@@ -43,17 +47,24 @@ class ImageMetric:
         return count, wanted
 
     def _check(self, wanted, present, whose):
-        if wanted is not None and wanted < 2:
-            raise UserError(f'{self.name} needs at least 2 images, for a covariance; there is {wanted}')
+        if wanted is not None and wanted < self.least:
+            raise UserError(f'{self.name} needs at least {self.least} images of each set: ask for a larger number')
         if None not in (wanted, present) and wanted > present:
             raise UserError(f'{self.name} needs {wanted} images, but there are only {present} {whose}: ask for a smaller number')
+
+
+def needs_detector(name):
+    """Whether a metric, by its name, needs the detector's weights."""
+    family, match = registry.find(name)
+    return family.group is GROUP and family.build(match).statistic.layer is not None
 
 
 def evaluate(metrics, task):
     """Outcomes of ImageMetrics by name; see registry.Group."""
     data = load_data(task) if task.generator is not None or any(metric.real for metric in metrics) else None
     judged = _judged_images(task, data)
-    counts = {metric: metric.counts(None if task.generator is not None else len(judged), data and len(data)) for metric in metrics}
+    present = None if task.generator is not None else len(judged), None if data is None else len(data)
+    counts = {metric: metric.counts(*present) for metric in metrics}
     layers = sorted({metric.statistic.layer for metric in metrics if metric.statistic.layer})
     weights = detectors.find_weights(task.options.get('detector')) if layers else None
     detector = detectors.Detector(weights[0], layers, task.device) if layers else None
@@ -62,15 +73,11 @@ def evaluate(metrics, task):
     found = collect(judged, [(metric.statistic, counts[metric][0]) for metric in metrics], detector, task,
                     f'{task.branch or "stored"} images')
 
-    def compare():
-        outcomes = {}
-        for metric in metrics:
-            value, parts, protocol = metric.compare(found[metric.statistic, counts[metric][0]],
-                                                    real.get((metric.statistic, counts[metric][1])), task)
-            outcomes[metric.name] = Outcome(value, parts, {**_protocol(metric, *counts[metric], judged, task, weights, content),
-                                                           **protocol})
-        return outcomes
-    return from_first(compare)
+    def outcome(metric):
+        count, real_count = counts[metric]
+        value, parts, protocol = metric.compare(found[metric.statistic, count], real.get((metric.statistic, real_count)), task)
+        return Outcome(value, parts, {**_protocol(metric, count, real_count, judged, task, weights, content), **protocol})
+    return from_first(lambda: {metric.name: outcome(metric) for metric in metrics})
 
 
 def _judged_images(task, data):
@@ -113,5 +120,6 @@ def image_count(match):
 COUNT = r'(?P<count>[1-9]\d*)(?P<thousand>k?)'  # in patterns of names
 
 GROUP = Group(evaluate, options=(
-    click.option('--detector', metavar='FILE', help="Inception weights of torch-fidelity.  [default: its cache, or its download]"),
+    click.option('--detector', metavar='FILE',
+                 help='Inception weights of torch-fidelity.  [default: its cache, or its download]'),
     click.option('--cache-dir', metavar='DIR', help='Where statistics of real images are kept.  [default: ~/.cache/mimic3d]')))

@@ -12,6 +12,7 @@ SPLITS, SHUFFLE_SEED = 10, 2020  # torch-fidelity's defaults
 
 class InceptionScore(ImageMetric):
     statistic = FeatureList(LOGITS)
+    least = SPLITS
 
     def compare(self, judged, real, task):
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric

@@ -1,5 +1,6 @@
 """Statistics of real images, computed once and kept on disk."""
 
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +25,8 @@ def real_statistics(wanted, data, task, detector, detector_hash):
     """({(statistic, count): what was found}, hash of the data's content). What was found is the first process's to read.
 
     wanted: [(statistic, count)], in the same order on every process; data: PosedImageDataset of task.data. Every process must
-    call it; the missing ones are computed by all together. A file that is damaged is made anew; one that cannot be written costs a warning.
+    call it; the missing ones are computed by all together. A file that is damaged is made anew; one that cannot be written
+    costs a warning.
     """
     content = from_first(lambda: content_hash(task.data))
     folder = cache_folder(task.options.get('cache_dir'))
@@ -64,15 +66,22 @@ def cache_folder(option=None):
 
 
 def content_hash(path):
-    """Hash of the images of a zip or folder: of their names and check sums. A zip's directory holds the check sums."""
+    """Hash of the images of a zip or folder: of their names and check sums.
+
+    A zip's directory holds the check sums; the files of a folder are read, again only when their sizes or times change.
+    """
     store = FileStore(path)
     names = image_names(store)
     if store.is_zip:
         with zipfile.ZipFile(path) as archive:
-            sums = [archive.getinfo(name).CRC for name in names]
-    else:
-        sums = [zlib.crc32(store.read(name)) for name in names]
-    return _digest([names, sums])
+            return _digest([names, [archive.getinfo(name).CRC for name in names]])
+    stats = [os.stat(store.path / name) for name in names]
+    return _folder_hash(store.path, tuple(names), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@functools.lru_cache(maxsize=2)
+def _folder_hash(folder, names, stamps):
+    return _digest([names, [zlib.crc32((folder / name).read_bytes()) for name in names]])
 
 
 def _digest(values):

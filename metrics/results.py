@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
+import warnings
 from pathlib import Path
 
 from dnnlib.errors import UserError
 from metrics import registry
 from torch_utils.stats import append_json_line
+
+BEST = 'network-snapshot-best.pkl'
 
 
 def append(outdir, record):
@@ -17,20 +21,22 @@ def append(outdir, record):
 def read(folder):
     """All records of a folder, in the order of the files' names and lines.
 
-    Raises UserError for a folder without results, and for a line that is none.
+    Raises UserError for a folder without results. A line that is none, such as a half-written one, costs a warning.
     """
     paths = sorted(Path(folder).glob('metric-*.jsonl'))
     if not paths:
         raise UserError(f'{folder} holds no metric-*.jsonl: give a folder with results of calc_metrics.py')
-    return [_parse(path, number, line) for path in paths for number, line in enumerate(path.read_text().splitlines(), 1) if line]
+    return [record for path in paths for record in _records(path)]
 
 
-def _parse(path, number, line):
-    try:
-        record = json.loads(line)
-        return {'label': Path(path).resolve().parent.name, **record, 'value': float(record['value']), 'metric': str(record['metric'])}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f'{path}: line {number} is no result; remove that line') from None
+def _records(path):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            record = json.loads(line)
+            yield {'label': path.resolve().parent.name, 'parts': {}, 'protocol': {}, 'branch': None, **record,
+                   'metric': str(record['metric']), 'value': float(record['value'])}
+        except (ValueError, KeyError, TypeError):
+            warnings.warn(f'{path}: line {number} is no result and is left out', stacklevel=2)
 
 
 def one_line(record):
@@ -38,6 +44,23 @@ def one_line(record):
     about = [name for name in (record['branch'], record.get('kimg') is not None and f'{record["kimg"]:g} kimg') if name]
     parts = ', '.join(f'{name} {value:.6g}' for name, value in record['parts'].items())
     return f'{" ".join([record["metric"], *about])}: {record["value"]:.6g}' + (f' ({parts})' if parts else '')
+
+
+def keep_best(outdir, records, snapshot):
+    """Write the records of a snapshot, and keep it as network-snapshot-best.pkl if it is the best so far; returns whether.
+
+    For one process of a training loop. records: of all metrics and branches, the metric named first coming first.
+    """
+    decisive = deciding(records)
+    path = Path(outdir) / f'metric-{decisive["metric"]}.jsonl'
+    best = is_best(decisive, list(_records(path)) if path.exists() else [])
+    for record in records:
+        append(outdir, record)
+    if best:
+        beside = Path(outdir) / f'{BEST}.tmp'
+        shutil.copyfile(snapshot, beside)
+        os.replace(beside, Path(outdir) / BEST)
+    return best
 
 
 def deciding(records):

@@ -48,8 +48,10 @@ class SlicedWasserstein(ImageMetric):
         return count, count
 
     def compare(self, judged, real, task):
-        levels = {size: SCALE * level_distance(torch.from_numpy(patches).to(task.device), torch.from_numpy(real[size]).to(task.device),
-                                               task.seed) for size, patches in judged.items()}
+        levels = {}
+        for side in judged:
+            patches = (torch.from_numpy(found[side]).to(task.device) for found in (judged, real))
+            levels[side] = SCALE * level_distance(*patches, task.seed)
         protocol = {'patches_per_image': PATCHES, 'patch': PATCH, 'projections': PROJECTIONS, 'scale': SCALE,
                     'normalised_by': 'real images'}
         return sum(levels.values()) / len(levels), levels, protocol

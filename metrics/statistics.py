@@ -41,7 +41,8 @@ class _MomentCollector:
     def finish(self):
         mean = distributed.total(self.total) / self.count
         scatter = distributed.total(self.products) - self.count * torch.outer(mean, mean)
-        return {'count': np.array(self.count), 'mean': mean.cpu().numpy(), 'covariance': (scatter / (self.count - 1)).cpu().numpy()}
+        covariance = scatter / (self.count - 1)
+        return {'count': np.array(self.count), 'mean': mean.cpu().numpy(), 'covariance': covariance.cpu().numpy()}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch_fidelity import calculate_metrics, register_feature_extractor
 
 from dataset_prep.archive import DatasetWriter
 from dnnlib.errors import UserError
-from metrics import DetectorError, Task, detector, evaluate, real_statistics, registry, results, tables
+from metrics import DetectorError, Task, detector, evaluate, needs_detector, real_statistics, registry, results, tables
 from metrics import sliced_wasserstein as swd
 from metrics.collection import collect
 from metrics.frechet_distance import frechet_distance
@@ -79,6 +79,10 @@ def test_names_say_how_many_images(name, count, real):
     assert (metric.name, metric.count, metric.real) == (name, count, real)
 
 
+def test_only_swd_and_consistency_go_without_the_detector():
+    assert [needs_detector(name) for name in ('fid2k_full', 'is50k', 'swd', 'psnr_mv')] == [True, True, False, False]
+
+
 @pytest.mark.parametrize('name', ['fid', 'fid0_full', 'fid50m', 'pr50k_full', 'is50k_full', 'nonsense', ''])
 def test_other_names_are_refused(name):
     with pytest.raises(UserError, match='fid<N>_full'):
@@ -118,14 +122,16 @@ def test_moments_are_the_mean_and_the_unbiased_covariance(small):
 
 def fidelity(first, second, **options):
     """torch-fidelity's results on two folders, with the small extractor."""
-    return calculate_metrics(input1=str(first), input2=str(second), cuda=False, fid=True, kid=True, prc=True, isc=True, verbose=False,
-                             feature_extractor='small', feature_layer_fid=detector.FEATURES, feature_layer_kid=detector.FEATURES,
-                             feature_layer_prc=detector.FEATURES, feature_layer_isc=detector.LOGITS, save_cpu_ram=True, **options)
+    layers = {f'feature_layer_{metric}': detector.FEATURES for metric in ('fid', 'kid', 'prc')}
+    return calculate_metrics(input1=str(first), input2=str(second), cuda=False, fid=True, kid=True, prc=True, isc=True,
+                             feature_extractor='small', feature_layer_isc=detector.LOGITS, **layers, save_cpu_ram=True,
+                             verbose=False, **options)
 
 
 def test_metrics_agree_with_torch_fidelity_with_the_random_weights_of_a_small_detector(small, tmp_path):
     images, others = smooth_images(40, seed=1), smooth_images(50, seed=2, mean=140)
-    first, second, data = write_images(tmp_path / 'a', others), write_images(tmp_path / 'b', images), write_set(tmp_path / 's', images)
+    first, second = write_images(tmp_path / 'a', others), write_images(tmp_path / 'b', images)
+    data = write_set(tmp_path / 's', images)
     register_feature_extractor('small', SmallExtractor)
     theirs = fidelity(first, second, kid_subset_size=40)
     records = {record['metric']: record for record in
@@ -141,7 +147,8 @@ def test_a_smaller_number_takes_the_first_images_and_one_pass_serves_all(small, 
     folder = write_images(tmp_path / 'a', smooth_images(40, seed=2))
     first = write_images(tmp_path / 'b', smooth_images(40, seed=2)[:33])
     together = values(['fid40_full', 'fid33_full'], stored_task(folder, real, tmp_path, small))
-    assert together['fid33_full'] == pytest.approx(values(['fid33_full'], stored_task(first, real, tmp_path, small))['fid33_full'])
+    alone = values(['fid33_full'], stored_task(first, real, tmp_path, small))
+    assert together['fid33_full'] == pytest.approx(alone['fid33_full'])
     assert together['fid33_full'] != pytest.approx(together['fid40_full'], rel=1e-3)
 
 
@@ -257,8 +264,23 @@ def test_a_folder_with_greyscale_and_transparent_images_is_read(tmp_path):
 
 def test_workers_read_the_same_images_in_the_same_order(real):
     data = PosedImageDataset(real)
-    read = [torch.cat([images for _, images in StoredImages(data, Task(device=CPU, workers=workers)).batches(40)]) for workers in (0, 2)]
+    tasks = [Task(device=CPU, workers=workers) for workers in (0, 2)]
+    read = [torch.cat([images for _, images in StoredImages(data, task).batches(40)]) for task in tasks]
     assert torch.equal(*read) and torch.equal(read[0], torch.stack([data[i][0] for i in range(40)]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('branch', ['2d', '3d'])
+def test_features_beside_generation_are_those_after_it(small, branch):
+    G = tiny_generator().eval().cuda()
+    source = GeneratedImages(Task(device=torch.device('cuda'), generator=G, branch=branch, batch=7, progress=False),
+                             view_label(G.config, torch.linspace(-0.5, 0.5, 9)))
+    extract = SmallExtractor('small', [detector.FEATURES])
+    extract.first = extract.first.cuda()
+    statistic = FeatureList(detector.FEATURES)
+    found = collect(source, [(statistic, 100)], lambda images: {detector.FEATURES: extract(images)[0]}, source.task, '')
+    expected = torch.cat([extract(images)[0] for _, images in source.batches(100)])
+    np.testing.assert_allclose(found[statistic, 100]['features'], expected.cpu().numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_errors_of_the_side_thread_come_out():
@@ -394,7 +416,8 @@ class Trap:
         return print, ('executed',)
 
 
-@pytest.mark.parametrize('content', [b'', b'nonsense', pickle.dumps(Trap()), None], ids=['empty', 'nonsense', 'code', 'other tensors'])
+@pytest.mark.parametrize('content', [b'', b'nonsense', pickle.dumps(Trap(), protocol=2), None],
+                         ids=['empty', 'nonsense', 'code', 'other tensors'])
 def test_files_that_are_no_weights_are_refused_and_not_executed(content, tmp_path, capsys):
     path = tmp_path / 'weights.pth'
     torch.save({'x': torch.zeros(1)}, path) if content is None else path.write_bytes(content)
@@ -408,8 +431,8 @@ def test_files_that_are_no_weights_are_refused_and_not_executed(content, tmp_pat
 
 
 def record(value, kimg=1.0, branch='3d', metric='fid50k_full', label='run', **protocol):
-    return {'metric': metric, 'value': value, 'branch': branch, 'kimg': kimg, 'snapshot': f'{kimg}.pkl', 'label': label, 'data': 'a/b.zip',
-            'images': None, 'parts': {}, 'protocol': {'truncation_psi': 1.0, **protocol}}
+    return {'metric': metric, 'value': value, 'branch': branch, 'kimg': kimg, 'snapshot': f'{kimg}.pkl', 'label': label,
+            'data': 'a/b.zip', 'images': None, 'parts': {}, 'protocol': {'truncation_psi': 1.0, **protocol}}
 
 
 def test_the_best_snapshot_is_judged_among_results_of_the_same_kind():
@@ -425,20 +448,32 @@ def test_the_first_metric_of_the_3d_branch_decides():
     assert results.deciding(found[:2])['value'] == 1.0
 
 
-def test_results_are_read_back_and_a_broken_line_is_named(tmp_path):
+def test_the_best_snapshot_is_kept(tmp_path):
+    kept = []
+    for number, value in enumerate([5.0, 6.0, 4.0]):
+        snapshot = tmp_path / f'network-snapshot-{number}.pkl'
+        snapshot.write_text(str(number))
+        records = [record(value - 4, branch='2d'), record(value), record(1.0, metric='swd')]
+        kept.append((results.keep_best(tmp_path, records, snapshot), (tmp_path / 'network-snapshot-best.pkl').read_text()))
+    assert kept == [(True, '0'), (False, '0'), (True, '2')]
+    assert len(results.read(tmp_path)) == 9 and not list(tmp_path.glob('*.tmp'))
+
+
+def test_results_are_read_back_and_a_broken_line_costs_a_warning(tmp_path):
     for value in (3.0, 2.0):
         results.append(tmp_path, record(value))
     assert [found['value'] for found in results.read(tmp_path)] == [3.0, 2.0]
     with open(tmp_path / 'metric-fid50k_full.jsonl', 'a') as file:
         file.write('{"metric": ')
-    with pytest.raises(UserError, match='metric-fid50k_full.jsonl: line 3'):
-        results.read(tmp_path)
+    with pytest.warns(UserWarning, match='metric-fid50k_full.jsonl: line 3'):
+        assert len(results.read(tmp_path)) == 2
     with pytest.raises(UserError, match='holds no metric-'):
         results.read(tmp_path / 'nothing')
 
 
 def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
-    found = [record(5.0, 10.0), record(4.5, 20.0), record(4.4, 20.0), record(30.0, 20.0, metric='psnr_mv'), record(7.0, branch='2d')]
+    found = [record(5.0, 10.0), record(4.5, 20.0), record(4.4, 20.0), record(30.0, 20.0, metric='psnr_mv'),
+             record(7.0, branch='2d')]
     rows = tables.rows(found, published='ffhq512')
     measured = [row for row in rows if row['source'] == 'measured']
     assert [(row['method'], row.get('fid50k_full'), row.get('psnr_mv')) for row in measured] == [

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from benchmarks.metrics import random_detector_weights
-from calc_metrics import Request, judge
+from calc_metrics import judge
 from metrics import results
 from tests.small_detector import smooth_images, write_images
 from tests.test_metrics import write_set
+from tests.test_metrics_script import request_for
 from torch_utils import distributed
 
 pytestmark = pytest.mark.slow
@@ -34,10 +35,8 @@ def folder(tmp_path_factory):
 @functools.cache
 def ours(folder, processes):
     outdir = folder / f'ours{processes}'
-    request = Request(metrics=NAMES, network=None, images=str(folder / 'judged'), data=str(folder / 'real.zip'), mirror=False, branch='both',
-                      outdir=outdir, label=None, seed=0, batch=16, trunc=1.0, trunc_cutoff=None, render_resolution=None, samples=None,
-                      importance_samples=None, sampling='deterministic', noise_mode='const', gpus=processes, workers=0,
-                      group_options={'detector': str(folder / 'weights.pth'), 'cache_dir': str(folder / f'cache{processes}')})
+    options = {'detector': str(folder / 'weights.pth'), 'cache_dir': str(folder / f'cache{processes}')}
+    request = request_for(NAMES, outdir, options, images=str(folder / 'judged'), data=str(folder / 'real.zip'), gpus=processes)
     distributed.launch(functools.partial(judge, request), processes)
     return {record['metric']: record for record in results.read(outdir)}
 

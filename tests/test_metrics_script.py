@@ -45,7 +45,8 @@ def succeed(*arguments):
 
 
 def test_both_branches_are_judged_on_the_data_of_the_training(folder, tmp_path):
-    result = succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--label=ours', '--samples=5', '--trunc=0.5')
+    result = succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--label=ours', '--samples=5',
+                     '--trunc=0.5')
     first, second = results.read(tmp_path)
     assert [found['branch'] for found in (first, second)] == ['2d', '3d'] and first['value'] != second['value']
     assert (first['kimg'], first['label'], first['data']) == (12.0, 'ours', str(folder / 'set.zip'))
@@ -61,7 +62,8 @@ def test_a_network_of_stage_1_has_its_2d_branch_judged_and_says_so(folder, tmp_p
 
 def test_a_folder_of_images_is_judged_and_put_in_tables(folder, tmp_path):
     for label in ('one', 'two'):
-        succeed(tmp_path / label, '--metrics=swd', f'--images={folder / "images"}', f'--data={folder / "set.zip"}', f'--label={label}')
+        succeed(tmp_path / label, '--metrics=swd', f'--images={folder / "images"}', f'--data={folder / "set.zip"}',
+                f'--label={label}')
     result = CliRunner().invoke(calc_metrics.main, ['table', str(tmp_path / 'one'), str(tmp_path / 'two'), '--format=csv'])
     rows = list(csv.DictReader(result.output.splitlines()))
     assert [row['method'] for row in rows[:2]] == ['one', 'two'] and rows[0]['swd'] == rows[1]['swd'] != ''
@@ -74,6 +76,14 @@ def test_results_are_plotted_over_kimg(folder, tmp_path):
     result = CliRunner().invoke(calc_metrics.main, ['plot', str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert Image.open(tmp_path / 'metrics.png').size[0] > 300
+
+
+def request_for(metrics, outdir, group_options, **changes):
+    """A Request as the command line's defaults make it."""
+    values = dict(network=None, images=None, data=None, mirror=None, branch='both', label=None, seed=0, batch=16, trunc=1.0,
+                  trunc_cutoff=None, render_resolution=None, samples=None, importance_samples=None, sampling='deterministic',
+                  noise_mode='const', gpus=1, workers=0)
+    return calc_metrics.Request(metrics=metrics, outdir=outdir, group_options=group_options, **{**values, **changes})
 
 
 def judge_with_small_detector(request):
@@ -93,12 +103,9 @@ def test_the_number_of_processes_changes_nothing(processes, folder, tmp_path):
     weights.write_bytes(b'any')
     found = []
     for count in (1, processes):
-        request = calc_metrics.Request(
-            metrics=['fid40_full', 'fid20', 'kid21_full', 'pr403_full', 'is40', 'swd'], network=str(folder / 'stage2.pkl'),
-            images=None, data=None, mirror=True, branch='3d', outdir=tmp_path / str(count), label=None, seed=0, batch=6, trunc=1.0,
-            trunc_cutoff=None, render_resolution=None, samples=None, importance_samples=None, sampling='deterministic',
-            noise_mode='const', gpus=count, workers=0,
-            group_options={'detector': str(weights), 'cache_dir': str(tmp_path / f'cache{count}')})
+        options = {'detector': str(weights), 'cache_dir': str(tmp_path / f'cache{count}')}
+        request = request_for(['fid40_full', 'fid20', 'kid21_full', 'pr403_full', 'is40', 'swd'], tmp_path / str(count), options,
+                              network=str(folder / 'stage2.pkl'), mirror=True, branch='3d', batch=6, gpus=count)
         distributed.launch(functools.partial(judge_with_small_detector, request), count)
         found.append(results.read(tmp_path / str(count)))
     assert len(found[0]) == 6 and [record['processes'] for record in found[1]] == [processes] * 6
@@ -146,16 +153,18 @@ def test_mixed_sizes_are_named(refused, tmp_path, workers):
 
 
 def test_too_few_images_are_named(refused, folder):
-    assert 'needs 50 images, but there are only 40 of --images' in refused('--metrics=fid50_full', f'--images={folder / "images"}')
-    assert 'needs 50 images, but there are only 40 of --data' in refused('--metrics=fid50', f'--network={folder / "stage2.pkl"}')
-    assert 'at least 2 images, for a covariance' in refused('--metrics=fid1_full', f'--network={folder / "stage2.pkl"}')
+    network, images = f'--network={folder / "stage2.pkl"}', f'--images={folder / "images"}'
+    assert 'needs 50 images, but there are only 40 of --images' in refused('--metrics=fid50_full', images)
+    assert 'needs 50 images, but there are only 40 of --data' in refused('--metrics=fid50', network)
+    assert 'fid1_full needs at least 2 images' in refused('--metrics=fid1_full', network)
+    assert 'is9 needs at least 10 images' in refused('--metrics=is9', network)
+    assert 'pr33_full needs at least 4 images' in refused('--metrics=pr33_full', network)
 
 
 def test_singular_covariances_cost_a_warning(folder, tmp_path, monkeypatch):
     monkeypatch.setattr('metrics.frechet_distance.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
-    monkeypatch.setattr(detector, 'Detector', lambda weights, layers, device: lambda images: dict(zip(layers, small_detector.SmallExtractor(
-        'small', list(layers))(images))))
+    monkeypatch.setattr(detector, '_load', lambda weights, layers: small_detector.SmallExtractor('small', list(layers)))
     (tmp_path / 'weights.pth').write_bytes(b'any')
     with pytest.warns(UserWarning, match='singular'):
         succeed(tmp_path, '--metrics=fid12_full', f'--images={folder / "images"}', f'--data={folder / "set.zip"}',
