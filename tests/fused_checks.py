@@ -13,9 +13,13 @@ import torch.nn.functional as F
 from tests.helpers import assert_close
 from torch_utils.ops import ray_samples
 from torch_utils.ops.triplane import FusedMLP, Geometry, channels_last, triplane_pixels, triplane_samples
-from training.config import PLANE_AXES
+from tests.tiny import tiny_config
+from torch_utils.random import BatchRandom
+from training.config import PLANE_AXES, RenderingConfig
+from training.networks.generator import Generator, Planes
 from training.rendering import compositing, sampling
 from training.rendering.planes import sample_planes
+from training.rendering.viewpoints import view_label
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = 'cpu' if INTERPRETED else 'cuda'
@@ -139,7 +143,7 @@ def test_everything_along_rays(samples, importance, rays):
     finer = sampling.importance_depths(depths, weights, u)
     assert_close(ray_samples.importance_depths(samples_first(depths), samples_first(weights), samples_first(u)),
                  samples_first(finer), OUTPUTS)
-    merged, order = compositing.merge_depths(depths, finer)
+    merged, order = torch.sort(torch.cat([depths, finer], dim=-1), dim=-1)
     fused_merged, fused_order = ray_samples.sort_depths(samples_first(torch.cat([depths, finer], dim=-1)))
     assert torch.equal(fused_merged, samples_first(merged)) and torch.equal(fused_order.long(), samples_first(order))
 
@@ -173,3 +177,77 @@ def test_gradients_through_opaque_and_empty_intervals():
     b, = torch.autograd.grad(twin, raw, probe)
     assert torch.isfinite(a).all()
     assert_close(a, b, GRADIENTS)
+
+
+# Whole renders
+
+
+@pytest.fixture
+def renderer(monkeypatch):
+    """renderer('fused') or renderer('ref'): force the steps of the renders that follow."""
+    return lambda name: monkeypatch.setenv('MIMIC3D_RENDERER', name)
+
+
+def generator_and_camera(near=2.25, far=3.3, white=False, **changes):
+    """A tiny generator, random in every way that a trained one is, and cameras that also see what is beside the box."""
+    rendering = RenderingConfig(near=near, far=far, white_background=white, depth_samples=5, importance_samples=3, focal=1.0)
+    torch.manual_seed(0)
+    G = Generator(tiny_config(rendering=rendering, render_resolution=3, image_resolution=16, **changes)).to(DEVICE)
+    G.decoder.output.weight.data[0] *= 4
+    G.decoder.output.bias.data[0] = 6  # the depth of rays that see next to nothing is next to undefined
+    c = view_label(G.config, yaw=torch.tensor([-0.3, 0.4]), pitch=torch.zeros(2)).to(DEVICE)
+    planes = G.planes(G.mapping(torch.randn(2, 8, device=DEVICE), c), noise_mode='const')
+    return G, Planes(*(p.detach() * 4 for p in planes)), c
+
+
+RENDERS = {
+    'training render of the 2D branch': dict(branch='2d'),
+    'patch, on white, eg3d planes': dict(branch='3d', patch=((0, 3), (13, 5)), white=True, plane_order='eg3d'),
+    'near and far by the box': dict(branch='3d', render_resolution=3, near='auto', far='auto'),
+}
+
+
+@pytest.mark.parametrize('name', RENDERS)
+def test_a_render_and_its_gradients(name, renderer):
+    """The same function and the same random numbers, whichever steps it takes."""
+    options = dict(RENDERS[name])
+    G, planes, c = generator_and_camera(**{key: options.pop(key) for key in ('white', 'plane_order', 'near', 'far') if key in options})
+    if 'patch' in options:
+        options['patch'] = torch.tensor(options['patch'], device=DEVICE)
+    ws = torch.randn(2, G.backbone.num_ws, 16, device=DEVICE)
+    probes, results = None, []
+    for which in ('ref', 'fused'):
+        renderer(which)
+        inputs = [p.clone().requires_grad_() for p in planes]
+        out = G.render(Planes(*inputs), c, ws=ws, random=BatchRandom.keyed((3,), 2, DEVICE), **options)
+        probes = probes or [torch.randn_like(out['image_raw']), torch.randn_like(out['image_depth'])]
+        wanted = [x for x in inputs[:1 if options['branch'] == '2d' else 2]] + list(G.decoder.parameters())
+        finite = out['image_depth'].isfinite()
+        scalar = (out['image_raw'] * probes[0]).sum() + (out['image_depth'] * probes[1])[finite].sum()
+        results.append((out, torch.autograd.grad(scalar, wanted)))
+    (twin, twin_gradients), (fused, fused_gradients) = results
+    for key in ('image_raw', 'image_depth'):
+        assert_close(fused[key], twin[key], OUTPUTS)
+    for a, b in zip(fused_gradients, twin_gradients):
+        assert_close(a, b, GRADIENTS)
+
+
+def test_skipping_takes_the_same_samples(renderer):
+    G, planes, c = generator_and_camera()
+    images = []
+    for which in ('ref', 'fused'):
+        renderer(which)
+        with torch.no_grad():
+            images.append(G.render(planes, c, '3d', sampling='deterministic', render_resolution=5, skip=0.02)['image'])
+    assert_close(images[1], images[0], 1e-4)
+
+
+def test_chunks_change_nothing(renderer, monkeypatch):
+    renderer('fused')
+    G, planes, c = generator_and_camera()
+    images = []
+    for points in (2**22, 2 * 8 * 7):
+        monkeypatch.setattr('training.rendering.renderer.MAX_POINTS_PER_PASS', points)
+        with torch.no_grad():
+            images.append(G.render(planes, c, '3d', sampling='deterministic', render_resolution=4)['image'])
+    assert_close(images[1], images[0], 1e-6)

@@ -18,6 +18,7 @@ PLANE_AXES = {
 }
 PLANE_ACTIVATIONS = ('linear', 'tanh', 'sigmoid')
 PRECISIONS = ('fp32', 'fp16', 'bf16')
+RENDER_PRECISIONS = ('fp32', 'tf32x3', 'tf32', 'fp16', 'bf16')
 RAW_RESIZE_FILTERS = ('antialiased', 'classic', 'none')
 
 
@@ -73,6 +74,7 @@ class RenderingConfig(Config):
     camera_radius: float = 2.7  # viewer cameras: distance from the world's origin
     camera_pivot: tuple = (0.0, 0.0, 0.2)  # viewer cameras: the point looked at
     focal: float = cameras.FFHQ_FOCAL  # viewer cameras: in image widths
+    precision: str = 'fp32'  # what the fused renderer may round to; the PyTorch renderer computes in fp32 throughout
 
     def __post_init__(self):
         check((self.near == AUTO) == (self.far == AUTO), "near and far must both be numbers or both be 'auto'")
@@ -80,6 +82,7 @@ class RenderingConfig(Config):
             check(0 <= self.near < self.far, f'near ({self.near}) must be at least 0 and below far ({self.far})')
         check(self.box_size > 0, f'box_size must be positive, got {self.box_size}')
         check(self.depth_samples >= 4, f'depth_samples must be at least 4, got {self.depth_samples}')
+        check(self.precision in RENDER_PRECISIONS, f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {self.precision!r}')
         check(self.importance_samples >= 0, f'importance_samples cannot be negative, got {self.importance_samples}')
 
 

@@ -26,6 +26,7 @@ SAMPLES_PER_BLOCK = 64
 RAYS_PER_BLOCK = 32
 BACKWARD_SAMPLES_PER_BLOCK = 16  # more would not fit the registers, with all the gradients of the MLP
 BACKWARD_PROGRAMS = 1024
+SAMPLES_PER_GRID_BLOCK = 256
 LAUNCH = dict(num_warps=4, num_stages=1)  # texels fetched ahead by software pipelining would fill the shared memory
 SMALLEST_DOT = 16  # tl.dot takes no smaller sizes
 
@@ -100,6 +101,20 @@ def triplane_pixels(planes, mlp, origins, directions, depths, weights, geometry,
     _check(planes, mlp, origins, directions, depths, geometry)
     rays = (origins.contiguous(), directions.contiguous(), depths.contiguous())
     return _Pixels.apply(geometry, precision, *rays, weights.contiguous(), *mlp, *planes)
+
+
+def grid_values(grid, origins, directions, depths, box_size):
+    """What a grid holds at every sample, without interpolation and without gradients.
+
+    grid: [N, G + 2, G + 2, G + 2], by x, y and z: G cells across the box and one on each side for all that lies beyond.
+    Returns [S, N, M].
+    """
+    values = torch.empty_like(depths)
+    with on_device(depths):
+        _grid_kernel[(triton.cdiv(depths.numel(), SAMPLES_PER_GRID_BLOCK),)](
+            values, grid.contiguous(), grid.shape[1], depths.numel(), depths[0].numel(), depths.shape[2], origins.contiguous(),
+            directions.contiguous(), depths.contiguous(), TO_PLANE=2 / box_size, BLOCK=SAMPLES_PER_GRID_BLOCK, **LAUNCH)
+    return values
 
 
 def _check(planes, mlp, origins, directions, depths, geometry):
@@ -364,6 +379,25 @@ def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weig
     tl.store(grad_output_weight + (row * (1 + COLOURS) + 1 + colour[None, :]) * UNITS + unit[:, None], g_wc,
              mask=(unit < UNITS)[:, None] & (colour < COLOURS)[None, :])
     tl.store(grad_output_bias + row * (1 + COLOURS) + 1 + colour, g_bc, mask=colour < COLOURS)
+
+
+@triton.jit
+def _cell(coordinate, cells):
+    """The cell of a plane coordinate: 1 to cells - 2 across the box, 0 and cells - 1 beyond it."""
+    return tl.minimum(tl.maximum(tl.floor((coordinate + 1) / 2 * (cells - 2)), -1.0), cells - 2.0).to(tl.int32) + 1
+
+
+@triton.jit
+def _grid_kernel(values, grid, cells, samples, rays, rays_per_image, origins, directions, depths, TO_PLANE: tl.constexpr,
+                 BLOCK: tl.constexpr):
+    """What the grid holds at a block of samples."""
+    sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = sample < samples
+    ray = sample % rays
+    depth = tl.load(depths + sample, mask=real, other=0.0)
+    x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
+    cell = ((ray // rays_per_image * cells + _cell(x, cells)) * cells + _cell(y, cells)) * cells + _cell(z, cells)
+    tl.store(values + sample, tl.load(grid + cell, mask=real, other=0.0), mask=real)
 
 
 # Launching them ------------------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ from torch import nn
 from training.networks.stylegan2 import FullyConnected, MappingNetwork
 from training.networks.superresolution import Superresolution
 from training.networks.triplane import ResidualPlanes, TriplaneBackbone
-from training.rendering.planes import sample_planes
+from training.rendering.bounds import MAX_CELLS, density_bounds
+from training.rendering.field import TriplaneField
 from training.rendering.rays import cast_rays, patch_centres, pixel_centres
 from training.rendering.renderer import render_rays
+from training.rendering.skipping import Skip
 
 RGB_CHANNELS = 3
 BRANCHES = ('2d', '3d', 'coarse')
@@ -39,6 +41,10 @@ class Decoder(nn.Module):
         """
         x = self.output(self.hidden(features), rows=None if colours is None else 1 + colours)
         return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
+
+    def effective_weights(self, colours):
+        """Weight and bias of the hidden layer, and of the output layer's density and first `colours`, gains included."""
+        return *self.hidden.effective(), *self.output.effective(rows=1 + colours)
 
 
 class Generator(nn.Module):
@@ -72,20 +78,26 @@ class Generator(nn.Module):
         return Planes(self._activate(coarse), None if residual is None else self._activate(residual))
 
     def render(self, planes, c, branch='2d', ws=None, render_resolution=None, sampling='stratified', patch=None, noise_mode=None,
-               random=None):
+               random=None, skip=0.0, bounds=None, precision=None):
         """Images of planes seen by cameras c [N, 25].
 
         branch: '2d' (volume render and super-resolution; needs ws), '3d' (coarse + residual planes, rendered directly)
         or 'coarse' (coarse planes, rendered directly). render_resolution: pixels per side of the volume render (default:
         the configuration's for '2d' and 'coarse', the image size for '3d'). patch: integer [N, 2], (top, left) of a
         window of render_resolution pixels (default: the configuration's) of the full-resolution image; '3d' and 'coarse'
-        only. noise_mode: S2D's; None takes the configuration's, by default 'none'. Returns 'image' [N, 3, H, W], 'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth'
-        [N, 1, h, w], world units along the ray. Raises ValueError for a branch or a combination that does not exist.
+        only. noise_mode: S2D's; None takes the configuration's, by default 'none'. skip: leave out samples that provably
+        weigh less than this (see training/rendering/skipping.py; without gradients only); 0 evaluates all; bounds: what
+        `density_bounds` gave for these planes and this branch, to share it between views. precision: what fused kernels
+        may round to, one of config.RENDER_PRECISIONS; None takes the configuration's. Returns 'image' [N, 3, H, W],
+        'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth' [N, 1, h, w], world units along the ray.
+        Raises ValueError for a branch or a combination that does not exist.
         """
         self._check_branch(branch, ws, patch)
         origins, directions, size = self._rays(c, branch, render_resolution, patch)
-        field = self._field(planes, fine=branch == '3d', colours=None if branch == '2d' else RGB_CHANNELS)
-        pixels, depth, _ = render_rays(field, origins, directions, self.config.rendering, sampling, random)
+        colours = self.config.plane_channels if branch == '2d' else RGB_CHANNELS
+        field = self._field(planes, fine=branch == '3d', colours=colours, precision=precision)
+        pixels, depth, _ = render_rays(field, origins, directions, self.config.rendering, sampling, random,
+                                       self._skip(skip, bounds, planes, branch))
         features, depth = _as_image(pixels, size), _as_image(depth, size)
         raw = features[:, :RGB_CHANNELS]
         image = self.superresolution(raw, features, ws, noise_mode, random) if branch == '2d' else raw
@@ -96,17 +108,31 @@ class Generator(nn.Module):
 
         fine: with the residual planes, where there are any.
         """
-        return self._field(planes, fine=fine and planes.residual is not None, colours=None)(points)
+        return self._field(planes, fine and planes.residual is not None, self.config.plane_channels)(points)
 
-    def _field(self, planes, fine, colours):
-        """The radiance field of planes, as render_rays wants it."""
+    def density_bounds(self, planes, branch='3d', cells=None):
+        """Upper bounds of the density of planes as `branch` sees them, for `render(..., skip=eps, bounds=...)`.
+
+        cells: of the grid along each axis (default: MAX_CELLS, at most the planes' resolution).
+        """
+        cells = cells or min(MAX_CELLS, self.config.plane_resolution)
+        return density_bounds(self._field(planes, fine=branch == '3d', colours=RGB_CHANNELS), cells)
+
+    def _field(self, planes, fine, colours, precision=None):
+        """The radiance field of planes."""
         used = [planes.coarse, planes.residual] if fine else [planes.coarse]
-        config = self.config
+        rendering = self.config.rendering
+        return TriplaneField(used, self.decoder, rendering.box_size, self.config.plane_axes, colours, precision or rendering.precision)
 
-        def field(points):
-            features = sum(sample_planes(p, points, config.rendering.box_size, config.plane_axes) for p in used)
-            return self.decoder(features, colours)
-        return field
+    def _skip(self, eps, bounds, planes, branch):
+        """What render_rays needs to skip samples, or None."""
+        if eps == 0:
+            return None
+        if not 0 < eps < 1:
+            raise ValueError(f'skip is a weight, at least 0 and below 1, got {eps}')
+        if torch.is_grad_enabled():
+            raise ValueError('skip leaves out gradients: render under torch.no_grad()')
+        return Skip(eps, bounds or self.density_bounds(planes, branch))
 
     def _rays(self, c, branch, render_resolution, patch):
         """Origins, directions [N, M, 3] and the number of pixels per side."""

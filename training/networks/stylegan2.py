@@ -47,9 +47,11 @@ class FullyConnected(nn.Module):
 
     def forward(self, x, rows=None):
         """`rows` limits the layer to its first outputs."""
-        weight, bias = self.weight[:rows], self.bias[:rows]
-        x = nn.functional.linear(x, weight.to(x.dtype) * self.weight_gain, bias.to(x.dtype) * self.bias_gain)
-        return bias_act(x, act=self.activation)
+        return bias_act(nn.functional.linear(x, *self.effective(rows, x.dtype)), act=self.activation)
+
+    def effective(self, rows=None, dtype=torch.float32):
+        """Weight and bias as they act, gains included."""
+        return self.weight[:rows].to(dtype) * self.weight_gain, self.bias[:rows].to(dtype) * self.bias_gain
 
 
 class EqualizedConv2d(nn.Module):

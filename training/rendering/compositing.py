@@ -8,15 +8,20 @@ import torch
 import torch.nn.functional as F
 
 
+def interval_alpha(raw_density, depths):
+    """How much of the light each interval between consecutive samples takes away; arguments as in `interval_weights`."""
+    lengths = depths[..., 1:] - depths[..., :-1]
+    density = F.softplus((raw_density[..., 1:] + raw_density[..., :-1]) / 2 - 1)
+    return 1 - torch.exp(-density * lengths)
+
+
 def interval_weights(raw_density, depths):
     """Weights of the intervals between consecutive samples.
 
     raw_density: [N, M, S], before activation; depths: [N, M, S], ascending. Returns [N, M, S - 1].
     Differentiable in both.
     """
-    lengths = depths[..., 1:] - depths[..., :-1]
-    density = F.softplus((raw_density[..., 1:] + raw_density[..., :-1]) / 2 - 1)
-    alpha = 1 - torch.exp(-density * lengths)
+    alpha = interval_alpha(raw_density, depths)
     passed = torch.cumprod(1 - alpha + 1e-10, dim=-1)
     return alpha * F.pad(passed[..., :-1], (1, 0), value=1.0)
 
@@ -31,11 +36,6 @@ def expected_depth(weights, depths):
     mids = (depths[..., :-1] + depths[..., 1:]) / 2
     depth = (weights * mids).sum(dim=-1, keepdim=True) / weights.sum(dim=-1, keepdim=True)
     return torch.nan_to_num(depth, nan=float('inf'), posinf=float('inf'))
-
-
-def merge_depths(first, second):
-    """Merge two sets of depths of the same rays. Returns the sorted depths [N, M, S] and the sorting order."""
-    return torch.sort(torch.cat([first, second], dim=-1), dim=-1)
 
 
 def unsort(values, order):

@@ -6,12 +6,14 @@ import torch
 
 from torch_utils.random import BatchRandom
 from training.config import AUTO
-from training.rendering.compositing import expected_depth, interval_weights, merge_depths, sample_weights, unsort
+from training.rendering import skipping
+from training.rendering.choice import choose_steps
 from training.rendering.rays import box_limits
-from training.rendering.sampling import importance_depths, stratified_depths
+from training.rendering.sampling import stratified_depths
 
 SAMPLING_MODES = ('stratified', 'deterministic')
-MAX_POINTS_PER_PASS = 2**22  # without gradients, rays are rendered in chunks of about this many samples
+MAX_POINTS_PER_PASS = 2**22  # on a CPU without gradients, rays are rendered in chunks of about this many samples
+SHARE_OF_MEMORY = 0.5  # of what is free on a GPU, for a chunk of rays
 
 
 class Rendered(NamedTuple):
@@ -22,18 +24,24 @@ class Rendered(NamedTuple):
     opacity: torch.Tensor
 
 
-def render_rays(field, origins, directions, config, sampling='stratified', random=None):
+def render_rays(field, origins, directions, config, sampling='stratified', random=None, skip=None):
     """Render rays through a field.
 
-    field: points [N, P, 3] -> raw density [N, P, 1], colours [N, P, C]; origins, directions: [N, M, 3];
-    config: RenderingConfig; random: BatchRandom for stratified sampling. Differentiable in what the field computes,
-    not in the sampled depths.
+    field: points [N, P, 3] -> raw density [N, P, 1], colours [N, P, C], such as a TriplaneField; origins, directions:
+    [N, M, 3]; config: RenderingConfig; random: BatchRandom for stratified sampling; skip: a skipping.Skip, to leave out
+    samples of a TriplaneField that cannot be seen, without gradients. Differentiable in what the field computes, not in
+    the sampled depths.
     """
     near, far = _limits(origins, directions, config)
     offsets, u = _sampling_positions(len(origins), origins.shape[1], config, sampling, random, origins.device)
-    per_chunk = _rays_per_chunk(origins, config)
-    parts = [_render_chunk(field, *(x[:, i:i + per_chunk] for x in (origins, directions, near, far, offsets, u)), config)
-             for i in range(0, origins.shape[1], per_chunk)]
+    steps = choose_steps(field, origins, directions)
+    per_chunk = _rays_per_chunk(steps, field, origins, config)
+    prepared = steps.prepare(field)
+    parts = []
+    for first in range(0, origins.shape[1], per_chunk):
+        rays = [x[:, first:first + per_chunk] for x in (origins, directions, near, far, offsets, u)]
+        parts.append(_finish(*(render_chunk(steps, prepared, *rays) if skip is None
+                               else skipping.render_chunk(steps, prepared, *rays, skip)), config))
     features, depth, opacity, first, last = zip(*parts)
     depth = torch.cat(depth, dim=1).clamp(torch.stack(first).min(), torch.stack(last).max())
     return Rendered(torch.cat(features, dim=1), depth, torch.cat(opacity, dim=1))
@@ -58,38 +66,44 @@ def _sampling_positions(n, m, config, sampling, random, device):
     return random.uniform(m, config.depth_samples), random.uniform(m, config.importance_samples)
 
 
-def _rays_per_chunk(origins, config):
+def _rays_per_chunk(steps, field, origins, config):
+    """How many rays of every image to render at once: all of them with gradients, else what fits into free memory."""
     n, m = origins.shape[:2]
     if torch.is_grad_enabled():
         return m
-    return max(1, MAX_POINTS_PER_PASS // (n * (config.depth_samples + config.importance_samples)))
+    samples = n * (config.depth_samples + config.importance_samples)
+    if not origins.is_cuda:
+        return max(1, MAX_POINTS_PER_PASS // samples)
+    return max(1, int(SHARE_OF_MEMORY * _free_memory(origins.device)) // (samples * steps.bytes_per_sample(field)))
 
 
-def _render_chunk(field, origins, directions, near, far, offsets, u, config):
-    depths = stratified_depths(near, far, offsets)
-    density, colours = _evaluate(field, origins, directions, depths)
+def _free_memory(device):
+    """Bytes that a GPU can still give: what nobody has, and what PyTorch holds but does not use."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def render_chunk(steps, field, origins, directions, near, far, offsets, u):
+    """Colours [N, M, C] in (0, 1), opacity and depth [N, M, 1], and the sorted depths of all samples.
+
+    steps: `training.rendering.reference`, which says what each step does, or `training.rendering.fused`.
+    """
+    depths = drawn = steps.arrange(stratified_depths(near, far, offsets))
+    order = None
+    density, colours = steps.evaluate(field, origins, directions, depths)
     if u.shape[-1]:
-        weights = interval_weights(density.detach(), depths)
-        finer = importance_depths(depths, weights, u)
-        finer_density, finer_colours = _evaluate(field, origins, directions, finer)
-        depths, order = merge_depths(depths, finer)
-        density = torch.cat([density, finer_density], dim=-1).gather(-1, order)
-        colours = torch.cat([colours, finer_colours], dim=-2)
-        weights = interval_weights(density, depths)
-        colour_weights = unsort(sample_weights(weights), order)
-    else:
-        weights = interval_weights(density, depths)
-        colour_weights = sample_weights(weights)
-    pixels = torch.einsum('nms,nmsc->nmc', colour_weights, colours)
-    opacity = weights.sum(dim=-1, keepdim=True)
+        weights = steps.interval_weights(density.detach(), depths)
+        finer = steps.importance_depths(depths, weights, steps.arrange(u))
+        finer_density, finer_colours = steps.evaluate(field, origins, directions, finer)
+        density = torch.cat([density, finer_density], dim=steps.SAMPLE_AXIS)
+        colours = steps.join_colours(colours, finer_colours)
+        drawn = torch.cat([depths, finer], dim=steps.SAMPLE_AXIS)
+        depths, order = steps.sort_depths(drawn)
+    weights, opacity, depth = steps.composite(density, depths, order)
+    return steps.weighted_colours(field, origins, directions, drawn, weights, colours), opacity, depth, depths
+
+
+def _finish(colours, opacity, depth, depths, config):
+    """Pixels in [-1, 1], depth, opacity, and the smallest and largest depth of a sample."""
     if config.white_background:
-        pixels = pixels + 1 - opacity
-    return pixels * 2 - 1, expected_depth(weights, depths), opacity, depths.min(), depths.max()
-
-
-def _evaluate(field, origins, directions, depths):
-    """The field at the samples: raw density [N, M, S] and colours [N, M, S, C]."""
-    n, m, s = depths.shape
-    points = origins[:, :, None] + directions[:, :, None] * depths[..., None]
-    density, colours = field(points.reshape(n, m * s, 3))
-    return density.reshape(n, m, s), colours.reshape(n, m, s, -1)
+        colours = colours + 1 - opacity
+    return colours * 2 - 1, depth, opacity, depths.min(), depths.max()
