@@ -18,9 +18,16 @@ template <typename Run> static void with_dtype(int dtype, Run run) {
 }
 
 template <Activation A, typename T> static void bias_act_blocks(const BiasActParams& p, bool backward) {
-    for (int64_t block = 0; block * BLOCK_ELEMENTS<T> < p.size; block++)
+    using S = typename Arithmetic<T>::type;
+    for (int64_t block = 0; block * BLOCK_ELEMENTS<T> < p.size; block++) {
+        S sum = 0;
         for (int thread = 0; thread < BIAS_ACT_THREADS; thread++)
-            backward ? bias_act_grad_thread<T, A>(p, block, thread) : bias_act_thread<T, A>(p, block, thread);
+            if (backward)
+                sum += bias_act_grad_thread<T, A>(p, block, thread);
+            else
+                bias_act_thread<T, A>(p, block, thread);
+        if (p.block_sums != nullptr) static_cast<S*>(p.block_sums)[block] = sum;
+    }
 }
 
 template <int... I> static void with_activation(int index, std::integer_sequence<int, I...>, auto run) {

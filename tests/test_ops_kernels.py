@@ -26,6 +26,7 @@ TOLERANCES = {torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2e-6,
 
 class BiasActParams(ctypes.Structure):
     _fields_ = [('input', ctypes.c_void_p), ('bias', ctypes.c_void_p), ('reference', ctypes.c_void_p), ('output', ctypes.c_void_p),
+                ('block_sums', ctypes.c_void_p),
                 ('size', ctypes.c_int64), ('bias_stride', ctypes.c_int64), ('bias_size', ctypes.c_int64),
                 ('alpha', ctypes.c_double), ('gain', ctypes.c_double), ('clamp', ctypes.c_double), ('aligned', ctypes.c_bool)]
 
@@ -68,7 +69,8 @@ def assert_agrees(actual, expected, dtype):
 # ---- bias_act
 
 
-def run_bias_act(kernels, values, act, dtype, bias=None, bias_stride=1, reference=None, clamp=None, gain=1.3, alpha=0.2, offset=64):
+def run_bias_act(kernels, values, act, dtype, bias=None, bias_stride=1, reference=None, block_sums=None, clamp=None, gain=1.3, alpha=0.2,
+                 offset=64):
     """The kernels' output for dense `values` (any shape, seen as a row)."""
     x, _ = surrounded([values.numel()], dtype, offset)
     x.copy_(values.flatten())
@@ -79,6 +81,8 @@ def run_bias_act(kernels, values, act, dtype, bias=None, bias_stride=1, referenc
     if reference is not None:
         seen, _ = surrounded([values.numel()], dtype, offset)
         given['reference'] = seen.copy_(reference.flatten()).data_ptr()
+    if block_sums is not None:
+        given['block_sums'] = block_sums.data_ptr()
     rounded_clamp = -1 if clamp is None else float(torch.tensor(clamp, dtype=dtype))
     aligned = all(pointer % 16 == 0 for pointer in (x.data_ptr(), y.data_ptr(), given.get('reference', 0)))
     params = BiasActParams(**given, clamp=rounded_clamp, aligned=aligned)
@@ -129,6 +133,17 @@ def test_bias_act_grad_kernel(kernels, act, dtype, clamp):
     assert (dx.double() - expected).abs().max() <= 4 * TOLERANCES[dtype] * dy.abs().max()
 
 
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_bias_act_grad_kernel_sums_blocks(kernels, dtype):
+    """A block handles 8 KiB; the last one here is not full. Where runs of a channel are whole blocks, they add up to b's gradient."""
+    block = 8192 // dtype.itemsize
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    dy, y, sums = torch.randn(3 * block + 5).to(dtype), torch.randn(3 * block + 5).to(dtype), torch.zeros(4, dtype=arithmetic)
+    dx, _ = run_bias_act(kernels, dy, 'lrelu', dtype, reference=y, block_sums=sums)
+    expected = torch.stack([part.double().sum() for part in dx.split(block)])
+    assert (sums - expected).abs().max() <= 10 * TOLERANCES[dtype] * block**0.5
+
+
 def test_bias_act_kernel_keeps_not_a_number_and_infinity(kernels):
     x = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
     for act in ('linear', 'relu', 'lrelu'):
@@ -138,7 +153,7 @@ def test_bias_act_kernel_keeps_not_a_number_and_infinity(kernels):
 
 
 def test_bias_act_grad_kernel_at_gain_zero(kernels):
-    dx, _ = run_bias_act(kernels, torch.ones(9), 'lrelu', torch.float32, reference=torch.zeros(9), gain=0.0)
+    dx, _ = run_bias_act(kernels, torch.ones(9), 'tanh', torch.float32, reference=torch.zeros(9), gain=0.0)
     assert (dx == 0).all()
 
 

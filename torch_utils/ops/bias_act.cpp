@@ -5,6 +5,8 @@
 #include <iterator>
 #include <optional>
 #include <string_view>
+#include <tuple>
+#include <vector>
 
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAException.h>
@@ -34,6 +36,9 @@ bool same_layout(const at::Tensor& a, const at::Tensor& b) {
         if (a.size(i) != 1 && a.stride(i) != b.stride(i)) return false;
     return true;
 }
+
+// How many elements of one channel lie side by side in memory.
+int64_t run_length(const at::Tensor& x, int64_t dim) { return x.size(dim) == 1 ? x.numel() : x.stride(dim); }
 
 double rounded(double value, c10::ScalarType dtype) {
     if (dtype == c10::ScalarType::Half) return static_cast<float>(c10::Half(static_cast<float>(value)));
@@ -70,25 +75,50 @@ at::Tensor bias_act(const at::Tensor& input, const std::optional<at::Tensor>& b,
         bias = b->contiguous();
         p.bias = bias.const_data_ptr();
         p.bias_size = x.size(dim);
-        p.bias_stride = x.size(dim) == 1 ? std::max<int64_t>(x.numel(), 1) : x.stride(dim);
+        p.bias_stride = run_length(x, dim);
     }
     start(x, act, p, alpha, gain, clamp, /*backward=*/false);
     return y;
 }
 
-at::Tensor bias_act_grad(const at::Tensor& grad_output, const at::Tensor& reference, std::string_view act, double alpha, double gain,
-                         std::optional<double> clamp) {
+// The gradient of b [size of dim `dim`] from the sums of blocks, each of which lies within one channel.
+at::Tensor sum_of_blocks(const at::Tensor& block_sums, int64_t channels, int64_t blocks_per_run) {
+    return block_sums.view({-1, channels, blocks_per_run}).sum({0, 2});
+}
+
+at::Tensor sum_along(const at::Tensor& dx, int64_t dim) {
+    std::vector<int64_t> others;
+    for (int64_t i = 0; i < dx.dim(); i++)
+        if (i != dim) others.push_back(i);
+    return others.empty() ? dx.clone() : dx.sum(others);
+}
+
+// (gradient of x, gradient of b); without bias_dim the second is empty.
+std::tuple<at::Tensor, at::Tensor> bias_act_grad(const at::Tensor& grad_output, const at::Tensor& reference, std::optional<int64_t> bias_dim,
+                                                 std::string_view act, double alpha, double gain, std::optional<double> clamp) {
     const c10::cuda::CUDAGuard guard(reference.device());
     TORCH_CHECK_VALUE(grad_output.sizes() == reference.sizes() && grad_output.scalar_type() == reference.scalar_type() &&
                       grad_output.device() == reference.device(), "bias_act_grad: both tensors must have one shape, dtype and device");
+    TORCH_CHECK_VALUE(!bias_dim || (*bias_dim >= 0 && *bias_dim < reference.dim()), "bias_act_grad: bias_dim must be one of the dimensions");
     const at::Tensor ref = dense(reference), dx = at::empty_like(ref);
     const at::Tensor dy = same_layout(grad_output, ref) ? grad_output : at::empty_like(ref).copy_(grad_output);
     BiasActParams p{};
     p.input = dy.const_data_ptr();
     p.reference = ref.const_data_ptr();
     p.output = dx.mutable_data_ptr();
+    // Where a channel's run consists of whole blocks, the kernel sums on the way; else that takes another pass.
+    const int64_t block = BLOCK_BYTES / ref.element_size();
+    const bool sums_blocks = bias_dim && ref.numel() > 0 && run_length(ref, *bias_dim) % block == 0;
+    at::Tensor block_sums;
+    if (sums_blocks) {
+        const auto arithmetic = ref.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+        block_sums = at::empty({ref.numel() / block}, ref.options().dtype(arithmetic));
+        p.block_sums = block_sums.mutable_data_ptr();
+    }
     start(ref, act, p, alpha, gain, clamp, /*backward=*/true);
-    return dx;
+    if (!bias_dim) return {dx, at::empty({0}, dx.options())};
+    if (!sums_blocks) return {dx, sum_along(dx, *bias_dim)};
+    return {dx, sum_of_blocks(block_sums, ref.size(*bias_dim), run_length(ref, *bias_dim) / block).to(dx.scalar_type())};
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // CUDA kernels of bias_act: one pass over memory, in vectors of 16 bytes. What a thread does stands in bias_act.h.
 #include "bias_act.h"
 
-#include <algorithm>
 #include <stdexcept>
 
 #include <c10/core/ScalarType.h>
@@ -10,21 +9,34 @@
 namespace mimic3d {
 namespace {
 
-template <typename T, Activation A, bool BACKWARD>
-__global__ void __launch_bounds__(BIAS_ACT_THREADS) bias_act_kernel(const BiasActParams p) {
-    const int64_t blocks = (p.size + BLOCK_ELEMENTS<T> - 1) / BLOCK_ELEMENTS<T>;
-    for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
-        if constexpr (BACKWARD)
-            bias_act_grad_thread<T, A>(p, block, threadIdx.x);
-        else
-            bias_act_thread<T, A>(p, block, threadIdx.x);
-    }
+template <typename T, Activation A> __global__ void __launch_bounds__(BIAS_ACT_THREADS) forward_kernel(const BiasActParams p) {
+    bias_act_thread<T, A>(p, blockIdx.x, threadIdx.x);
+}
+
+// The sum of all threads' values, in thread 0. Always in the same order.
+template <typename S> __device__ S block_sum(S value) {
+    __shared__ S of_warp[BIAS_ACT_THREADS / 32];
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_down_sync(0xffffffffu, value, distance);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (int warp = 1; warp < BIAS_ACT_THREADS / 32; warp++) value += of_warp[warp];
+    return value;
+}
+
+template <typename T, Activation A> __global__ void __launch_bounds__(BIAS_ACT_THREADS) backward_kernel(const BiasActParams p) {
+    using S = typename Arithmetic<T>::type;
+    const S of_thread = bias_act_grad_thread<T, A>(p, blockIdx.x, threadIdx.x);
+    if (p.block_sums == nullptr) return;
+    const S of_block = block_sum(of_thread);
+    if (threadIdx.x == 0) static_cast<S*>(p.block_sums)[blockIdx.x] = of_block;
 }
 
 template <typename T, Activation A> void launch(const BiasActParams& p, bool backward, cudaStream_t stream) {
-    const int64_t blocks = (p.size + BLOCK_ELEMENTS<T> - 1) / BLOCK_ELEMENTS<T>;
-    const auto kernel = backward ? bias_act_kernel<T, A, true> : bias_act_kernel<T, A, false>;
-    kernel<<<static_cast<unsigned>(std::min<int64_t>(blocks, INT32_MAX)), BIAS_ACT_THREADS, 0, stream>>>(p);
+    // Memory ends before blocks cannot be numbered any more: there are at least 1024 elements to a block.
+    const auto blocks = static_cast<unsigned>((p.size + BLOCK_ELEMENTS<T> - 1) / BLOCK_ELEMENTS<T>);
+    const auto kernel = backward ? backward_kernel<T, A> : forward_kernel<T, A>;
+    kernel<<<blocks, BIAS_ACT_THREADS, 0, stream>>>(p);
 }
 
 template <typename T> void launch(Activation activation, const BiasActParams& p, bool backward, cudaStream_t stream) {

@@ -27,6 +27,7 @@ struct BiasActParams {
     const void* bias;       // forward only, or null: element i is given bias[i / bias_stride % bias_size]
     const void* reference;  // backward only: y, for swish x + b
     void* output;           // forward: y; backward: the gradient of x
+    void* block_sums;       // backward only, or null: each block's sum of what it writes, in the arithmetic's type
     int64_t size;           // elements
     int64_t bias_stride, bias_size;
     double alpha, gain;
@@ -41,7 +42,8 @@ template <> struct Arithmetic<double> { using type = double; };
 constexpr int BIAS_ACT_THREADS = 256;    // of a block
 constexpr int VECTORS_PER_THREAD = 2;    // both are requested before the first is used
 template <typename T> constexpr int VECTOR_WIDTH = 16 / sizeof(T);
-template <typename T> constexpr int BLOCK_ELEMENTS = BIAS_ACT_THREADS * VECTORS_PER_THREAD * VECTOR_WIDTH<T>;
+constexpr int BLOCK_BYTES = BIAS_ACT_THREADS * VECTORS_PER_THREAD * 16;  // that a block handles of each tensor
+template <typename T> constexpr int BLOCK_ELEMENTS = BLOCK_BYTES / sizeof(T);
 
 template <typename T> struct alignas(16) Vector {
     T items[VECTOR_WIDTH<T>];
@@ -177,9 +179,11 @@ template <typename T, Activation A> MIMIC3D_HOST_DEVICE void bias_act_thread(con
     }
 }
 
-template <typename T, Activation A> MIMIC3D_HOST_DEVICE void bias_act_grad_thread(const BiasActParams& p, int64_t block, int thread) {
-    using S = typename Arithmetic<T>::type;
+// Returns the sum of what it wrote.
+template <typename T, Activation A, typename S = typename Arithmetic<T>::type>
+MIMIC3D_HOST_DEVICE S bias_act_grad_thread(const BiasActParams& p, int64_t block, int thread) {
     const S inverse_gain = p.gain == 0.0 ? S(0) : S(1.0 / p.gain);
+    S sum = S(0);
     Vector<T> dy[VECTORS_PER_THREAD], reference[VECTORS_PER_THREAD];
     MIMIC3D_UNROLL
     for (int round = 0; round < VECTORS_PER_THREAD; round++) {
@@ -193,9 +197,11 @@ template <typename T, Activation A> MIMIC3D_HOST_DEVICE void bias_act_grad_threa
             const S dx = backward_element<A>(static_cast<S>(dy[round].items[i]), static_cast<S>(reference[round].items[i]),
                                              S(p.alpha), S(p.gain), inverse_gain, S(p.clamp));
             dy[round].items[i] = static_cast<T>(dx);
+            sum += dx;  // 0 behind the last element, where dy is read as 0
         }
         store_vector<T>(dy[round], vector_start<T>(block, thread, round), p);
     }
+    return sum;
 }
 
 }  // namespace mimic3d

@@ -90,8 +90,9 @@ def _along(b, x, dim):
 # second derivatives reach x through it.
 
 torch.library.define('mimic3d::bias_act', '(Tensor x, Tensor? b, int dim, str act, float alpha, float gain, float? clamp) -> Tensor')
-torch.library.define('mimic3d::bias_act_grad',
-                     '(Tensor grad_output, Tensor reference, str act, float alpha, float gain, float? clamp) -> Tensor')
+# Returns the gradients of x and, summed over all dimensions but bias_dim, of b; without bias_dim the latter is empty.
+torch.library.define('mimic3d::bias_act_grad', '(Tensor grad_output, Tensor reference, int? bias_dim, str act, float alpha, float gain, '
+                                               'float? clamp) -> (Tensor, Tensor)')
 
 
 @torch.library.register_fake('mimic3d::bias_act')
@@ -100,8 +101,8 @@ def _(x, b, dim, act, alpha, gain, clamp):
 
 
 @torch.library.register_fake('mimic3d::bias_act_grad')
-def _(grad_output, reference, act, alpha, gain, clamp):
-    return torch.empty_like(reference)
+def _(grad_output, reference, bias_dim, act, alpha, gain, clamp):
+    return torch.empty_like(reference), reference.new_empty([0 if bias_dim is None else reference.shape[bias_dim]])
 
 
 @torch.library.impl('mimic3d::bias_act', 'cpu')
@@ -110,10 +111,19 @@ def _(x, b, dim, act, alpha, gain, clamp):
 
 
 @torch.library.impl('mimic3d::bias_act_grad', 'cpu')
-def _(grad_output, reference, act, alpha, gain, clamp):
-    a = _before_gain(reference, act, gain)
-    grad = grad_output * gain * ACTIVATIONS[act].slope(a, alpha)
-    return torch.empty_like(reference).copy_(_unless_clamped(grad, reference, act, alpha, gain, clamp))
+def _(grad_output, reference, bias_dim, act, alpha, gain, clamp):
+    slope = ACTIVATIONS[act].slope(_before_gain(reference, act, gain), alpha)
+    grad = _unless_clamped(grad_output * gain * slope, reference, act, alpha, gain, clamp)
+    grad = torch.empty_like(reference).copy_(grad)
+    return grad, _sum_along(grad, bias_dim)
+
+
+def _sum_along(grad, dim):
+    """[grad.shape[dim]], or nothing, [0], without a dim."""
+    if dim is None:
+        return grad.new_empty([0])
+    others = [axis for axis in range(grad.ndim) if axis != dim]
+    return grad.sum(others) if others else grad.clone()
 
 
 def _before_gain(reference, act, gain):
@@ -128,48 +138,63 @@ def _unless_clamped(grad, reference, act, alpha, gain, clamp):
     return grad.where(y.abs() < clamp, 0)
 
 
+def _needs_reference(act, clamp):
+    return act != 'linear' or clamp is not None
+
+
 def _save_for_grad(ctx, inputs, output):
-    x, b, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp = inputs
-    ctx.axes = [axis for axis in range(x.ndim) if axis != ctx.dim]
-    if ctx.act == 'swish':
+    x, b, ctx.dim, *ctx.settings = inputs
+    act, _, _, clamp = ctx.settings
+    if act == 'swish':
         ctx.save_for_backward(x, b)
-    elif ctx.act != 'linear' or ctx.clamp is not None:
+    elif _needs_reference(act, clamp):
         ctx.save_for_backward(output)
 
 
 def _grad(ctx, grad_output):
-    settings = (ctx.act, ctx.alpha, ctx.gain, ctx.clamp)
-    if ctx.act == 'swish':
-        x, b = ctx.saved_tensors
-        z = x if b is None else x + _along(b, x, ctx.dim)
-        grad = torch.ops.mimic3d.bias_act_grad(grad_output, z, *settings)
-    elif ctx.act != 'linear' or ctx.clamp is not None:
-        (y,) = ctx.saved_tensors
-        grad = torch.ops.mimic3d.bias_act_grad(grad_output, y, *settings)
+    act, _, gain, clamp = ctx.settings
+    bias_dim = ctx.dim if ctx.needs_input_grad[1] else None
+    if _needs_reference(act, clamp):
+        grad, grad_b = torch.ops.mimic3d.bias_act_grad(grad_output, _reference_for_grad(ctx), bias_dim, *ctx.settings)
     else:
-        grad = grad_output * ctx.gain
-    grad_b = grad.sum(ctx.axes) if ctx.needs_input_grad[1] else None
-    return grad, grad_b, None, None, None, None, None
+        grad = grad_output if gain == 1 else grad_output * gain
+        grad_b = _sum_along(grad, bias_dim)
+    return grad, None if bias_dim is None else grad_b, None, None, None, None, None
+
+
+def _reference_for_grad(ctx):
+    if ctx.settings[0] != 'swish':
+        return ctx.saved_tensors[0]
+    x, b = ctx.saved_tensors
+    return x if b is None else x + _along(b, x, ctx.dim)
 
 
 def _save_for_grad_grad(ctx, inputs, output):
-    grad_output, reference, ctx.act, ctx.alpha, ctx.gain, ctx.clamp = inputs
-    smooth = ACTIVATIONS[ctx.act].curvature is not None
+    grad_output, reference, ctx.bias_dim, *ctx.settings = inputs
+    smooth = ACTIVATIONS[ctx.settings[0]].curvature is not None
     ctx.save_for_backward(reference, grad_output if smooth else None)
+    ctx.set_materialize_grads(False)  # of the two outputs often one only is used
 
 
-def _grad_grad(ctx, grad):
+def _grad_grad(ctx, grad, grad_of_b):
     """bias_act_grad is linear in grad_output; in the reference it changes by the slope's own derivative."""
     reference, grad_output = ctx.saved_tensors
-    settings = (ctx.act, ctx.alpha, ctx.gain, ctx.clamp)
-    grad_grad_output = torch.ops.mimic3d.bias_act_grad(grad, reference, *settings)
-    if grad_output is None or not ctx.needs_input_grad[1]:
-        return grad_grad_output, None, None, None, None, None
-    curvature = ACTIVATIONS[ctx.act].curvature(_before_gain(reference, ctx.act, ctx.gain))
+    if grad_of_b is not None and ctx.bias_dim is not None:
+        spread = _along(grad_of_b, reference, ctx.bias_dim)
+        grad = spread.expand(reference.shape) if grad is None else grad + spread
+    grad_grad_output, grad_reference = None, None
+    if grad is not None:
+        grad_grad_output, _ = torch.ops.mimic3d.bias_act_grad(grad, reference, None, *ctx.settings)
+        if grad_output is not None and ctx.needs_input_grad[1]:
+            grad_reference = _grad_of_reference(grad, grad_output, reference, *ctx.settings)
+    return grad_grad_output, grad_reference, None, None, None, None, None
+
+
+def _grad_of_reference(grad, grad_output, reference, act, alpha, gain, clamp):
+    curvature = ACTIVATIONS[act].curvature(_before_gain(reference, act, gain))
     # The slope is a function of the reference divided by the gain, which cancels the gain in front; not so for swish.
-    factor = ctx.gain if ctx.act == 'swish' else (0 if ctx.gain == 0 else 1)
-    grad_reference = grad * grad_output * curvature * factor
-    return grad_grad_output, _unless_clamped(grad_reference, reference, *settings), None, None, None, None
+    factor = gain if act == 'swish' else (0 if gain == 0 else 1)
+    return _unless_clamped(grad * grad_output * curvature * factor, reference, act, alpha, gain, clamp)
 
 
 torch.library.register_autograd('mimic3d::bias_act', _grad, setup_context=_save_for_grad)
