@@ -60,6 +60,7 @@ class Request:
     samples: int | None
     importance_samples: int | None
     sampling: str
+    skip: float
     noise_mode: str
     gpus: int
     workers: int
@@ -94,6 +95,8 @@ def group_options(command):
 @click.option('--samples', type=click.IntRange(4), help="Stratified samples per ray.  [default: the network's]")
 @click.option('--importance-samples', type=click.IntRange(0), help="Importance samples per ray.  [default: the network's]")
 @click.option('--sampling', type=click.Choice(['deterministic', 'stratified']), default='deterministic', help='Along rays.')
+@click.option('--skip', type=click.FloatRange(0, 1, max_open=True), default=0.0,
+              help='Leave out samples that provably weigh less than this; 0: none.')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help='Noise of the synthesis.')
 @click.option('--gpus', type=click.IntRange(1), default=1, help='Processes, one per GPU (without one: CPU processes).')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Processes that read images, per GPU.')
@@ -163,7 +166,8 @@ def load_subject(request):
         device=device, generator=generator, images=request.images, data=request.data or options.get('data'),
         mirror=options.get('mirror', False) if request.mirror is None else request.mirror, outdir=outdir,
         truncation_psi=request.trunc, truncation_cutoff=request.trunc_cutoff, options=request.group_options,
-        **{name: getattr(request, name) for name in ('seed', 'batch', 'render_resolution', 'sampling', 'noise_mode', 'workers')})
+        **{name: getattr(request, name) for name in ('seed', 'batch', 'render_resolution', 'sampling', 'skip', 'noise_mode',
+                                                          'workers')})
     seen = trained.get('images_seen')
     about = {'snapshot': request.network, 'kimg': None if seen is None else seen / 1000,
              'label': request.label or default_label(request)}

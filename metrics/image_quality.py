@@ -96,8 +96,8 @@ def _protocol(metric, count, real_count, judged, task, weights, content):
     config = task.generator.config if task.generator is not None else None
     about_generator = {} if config is None else {
         'cameras': 'training labels', 'truncation_psi': task.truncation_psi, 'truncation_cutoff': task.truncation_cutoff,
-        'render_resolution': _render_resolution(judged, task), 'skip': None,
-        'samples_per_ray': [config.rendering.depth_samples, config.rendering.importance_samples],
+        'render_resolution': _render_resolution(judged, task), 'render_precision': config.rendering.precision,
+        'skip': task.skip, 'samples_per_ray': [config.rendering.depth_samples, config.rendering.importance_samples],
         'sampling': task.sampling, 'noise_mode': task.noise_mode}
     return {'images': count, 'real_images': real_count, 'real_subset': None if metric.real is None else
             'all' if metric.real == ALL else 'drawn by the seed', 'resolution': judged.resolution, 'mirror': task.mirror,

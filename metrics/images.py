@@ -40,7 +40,7 @@ class GeneratedImages:
         ws = G.mapping(z, c, truncation_psi=task.truncation_psi, truncation_cutoff=task.truncation_cutoff)
         planes = G.planes(ws, noise_mode=task.noise_mode, random=random)
         out = G.render(planes, c, branch=task.branch, ws=ws, render_resolution=self.render_resolution, sampling=task.sampling,
-                       random=random)
+                       skip=task.skip, random=random)
         return to_uint8(out['image'])
 
     def draw_inputs(self, numbers):
@@ -120,8 +120,10 @@ class StoredImages:
         mine = my_batches(count, READ_BATCH)
         chosen = [self._items(numbers) for numbers in mine]
         on_gpu = self.task.device.type == 'cuda'
+        # A generator of its own: otherwise the loader would draw from torch's, and training after it would go another way.
         loader = torch.utils.data.DataLoader(_ImagesOrErrors(self.items), batch_sampler=chosen, collate_fn=_collate,
-                                             num_workers=min(self.task.workers, len(mine)), pin_memory=on_gpu)
+                                             num_workers=min(self.task.workers, len(mine)), pin_memory=on_gpu,
+                                             generator=torch.Generator())
         for numbers, images in zip(mine, loader):
             if isinstance(images, UserError):
                 raise images

@@ -28,4 +28,5 @@ class PrecisionRecall(ImageMetric):
 
 
 register('pr<N>3_full', GROUP, 'Precision and recall of N generated images and all real ones, 3 neighbours.',
-         higher_is_better=True, pattern=f'pr{COUNT}3_full', build=lambda match: PrecisionRecall(match[0], image_count(match), ALL))
+         higher_is_better=True, pattern=f'pr{COUNT}3_full',
+         build=lambda match: PrecisionRecall(match[0], image_count(match), ALL))

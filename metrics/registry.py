@@ -41,6 +41,7 @@ class Task:
     truncation_cutoff: int | None = None
     render_resolution: int | None = None  # pixels per side of the volume render; None: the network's
     sampling: str = 'deterministic'  # along rays; or 'stratified'
+    skip: float = 0.0  # leave out samples that weigh less than this; 0: none
     noise_mode: str = 'const'  # or 'random', 'none'
     workers: int = 2  # processes per process that read images
     progress: bool = True

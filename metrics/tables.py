@@ -6,6 +6,7 @@ import io
 # FID, PSNR_mv, SSIM_mv as printed in the paper (METHOD: section 7); None: not given.
 PUBLISHED_DATA = {'ffhq256': 'FFHQ 256', 'ffhq512': 'FFHQ 512', 'cats256': 'Cats 256', 'cats512': 'Cats 512'}
 _METRICS = ('fid50k_full', 'psnr_mv', 'ssim_mv')
+_SHOWN_PARTS = ('precision', 'recall')
 _PUBLISHED = {
     'StyleSDF': {'ffhq256': (11.5,), 'ffhq512': (11.2,), 'cats512': (7.91,)},
     'VolumeGAN': {'ffhq256': (9.10, 33.6, 0.926)},
@@ -38,6 +39,7 @@ def rows(records, every=False, published='none'):
     for record in records:
         row = measured.setdefault(_identity(record), _row(record))
         row[record['metric']] = record['value']
+        row.update({f'{record["metric"]} {part}': record['parts'][part] for part in _SHOWN_PARTS if part in record['parts']})
     chosen = list(measured.values())
     if not every:
         newest = {(row['method'], row['data'], row['psi']): row for row in sorted(chosen, key=lambda row: row['kimg'] or 0)}
@@ -46,7 +48,7 @@ def rows(records, every=False, published='none'):
 
 
 def _identity(record):
-    return tuple(record.get(key) for key in ('label', 'branch', 'snapshot', 'images', 'data')) + (_truncation(record),)
+    return tuple(record.get(key) for key in ('label', 'branch', 'snapshot', 'kimg', 'images', 'data')) + (_truncation(record),)
 
 
 def _truncation(record):

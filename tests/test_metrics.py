@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from metrics.images import GeneratedImages, ImageFiles, StoredImages
 from metrics.plots import plot_metrics
 from metrics.statistics import FeatureList, FeatureMoments
 from tests import small_detector
-from tests.small_detector import SmallExtractor, smooth_images, write_images
+from tests.small_detector import WIDTHS, SmallExtractor, smooth_images, write_images
 from tests.tiny import tiny_generator
 from training.dataset import PosedImageDataset
 from training.rendering.viewpoints import view_label
@@ -247,6 +248,7 @@ def test_the_camera_comes_from_the_labels_and_conditions_the_generator():
     source = generated(truncation_psi=0.7)
     z, c = source.draw_inputs(range(30))
     assert all((label == source.labels).all(dim=1).any() for label in c) and len(c.unique(dim=0)) > 5
+    assert len(z.unique(dim=0)) == 30
     assert abs(float(z.mean())) < 0.3 and float(z.std()) == pytest.approx(1, abs=0.2)
     G = source.task.generator
     ws = G.mapping(z, c, truncation_psi=0.7)
@@ -269,6 +271,30 @@ def test_workers_read_the_same_images_in_the_same_order(real):
     assert torch.equal(*read) and torch.equal(read[0], torch.stack([data[i][0] for i in range(40)]))
 
 
+class SlowlyMade:
+    """Two batches of images; the event says that the second one is being made."""
+
+    resolution = 32
+
+    def __init__(self):
+        self.second_begun = threading.Event()
+
+    def batches(self, count):
+        yield range(0, 1), smooth_images(1, seed=0)
+        self.second_begun.set()
+        yield range(1, 2), smooth_images(1, seed=1)
+
+
+def test_generation_goes_on_while_features_are_computed(small):
+    source, seen = SlowlyMade(), []
+
+    def slow_detector(images):
+        seen.append(source.second_begun.wait(timeout=20))
+        return {detector.FEATURES: torch.zeros(len(images), WIDTHS[detector.FEATURES])}
+    collect(source, [(FeatureList(detector.FEATURES), 2)], slow_detector, Task(device=CPU, progress=False), '')
+    assert seen == [True, True]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize('branch', ['2d', '3d'])
 def test_features_beside_generation_are_those_after_it(small, branch):
@@ -289,6 +315,14 @@ def test_errors_of_the_side_thread_come_out():
     task = Task(device=CPU, generator=tiny_generator().eval(), branch='2d', progress=False)
     with pytest.raises(UserError, match='broken'):
         collect(GeneratedImages(task, view_label(task.generator.config)), [(FeatureList(detector.FEATURES), 2)], fail, task, '')
+
+
+def test_metrics_leave_torchs_random_numbers_alone(real):
+    G = tiny_generator().eval()
+    task = Task(device=CPU, generator=G, branch='2d', data=real, workers=1, progress=False, noise_mode='random')
+    before = torch.get_rng_state()
+    values(['swd20'], task)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -482,6 +516,10 @@ def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
     assert '| Mimic3D 3D branch' in text and '5.37' in text and '37.8' in text and '5.14' not in text
     assert len({line.count('|') for line in text.splitlines()}) == 1
     assert len(tables.rows(found, every=True)) == 3
+    best = [{**each, 'snapshot': 'network-snapshot-best.pkl'} for each in found[:2]]  # a name that means another one later
+    assert [row['fid50k_full'] for row in tables.rows(best)] == [4.5]
+    split = {**record(0.4, metric='pr50k3_full'), 'parts': {'precision': 0.5, 'recall': 0.3}}
+    assert tables.rows([split])[0]['pr50k3_full recall'] == 0.3
     assert tables.render(rows, 'csv').splitlines()[0].startswith('method,data,source,kimg,psi,fid50k_full,psnr_mv')
 
 
@@ -508,7 +546,7 @@ def test_records_are_plain_data_and_say_how_they_were_made(small, real, tmp_path
     assert json.loads(json.dumps(found)) == found
     assert {'value', 'snapshot', 'kimg', 'branch', 'seconds', 'gpus', 'versions'} <= set(found)
     expected = {'images': 33, 'real_images': 40, 'cameras': 'training labels', 'truncation_psi': 0.5, 'render_resolution': 8,
-                'samples_per_ray': [6, 4], 'sampling': 'deterministic', 'skip': None, 'seed': 3, 'detector': detector.NAME}
+                'samples_per_ray': [6, 4], 'sampling': 'deterministic', 'skip': 0.0, 'seed': 3, 'detector': detector.NAME}
     assert {name: found['protocol'][name] for name in expected} == expected
     assert len(found['protocol']['detector_sha256']) == 64
 

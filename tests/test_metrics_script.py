@@ -82,7 +82,7 @@ def request_for(metrics, outdir, group_options, **changes):
     """A Request as the command line's defaults make it."""
     values = dict(network=None, images=None, data=None, mirror=None, branch='both', label=None, seed=0, batch=16, trunc=1.0,
                   trunc_cutoff=None, render_resolution=None, samples=None, importance_samples=None, sampling='deterministic',
-                  noise_mode='const', gpus=1, workers=0)
+                  skip=0.0, noise_mode='const', gpus=1, workers=0)
     return calc_metrics.Request(metrics=metrics, outdir=outdir, group_options=group_options, **{**values, **changes})
 
 
