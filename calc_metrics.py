@@ -4,7 +4,6 @@ python calc_metrics.py --metrics=fid50k_full --network=network-snapshot.pkl --da
 python calc_metrics.py table RUN... ; python calc_metrics.py plot RUN
 """
 
-import dataclasses
 import functools
 import os
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
-from metrics import evaluate, registry, results, tables
+from metrics import evaluate_branches, registry, results, tables
 from metrics.processes import from_first
 from torch_utils import distributed
 from training.reference_networks import is_pickle
@@ -128,26 +127,21 @@ def judge(request):
     distributed.start()
     try:
         subject = load_subject(request)
-        for branch in subject.branches:
-            for record in evaluate(request.metrics, subject.task(branch), subject.about):
-                if distributed.rank() == 0:
-                    results.append(subject.outdir, record)
-                    click.echo(results.one_line(record))
+        for record in evaluate_branches(request.metrics, subject.task, subject.branches, subject.about):
+            if distributed.rank() == 0:
+                results.append(subject.task.outdir, record)
+                click.echo(results.one_line(record))
     finally:
         distributed.stop()
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: a task per branch, and what the records say of it."""
+    """What is judged, in which branches, and what the records say of it."""
 
-    shared: registry.Task
+    task: registry.Task
     branches: tuple
-    outdir: Path
     about: dict
-
-    def task(self, branch):
-        return dataclasses.replace(self.shared, branch=branch)
 
 
 def load_subject(request):
@@ -162,16 +156,16 @@ def load_subject(request):
     outdir = request.outdir or (Path(request.network).parent if request.network else Path('.'))
     from_first(functools.partial(make_folder, outdir))
     options = trained.get('options', {})
+    same = ('images', 'seed', 'batch', 'render_resolution', 'sampling', 'skip', 'noise_mode', 'workers')
     task = registry.Task(
-        device=device, generator=generator, images=request.images, data=request.data or options.get('data'),
+        device=device, generator=generator, data=request.data or options.get('data'),
         mirror=options.get('mirror', False) if request.mirror is None else request.mirror, outdir=outdir,
         truncation_psi=request.trunc, truncation_cutoff=request.trunc_cutoff, options=request.group_options,
-        **{name: getattr(request, name) for name in ('seed', 'batch', 'render_resolution', 'sampling', 'skip', 'noise_mode',
-                                                          'workers')})
+        **{name: getattr(request, name) for name in same})
     seen = trained.get('images_seen')
     about = {'snapshot': request.network, 'kimg': None if seen is None else seen / 1000,
              'label': request.label or default_label(request)}
-    return Subject(task, branches, outdir, about)
+    return Subject(task, branches, about)
 
 
 def judged_branches(generator, choice):

@@ -1,14 +1,15 @@
 """How good generated images are, by name: see metrics/registry.py.
 
-`evaluate(names, task)` computes metrics; offline (calc_metrics.py) and in the training loop alike.
+`evaluate_branches(names, task, branches)` computes metrics, offline (calc_metrics.py) and in a training loop alike;
+`results.keep_best` writes what a loop found and keeps the best snapshot.
 """
 
 # Modules that register metrics, in the order in which help texts and tables list them.
 from metrics import frechet_distance, kernel_distance, precision_recall, inception_score, sliced_wasserstein  # noqa: F401
 from metrics.consistency import group as _consistency  # noqa: F401
 from metrics.detector import DetectorError
-from metrics.evaluation import evaluate
+from metrics.evaluation import evaluate, evaluate_branches
 from metrics.image_quality import needs_detector
 from metrics.registry import Task
 
-__all__ = ['DetectorError', 'Task', 'evaluate', 'needs_detector']
+__all__ = ['DetectorError', 'Task', 'evaluate', 'evaluate_branches', 'needs_detector']

@@ -1,5 +1,6 @@
 """From metrics' names and a task to records that say what was found and exactly how."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import time
@@ -27,6 +28,12 @@ def evaluate(names, task, about=None):
         seconds = time.perf_counter() - start
         for name, outcome in outcomes.items():
             yield _record(name, outcome, task, seconds, about or {})
+
+
+def evaluate_branches(names, task, branches, about=None):
+    """`evaluate` for one branch of the generator after the other."""
+    for branch in branches:
+        yield from evaluate(names, dataclasses.replace(task, branch=branch), about)
 
 
 class full_precision:

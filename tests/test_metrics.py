@@ -331,14 +331,14 @@ def test_metrics_leave_torchs_random_numbers_alone(real):
 
 @pytest.fixture
 def cached(small, real, tmp_path, monkeypatch):
-    """A function that computes fid33_full; it returns the value and how often real images were read."""
+    """A function that computes a FID; it returns the value and how often real images were read."""
     folder = write_images(tmp_path / 'a', smooth_images(33, seed=2))
     passes = []
     monkeypatch.setattr(real_statistics, 'collect', lambda *arguments: passes.append(1) or collect(*arguments))
 
-    def run(data=real, weights=small, **changes):
+    def run(data=real, weights=small, name='fid33_full', **changes):
         passes.clear()
-        return values(['fid33_full'], stored_task(folder, data, tmp_path, weights, **changes))['fid33_full'], len(passes)
+        return values([name], stored_task(folder, data, tmp_path, weights, **changes))[name], len(passes)
     run.folder = tmp_path / 'cache'
     return run
 
@@ -381,7 +381,7 @@ def test_the_cache_tells_data_mirroring_and_detectors_apart(cached, real, small,
     first, _ = cached()
     other = tmp_path / 'other.pth'
     other.write_bytes(b'another detector')
-    assert cached(mirror=True)[1] == 1
+    assert [cached(name='fid33', **changes)[1] for changes in ({}, {'mirror': True}, {'seed': 1}, {})] == [1, 1, 1, 0]
     assert cached(weights=str(other))[1] == 1
     changed = tmp_path / 'set.zip'  # of the same name
     assert cached(data=write_set(changed, smooth_images(40, seed=3)))[1] == 1
