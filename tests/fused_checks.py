@@ -232,13 +232,16 @@ def test_a_render_and_its_gradients(name, renderer):
         assert_close(a, b, GRADIENTS)
 
 
-def test_skipping_takes_the_same_samples(renderer):
+@pytest.mark.parametrize('branch, resolution', [('3d', 5), ('2d', 3)])
+def test_skipping_takes_the_same_samples(branch, resolution, renderer):
     G, planes, c = generator_and_camera()
+    ws = torch.randn(2, G.backbone.num_ws, 16, device=DEVICE)
     images = []
     for which in ('ref', 'fused'):
         renderer(which)
         with torch.no_grad():
-            images.append(G.render(planes, c, '3d', sampling='deterministic', render_resolution=5, skip=0.02)['image'])
+            images.append(G.render(planes, c, branch, ws=ws, sampling='deterministic', render_resolution=resolution,
+                                   skip=0.02)['image_raw'])
     assert_close(images[1], images[0], 1e-4)
 
 

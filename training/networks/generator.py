@@ -113,9 +113,9 @@ class Generator(nn.Module):
     def density_bounds(self, planes, branch='3d', cells=None):
         """Upper bounds of the density of planes as `branch` sees them, for `render(..., skip=eps, bounds=...)`.
 
-        cells: of the grid along each axis (default: MAX_CELLS, at most the planes' resolution).
+        cells: of the grid along each axis (default: twice the planes' resolution, at most MAX_CELLS).
         """
-        cells = cells or min(MAX_CELLS, self.config.plane_resolution)
+        cells = cells or min(MAX_CELLS, 2 * self.config.plane_resolution)
         return density_bounds(self._field(planes, fine=branch == '3d', colours=RGB_CHANNELS), cells)
 
     def _field(self, planes, fine, colours, precision=None):

@@ -1,9 +1,11 @@
 """Provable upper bounds of the density of a tri-plane field: where nothing can be seen, and samples may be skipped.
 
-Inside a cell of a grid, every feature lies between the smallest and the largest texel that bilinear lookups there can
-read. The decoder's density over that box of features is bounded through its hidden layer: softplus is convex, so it lies
-below its chord and above its tangents, which makes the density no larger than a linear function of the features, whose
-maximum over the box is known (linear relaxation: Zhang et al. 2018, "Efficient neural network robustness certification").
+Features are bilinear between texel centres. So on a lattice that holds all of these centres' coordinates, any function
+that is linear in the features takes its largest value over a cell of each plane at one of the cell's lattice points. The
+inputs of the decoder's hidden units are such functions, which gives their range in every cell of a grid. Within it, each
+softplus lies below its chord and above its tangents (it is convex). Chords for units that raise the density, tangents
+for those that lower it: that is a bound that is linear in the features again, and its largest value is known (linear
+relaxation: Zhang et al. 2018, "Efficient neural network robustness certification with general activation functions").
 """
 
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 
 MAX_CELLS = 128  # per axis, unless a caller asks for more
 MARGIN = 1e-3  # for rounding: the bound is computed in other steps than the density
-FEATURES_PER_PASS = 2**24
+NUMBERS_PER_PASS = 2**25
 
 
 class DensityBounds(NamedTuple):
@@ -34,66 +36,82 @@ class DensityBounds(NamedTuple):
 
 @torch.no_grad()
 def density_bounds(field, cells):
-    """DensityBounds of a TriplaneField on a grid of `cells` per axis, which must divide the planes' resolutions."""
-    ranges = [_plane_ranges(planes, cells) for planes in field.planes]
-    grid = torch.stack([_grid_of_image([(low[i], high[i]) for low, high in ranges], field, cells)
-                        for i in range(len(field.planes[0]))])
-    return DensityBounds(grid, field.box_size)
+    """DensityBounds of a TriplaneField on a grid of `cells` per axis: a power of two, as the planes' resolutions are, and
+    at most twice the smallest of those. Raises ValueError for other numbers."""
+    sizes = sorted(planes.shape[3] for planes in field.planes)
+    if any(planes.shape[3] != planes.shape[4] for planes in field.planes) or sizes[-1] % sizes[0] or 2 * sizes[-1] % cells \
+            or cells > 2 * sizes[0]:
+        raise ValueError(f'{cells} cells do not fit planes of {" and ".join(map(str, sizes))} texels')
+    span = 2 * sizes[-1] // cells  # lattice steps per cell
+    grids = [_grid_of_image(field.of_image(index), cells, span) for index in range(len(field.planes[0]))]
+    return DensityBounds(torch.stack(grids), field.box_size)
 
 
-def _plane_ranges(planes, cells):
-    """Smallest and largest texel [N, K, C, cells + 2, cells + 2] that lookups in each cell of each plane can read.
-
-    A cell that spans p texels reads one more on each side. Around the planes lie zeros.
-    """
-    if planes.shape[3] % cells or planes.shape[4] % cells:
-        raise ValueError(f'{cells} cells do not divide planes of {planes.shape[3]}x{planes.shape[4]} texels')
-    spans = [size // cells for size in planes.shape[3:]]
-    margins = [span + 1 for span in reversed(spans) for _ in range(2)]
-    padded = F.pad(planes.float().flatten(0, 1), margins)
-
-    def largest(x):
-        pooled = F.max_pool2d(x, kernel_size=[span + 2 for span in spans], stride=spans)
-        return pooled.unflatten(0, planes.shape[:2])
-    return -largest(-padded), largest(padded)
-
-
-def _grid_of_image(ranges, field, cells):
+def _grid_of_image(field, cells, span):
     """Bounds [G + 2, G + 2, G + 2] of one image, slab by slab along x."""
-    spread = [(_spread(low, field.axes), _spread(high, field.axes)) for low, high in ranges]
-    channels = field.planes[0].shape[2]
-    step = max(1, FEATURES_PER_PASS // (channels * (cells + 2)**2))
+    hidden_weight, hidden_bias, output_weight, output_bias = field.mlp()
+    parts = torch.einsum('hc,kcyx->khyx', hidden_weight, _on_lattice(field, cells, span)) / len(field.axes)
+    parts = [_by_axis(part, axes) for part, axes in zip(parts, field.axes)]
+    low, high = ([_between(sign * F.max_pool2d(sign * part, span + 1, span), axes) for part, axes in zip(parts, field.axes)]
+                 for sign in (-1, 1))
+    corners = [part.unfold(1, span + 1, span).unfold(2, span + 1, span).flatten(3).permute(1, 2, 0, 3) for part in parts]
+    units, points = corners[0].shape[2:]
+    step = max(1, NUMBERS_PER_PASS // ((cells + 2)**2 * (points + 6 * units)))
     slabs = []
     for first in range(0, cells + 2, step):
-        low, high = (sum(_slab(part, first, step) for pair in spread for part in pair[end]) / len(field.axes) for end in (0, 1))
-        bound = _largest_density(low.flatten(1).t(), high.flatten(1).t(), *field.mlp())
-        slabs.append(bound.reshape(low.shape[1:]))
+        slab = slice(first, first + step)
+        ends = [hidden_bias + sum(_cut(part, slab) for part in parts) for parts in (low, high)]
+        slope, bound = _relax(*ends, hidden_bias, output_weight[0], output_bias[0])
+        for corner, axes in zip(corners, field.axes):
+            bound = bound + _largest(slope, corner, slab, axes)
+        slabs.append(bound + MARGIN)
     return torch.cat(slabs)
 
 
-def _spread(planes, axes):
-    """Planes [K, C, H, W] each as [C, x, y, z], with size 1 along the axis that it lacks."""
-    spread = []
-    for plane, (width_axis, height_axis) in zip(planes, axes):
-        order = sorted((width_axis, height_axis))
-        plane = plane if [height_axis, width_axis] == order else plane.transpose(1, 2)
-        missing, = set('xyz') - set(order)
-        spread.append(plane.unsqueeze(1 + 'xyz'.index(missing)))
-    return spread
+def _on_lattice(field, cells, span):
+    """Summed features [K, C, V, V] of every plane on the lattice, from one cell before the box to one beyond it."""
+    steps = torch.arange(-span, (cells + 1) * span + 1, device=field.planes[0].device)
+    positions = steps / (cells * span) * 2 - 1
+    y, x = torch.meshgrid(positions, positions, indexing='ij')
+    grid = torch.stack([x, y], dim=-1).expand(len(field.axes), -1, -1, -1)
+    return sum(F.grid_sample(planes[0].float(), grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+               for planes in field.planes)
 
 
-def _slab(plane, first, step):
-    return plane if plane.shape[1] == 1 else plane[:, first:first + step]
+def _by_axis(plane, axes):
+    """A plane [H, height, width] with its axes in the order x, y, z."""
+    return plane.transpose(1, 2) if axes[1] > axes[0] else plane
 
 
-def _largest_density(low, high, hidden_weight, hidden_bias, output_weight, output_bias):
-    """Upper bounds [P] of the raw density over boxes of features, from low to high [P, C]."""
-    middle, radius = (low + high) / 2, (high - low) / 2
-    x = F.linear(middle, hidden_weight, hidden_bias)
-    reach = F.linear(radius, hidden_weight.abs())
-    below, above = F.softplus(x - reach), F.softplus(x + reach)
-    rising = output_weight[0] > 0  # of these units the chord is wanted, of the others the tangent in the middle
-    slope = torch.where(rising, (above - below) / (2 * reach).clamp(min=1e-6), torch.sigmoid(x))
-    value = torch.where(rising, (above + below) / 2, F.softplus(x))
-    steepness = (output_weight[0] * slope) @ hidden_weight
-    return value @ output_weight[0] + (steepness.abs() * radius).sum(dim=1) + output_bias[0] + MARGIN
+def _missing(axes):
+    """The axis that a plane lacks: 0, 1 or 2."""
+    return 3 - sum('xyz'.index(axis) for axis in axes)
+
+
+def _between(plane, axes):
+    """Cells [H, a, b] of a plane as [x, y, z, H], of size 1 along the axis that it lacks."""
+    return plane.permute(1, 2, 0).unsqueeze(_missing(axes))
+
+
+def _cut(values, slab):
+    """A slab along x of values that may be the same for every x."""
+    return values if len(values) == 1 else values[slab]
+
+
+def _relax(low, high, hidden_bias, weight, bias):
+    """A bound that is linear in the hidden units' inputs, which lie between low and high [x, y, z, H].
+
+    Returns the slope [x, y, z, H] by those inputs, less their bias, and the rest [x, y, z].
+    """
+    below, above, middle = F.softplus(low), F.softplus(high), (low + high) / 2
+    rising = weight > 0
+    slope = torch.where(rising, (above - below) / (high - low).clamp(min=1e-6), torch.sigmoid(middle))
+    value = torch.where(rising, (above + below) / 2, F.softplus(middle))
+    return weight * slope, (value - slope * (middle - hidden_bias)) @ weight + bias
+
+
+def _largest(slope, corners, slab, axes):
+    """Largest value [x, y, z] over each cell of slope [x, y, z, H] times a plane's part of the inputs, [a, b, H, points]."""
+    missing = _missing(axes)
+    values = slope.movedim(missing, 2) @ (corners if missing == 0 else corners[slab])
+    return values.amax(dim=-1).movedim(2, missing)

@@ -51,10 +51,11 @@ def arrange(values):
     return values.movedim(-1, 0).contiguous()
 
 
-def evaluate(field, origins, directions, depths):
+def evaluate(field, origins, directions, depths, chosen=None):
     """Raw density [S, N, M], and colours [C, S, N, M] or None: where there are many, `weighted_colours` makes them."""
     evaluated = field if field.few_colours else field.density_only()
-    density, colours = triplane.triplane_samples(*evaluated.arguments(origins, directions, depths), field.geometry, field.precision)
+    density, colours = triplane.triplane_samples(*evaluated.arguments(origins, directions, depths), field.geometry,
+                                                 field.precision, chosen)
     return density, colours if field.few_colours else None
 
 
@@ -81,14 +82,8 @@ def density_limits(bounds, origins, directions, depths):
     return triplane.grid_values(bounds.grid, origins, directions, depths, bounds.box_size)
 
 
-def density_where(field, origins, directions, depths, chosen):
-    density, _ = triplane.triplane_samples(*field.density_only().arguments(origins, directions, depths), field.geometry,
-                                           field.precision, chosen=chosen.flatten().nonzero().squeeze(1))
-    return density
-
-
-def colours_where_weighted(field, origins, directions, depths, weights):
-    return triplane.triplane_pixels(*field.arguments(origins, directions, depths), weights, field.geometry, field.precision)
+def evaluate_where(field, origins, directions, depths, chosen):
+    return evaluate(field, origins, directions, depths, chosen.flatten().nonzero().squeeze(1))
 
 
 # For the size of chunks

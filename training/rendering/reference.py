@@ -68,23 +68,15 @@ def density_limits(bounds, origins, directions, depths):
     return bounds.at(_points(origins, directions, depths))
 
 
-def density_where(field, origins, directions, depths, chosen):
-    """Raw density [N, M, S] of the samples for which `chosen` is true; 0 elsewhere. No gradient."""
-    density = torch.zeros_like(depths)
+def evaluate_where(field, origins, directions, depths, chosen):
+    """As `evaluate`, for the samples [N, M, S] where `chosen` is true; 0 elsewhere. No gradient."""
+    density, colours = depths.new_zeros(depths.shape), depths.new_zeros(*depths.shape, field.colours)
     for index, points in enumerate(_points(origins, directions, depths)):
-        if chosen[index].any():
-            density[index, chosen[index]] = field.of_image(index)(points[chosen[index]][None])[0][0, :, 0]
-    return density
-
-
-def colours_where_weighted(field, origins, directions, depths, weights):
-    """Pixels [N, M, C], from the colours of those samples whose weight is not 0. No gradient."""
-    colours = weights.new_zeros(*weights.shape, field.colours)
-    for index, points in enumerate(_points(origins, directions, depths)):
-        chosen = weights[index] != 0
-        if chosen.any():
-            colours[index, chosen] = field.of_image(index)(points[chosen][None])[1][0]
-    return torch.einsum('nms,nmsc->nmc', weights, colours)
+        wanted = chosen[index]
+        if wanted.any():
+            values, shades = field.of_image(index)(points[wanted][None])
+            density[index, wanted], colours[index, wanted] = values[0, :, 0], shades[0]
+    return density, colours
 
 
 # For the size of chunks

@@ -2,9 +2,9 @@
 
 A sample is not evaluated where it provably weighs less than eps: because upper bounds of the density let both intervals
 that it borders take away less than eps of the light, or because less than eps of the light is left in front of it. Such
-intervals count as empty. Both passes work so, from front to back, part by part; at last, colours are evaluated where the
-weight is eps or more. With S samples on a ray, a pixel's weights change by at most S eps in sum. The depths of the
-importance samples move a little, too, since the first pass weighs intervals as empty that are nearly so.
+intervals count as empty. Both passes work so, from front to back, part by part. With S samples on a ray, the weights of a
+pixel change by less than S eps in sum. The depths of the importance samples move a little, too, since the first pass
+counts intervals as empty that are nearly so.
 """
 
 from typing import NamedTuple
@@ -29,40 +29,52 @@ class Skip(NamedTuple):
 
 def render_chunk(steps, field, origins, directions, near, far, offsets, u, skip):
     """As `renderer.render_chunk`, but for samples that weigh less than eps."""
-    axis = steps.SAMPLE_AXIS
-    depths = steps.arrange(stratified_depths(near, far, offsets))
-    limits = steps.density_limits(skip.bounds, origins, directions, depths)
-    unknown = torch.full_like(depths, EMPTY)
-    density = _evaluate_needed(steps, field, origins, directions, depths, limits, unknown, skip.eps)
-    if u.shape[-1]:
-        finer = steps.importance_depths(depths, steps.interval_weights(density, depths), steps.arrange(u))
-        limits = torch.cat([limits, steps.density_limits(skip.bounds, origins, directions, finer)], dim=axis)
-        density = torch.cat([density, torch.full_like(finer, EMPTY)], dim=axis)
-        depths, order = steps.sort_depths(torch.cat([depths, finer], dim=axis))
-        limits, density = (x.gather(axis, order.long()) for x in (limits, density))
-        density = _evaluate_needed(steps, field, origins, directions, depths, limits, density, skip.eps)
+    axis, count = steps.SAMPLE_AXIS, offsets.shape[-1]
+    rays = (origins, directions)
+    first = steps.arrange(stratified_depths(near, far, offsets))
+    limits = steps.density_limits(skip.bounds, *rays, first)
+    first_density, first_colours = _evaluate_needed(steps, field, *rays, first, limits, torch.full_like(first, EMPTY), skip.eps)
+    if not u.shape[-1]:
+        weights, opacity, depth = steps.composite(first_density, first)
+        return steps.weighted_colours(field, *rays, first, weights, first_colours), opacity, depth, first
+    finer = steps.importance_depths(first, steps.interval_weights(first_density, first), steps.arrange(u))
+    depths, order = steps.sort_depths(torch.cat([first, finer], dim=axis))
+    order = order.long()
+    limits = torch.cat([limits, steps.density_limits(skip.bounds, *rays, finer)], dim=axis).gather(axis, order)
+    known = torch.cat([first_density, torch.full_like(finer, EMPTY)], dim=axis).gather(axis, order)
+    density, colours = _evaluate_needed(steps, field, *rays, depths, limits, known, skip.eps)
     weights, opacity, depth = steps.composite(density, depths)
-    seen = torch.where(weights >= skip.eps, weights, 0.0)
-    return steps.colours_where_weighted(field, origins, directions, depths, seen), opacity, depth, depths
+    # Every colour counts once: with the first pass, or where the second pass evaluated it.
+    first_weights = torch.zeros_like(weights).scatter(axis, order, weights).narrow(axis, 0, count)
+    first_weights = torch.where(first_density == EMPTY, 0.0, first_weights)
+    weights = torch.where(known == EMPTY, weights, 0.0)
+    pixels = steps.weighted_colours(field, *rays, first, first_weights, first_colours) \
+        + steps.weighted_colours(field, *rays, depths, weights, colours)
+    return pixels, opacity, depth, depths
 
 
-def _evaluate_needed(steps, field, origins, directions, depths, limits, density, eps):
-    """Raw densities of the samples that may weigh eps or more; those of `density` that are not EMPTY are known."""
-    depths, limits, density = (x.movedim(steps.SAMPLE_AXIS, -1) for x in (depths, limits, density))
+def _evaluate_needed(steps, field, origins, directions, depths, limits, known, eps):
+    """Evaluate the samples that may weigh eps or more and whose density is not known yet, that is EMPTY.
+
+    Returns the densities of all samples, EMPTY where none is known, and the colours of those evaluated, 0 elsewhere.
+    """
+    def last(values):  # the samples' axis moved to the end, and back
+        return values.movedim(steps.SAMPLE_AXIS, -1)
+
+    def back(values):
+        return values.movedim(-1, steps.SAMPLE_AXIS)
+
+    depths, limits, density = last(depths), last(limits), last(known).clone()
     closed = interval_alpha(limits, depths) < eps
     needed = ~(F.pad(closed, (1, 0), value=True) & F.pad(closed, (0, 1), value=True)) & (density == EMPTY)
-    density = density.clone()
     passed = torch.ones_like(depths[..., :1])
+    colours = None
     for first in range(0, depths.shape[-1], SAMPLES_PER_PART):
         part = slice(first, first + SAMPLES_PER_PART)
         chosen = needed[..., part] & (passed >= eps)
-        evaluated = steps.density_where(field, origins, directions, _back(steps, depths[..., part]), _back(steps, chosen))
-        density[..., part] = torch.where(chosen, evaluated.movedim(steps.SAMPLE_AXIS, -1), density[..., part])
+        values, shades = steps.evaluate_where(field, origins, directions, back(depths[..., part]), back(chosen))
+        density[..., part] = torch.where(chosen, last(values), density[..., part])
+        colours = shades if first == 0 else steps.join_colours(colours, shades)
         reached = slice(max(first - 1, 0), first + SAMPLES_PER_PART)
         passed = passed * (1 - interval_alpha(density[..., reached], depths[..., reached])).prod(dim=-1, keepdim=True)
-    return _back(steps, density)
-
-
-def _back(steps, values):
-    """Samples as the last axis, where the steps want them."""
-    return values.movedim(-1, steps.SAMPLE_AXIS)
+    return back(density), colours
