@@ -27,6 +27,27 @@ def test_sizes_of_the_paper():
     assert millions(G) == pytest.approx(34.5, abs=0.05)
 
 
+def test_size_of_the_variant_that_is_aware_in_its_latents():
+    """The paper's table 3 has 111.7 M, rounded like its 32.6 M for the stream, of which we count 32.52 M."""
+    config = generator_config(PRESETS['ffhq512']).replace(aware_stream=False, aware_latent=True)
+    with torch.device('meta'):
+        G = Generator(config)
+    assert millions(G.backbone) + millions(G.mapping) == pytest.approx(111.64, abs=0.005)
+
+
+def test_the_variant_that_is_aware_in_its_latents_trains():
+    """Both branches render, and every parameter of E learns from a plane that it only sees pooled."""
+    G = tiny_generator(aware_stream=False, aware_latent=True)
+    z, c = inputs(G)
+    planes = G.planes(G.mapping(z, c), noise_mode='const')
+    assert planes.coarse.shape == (2, 3, 8, 16, 16) and planes.residual.shape == (2, 3, 8, 32, 32)
+    planes.coarse[:, 2].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in G.backbone.parameters())
+    first = G.backbone.blocks[0].const.grad.unflatten(0, (3, -1))
+    assert all(plane.abs().max() > 0 for plane in first)
+    assert G(z, c, branch='3d')['image'].shape == (2, 3, 32, 32)
+
+
 @pytest.mark.parametrize('name', PRESETS)
 def test_every_preset_resolves_and_builds(name):
     config = resolve(name, 'data.zip', 'out')
@@ -53,6 +74,7 @@ def test_presets_hold_the_numbers_of_the_method():
     (dict(image_resolution=128), '2 or 4 times'),
     (dict(plane_order='zyx'), 'plane_order'),
     (dict(aware_stream=False), 'S3D continues it'),
+    (dict(aware_latent=True), 'exclude each other'),
     (dict(surprise=1), 'no field surprise'),
 ])
 def test_configurations_that_cannot_work_are_refused(values, message):

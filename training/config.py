@@ -105,6 +105,7 @@ class GeneratorConfig(Config):
     channel_base: int = 32768  # E has min(channel_base / resolution, channel_max) channels
     channel_max: int = 512
     aware_stream: bool = True  # the 3D-aware stream beside E's output stream
+    aware_latent: bool = False  # in its place, 3D-aware convolutions in E itself (paper table 3, '3D-aware latent')
     residual: bool = True  # S3D and the 3D branch
     decoder_hidden: int = 64
     decoder_lr_multiplier: float = 1.0
@@ -130,7 +131,8 @@ class GeneratorConfig(Config):
         check(ratio in (2, 4), f'image_resolution must be 2 or 4 times sr_input_resolution, got {self.image_resolution} '
               f'and {self.sr_input_resolution}')
         check(self.plane_channels >= 3 or not self.residual, 'plane_channels must be at least 3')
-        check(self.residual <= self.aware_stream, 'residual needs aware_stream: S3D continues it')
+        check(not (self.aware_stream and self.aware_latent), 'aware_stream and aware_latent exclude each other; set one to False')
+        check(self.residual <= (self.aware_stream or self.aware_latent), 'residual needs aware_stream or aware_latent: S3D continues it')
         check(self.render_resolution <= self.image_resolution, f'render_resolution ({self.render_resolution}) must not exceed '
               f'image_resolution ({self.image_resolution})')
 

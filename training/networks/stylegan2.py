@@ -219,27 +219,32 @@ class ToRGB(nn.Module):
 class SynthesisBlock(nn.Module):
     """Two modulated convolutions at one resolution and a ToRGB.
 
-    The first block (in_channels = 0) has a learned constant and one convolution only. `up` is 2 or 1.
+    The first block (in_channels = 0) has a learned constant and one convolution only. `up` is 2 or 1. copies: images of
+    one sample, as in SynthesisLayer, each with a constant and an output of its own; seen: how many of them a convolution
+    sees (the channels of its weights are as many times in_channels).
     """
 
-    def __init__(self, in_channels, out_channels, image_channels, w_dim, resolution, up=2, conv_clamp=None):
+    def __init__(self, in_channels, out_channels, image_channels, w_dim, resolution, up=2, conv_clamp=None, copies=1, seen=1,
+                 convolution=modulated_conv2d):
         super().__init__()
+        self.copies = copies
+        shared = dict(conv_clamp=conv_clamp, copies=copies, convolution=convolution)
         if in_channels == 0:
-            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
+            self.const = nn.Parameter(torch.randn(copies * out_channels, resolution, resolution))
             self.conv0 = None
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=up, conv_clamp=conv_clamp)
-        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, conv_clamp=conv_clamp)
-        self.to_rgb = ToRGB(out_channels, image_channels, w_dim, conv_clamp=conv_clamp)
+            self.conv0 = SynthesisLayer(seen * in_channels, out_channels, w_dim, resolution, up=up, **shared)
+        self.conv1 = SynthesisLayer(seen * out_channels, out_channels, w_dim, resolution, **shared)
+        self.to_rgb = ToRGB(seen * out_channels, image_channels, w_dim, style_channels=out_channels, **shared)
 
     @property
     def num_convs(self):
         return 1 if self.conv0 is None else 2
 
     def forward(self, x, ws, noise_mode, random=None):
-        """x: [N, C, H, W] or None for the first block; ws: [N, num_convs + 1, w_dim]. Returns features and image."""
+        """x: [N * copies, C, H, W] or None for the first block; ws: [N, num_convs + 1, w_dim]. Returns features and image."""
         if self.conv0 is None:
-            x = self.const.expand(len(ws), -1, -1, -1)
+            x = self.const.expand(len(ws), -1, -1, -1).unflatten(1, (self.copies, -1)).flatten(0, 1)
         else:
             x = self.conv0(x, ws[:, 0], noise_mode, random)
         x = self.conv1(x, ws[:, -2], noise_mode, random)

@@ -36,7 +36,8 @@ class TriplaneBackbone(nn.Module):
     """E: StyleGAN2 synthesis with skip outputs, and beside its output stream the 3D-aware stream.
 
     T_k = B_k(T_{k-1} + O_k), where O_k is the accumulated ToRGB output at resolution k; without the stream (EG3D) the
-    last O_k are the planes.
+    last O_k are the planes. With `aware_latent` E itself is 3D-aware: its features are three planes, every convolution
+    sees them aligned, and the last O_k are the planes (paper table 3).
     """
 
     def __init__(self, config):
@@ -44,8 +45,10 @@ class TriplaneBackbone(nn.Module):
         self.plane_channels = config.plane_channels
         self.resolutions = [2**i for i in range(2, int(math.log2(config.plane_resolution)) + 1)]
         channels = [channels_at(k, config.channel_base, config.channel_max) for k in self.resolutions]
-        outputs = NUM_PLANES * config.plane_channels
-        self.blocks = nn.ModuleList(SynthesisBlock(a, b, outputs, config.w_dim, k)
+        kind = dict(image_channels=NUM_PLANES * config.plane_channels)
+        if config.aware_latent:
+            kind = dict(image_channels=config.plane_channels, copies=NUM_PLANES, seen=NUM_PLANES, convolution=aware_modulated_conv2d)
+        self.blocks = nn.ModuleList(SynthesisBlock(a, b, w_dim=config.w_dim, resolution=k, **kind)
                                     for a, b, k in zip([0] + channels, channels, self.resolutions))
         self.stream = nn.ModuleList()
         if config.aware_stream:
@@ -63,6 +66,7 @@ class TriplaneBackbone(nn.Module):
         first = 0
         for index, block in enumerate(self.blocks):
             x, image = block(x, ws[:, first:first + block.num_convs + 1], noise_mode, random)
+            image = image.reshape(len(ws), -1, *image.shape[2:])
             output = image if output is None else upsample2d(output, self.resample_filter) + image
             first += block.num_convs
             if self.stream:
