@@ -1,6 +1,7 @@
 """Videos of generated subjects: a camera moving around them, or subjects turning into each other.
 
 python gen_videos.py --network=network-snapshot.pkl --seeds=0-7 --grid=4x2 --branch=3d --output=orbit.mp4
+python gen_videos.py --network=network-snapshot.pkl --seeds=0-3 --epi --output=texture.png
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
 from dnnlib.params import GridSize, SeedList
 from dnnlib.video import VideoWriter
+from metrics.consistency.texture_images import straightness, texture_image
 from torch_utils.images import image_grid, to_uint8
 from training.rendering.viewpoints import full_orbit, portrait_orbit, view_label
 from training.subjects import (BRANCH_CHOICES, choose_branches, closed_path, default_device, load_generator,
@@ -40,6 +42,8 @@ class VideoOptions:
     yaw_range: float
     pitch_range: float
     full_orbit: bool
+    epi: bool
+    epi_line: float
     trunc: float
     trunc_cutoff: int | None
     render_resolution: int | None
@@ -57,7 +61,7 @@ class VideoOptions:
 @click.option('--network', required=True, metavar='PATH', help='Network snapshot.')
 @click.option('--seeds', type=SeedList(), required=True,
               help='Subjects, like 0-15,20; a multiple of the number of grid cells.')
-@click.option('--output', type=click.Path(dir_okay=False, path_type=Path), required=True, help='The mp4 to write.')
+@click.option('--output', type=click.Path(dir_okay=False, path_type=Path), required=True, help='The mp4 to write; with --epi, the png.')
 @click.option('--mode', type=click.Choice(['orbit', 'interpolate']), default='orbit', show_default=True,
               help='orbit: the subjects one after the other; interpolate: each turns into the next.')
 @click.option('--branch', type=click.Choice(BRANCH_CHOICES), default='both', show_default=True,
@@ -70,6 +74,10 @@ class VideoOptions:
 @click.option('--pitch-range', type=click.FloatRange(-1.5, 1.5), default=0.15, show_default=True,
               help='Largest pitch in radians; full orbit: the constant height above the subject.')
 @click.option('--full-orbit', is_flag=True, help='Once around the subject, for objects; --yaw-range has no say then.')
+@click.option('--epi', is_flag=True,
+              help='Write a spatio-temporal texture image instead: a line of pixels, stacked over yaws from -YAW to YAW.')
+@click.option('--epi-line', type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True,
+              help='Which line: share of the height, from the top.')
 @click.option('--trunc', type=click.FloatRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')
 @click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Truncate only the first so many ws.  [default: all]')
 @click.option('--render-resolution', type=click.IntRange(1, 4096),
@@ -86,7 +94,9 @@ def main(**options):
 
 
 def generate(options):
-    """Write the video of `options`; a broken-off one leaves no file."""
+    """Write the video of `options`; a broken-off one leaves no file. With --epi, a texture image."""
+    if options.epi:
+        return write_texture_images(options)
     if len(options.seeds) % options.cells:
         raise UserError(f'--seeds names {len(options.seeds)} subjects, which do not divide into the {options.cells} '
                         f'cells of --grid={options.grid[0]}x{options.grid[1]}')
@@ -101,6 +111,36 @@ def generate(options):
         for index, subjects in enumerate(tqdm(casts(G, options), total=total, unit='frame')):
             label = labels[index % options.frames, None]
             video.add(render_frame(G, subjects, label, branches, options))
+
+
+def write_texture_images(options):
+    """Write one picture: a row of texture images per subject, the branches side by side; print how straight they are."""
+    if options.output.suffix != '.png':
+        raise UserError(f'--output={options.output} must end in .png with --epi')
+    if options.mode != 'orbit' or options.full_orbit:
+        raise UserError('--epi shows a straight move of the camera: leave out --mode and --full-orbit')
+    if options.frames < 2:
+        raise UserError(f'--epi stacks frames: --frames={options.frames} is too few, take 120')
+    G = load_generator(options.network, options.device)
+    branches = choose_branches(G, options.branch)
+    labels = view_label(G.config, torch.linspace(-options.yaw_range, options.yaw_range, options.frames))
+    cells = []
+    for seed, w in zip(tqdm(options.seeds, unit='subject'), seed_ws(G, options.seeds, options.trunc, options.trunc_cutoff)):
+        images = [_texture_image(G, make_subject(G, w[None]), labels, branch, options) for branch in branches]
+        scores = ', '.join(f'{branch} {straightness(image):.4f}' for branch, image in zip(branches, images))
+        click.echo(f'seed {seed}: straightness {scores}')
+        cells += images
+    width = max(image.shape[-1] for image in cells)
+    cells = [F.interpolate(image[None], size=(options.frames, width))[0] for image in cells]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(torch.stack(cells), columns=len(branches)).save(options.output)
+
+
+def _texture_image(G, subject, labels, branch, options):
+    """uint8 [3, frames, W] of one subject."""
+    frames = [to_uint8(render_subjects(G, [subject], label[None], branch, options.render_resolution)['image']).cpu()
+              for label in labels]
+    return texture_image(torch.cat(frames), options.epi_line)
 
 
 def camera_path(config, options):

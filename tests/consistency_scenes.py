@@ -68,8 +68,14 @@ def trace(shape, origins, directions, steps=96):
     return depth, shape(origins + directions * depth[:, None]).abs() < 1e-3
 
 
-def render(shape, labels, resolution, texture=texture, supersampling=2):
-    """Views of a shape on white. texture: points [P, 3], index of the view -> colours [P, 3] or as `texture`."""
+def render(shape, labels, resolution, supersampling=2):
+    """Views of a shape on white."""
+    images, depth = render_images(shape, labels, resolution, texture, supersampling)
+    return Views('scene', images, labels, BOX, depth)
+
+
+def render_images(shape, labels, resolution, texture=texture, supersampling=2):
+    """Images uint8 [V, R, R, 3] on white and depth [V, R, R], infinite beside the shape. texture: points [P, 3] -> colours [P, 3]."""
     fine = resolution * supersampling
     images, depths = [], []
     for label in labels:
@@ -78,5 +84,4 @@ def render(shape, labels, resolution, texture=texture, supersampling=2):
         colours = torch.where(hit[:, None], texture(origins + directions * depth[:, None]), torch.ones(3))
         images.append(colours.reshape(resolution, supersampling, resolution, supersampling, 3).mean(dim=(1, 3)))
         depths.append(depth.where(hit, torch.inf).reshape(fine, fine)[::supersampling, ::supersampling])
-    images = (torch.stack(images) * 255).round().to(torch.uint8)
-    return Views('scene', images, labels, BOX, torch.stack(depths))
+    return (torch.stack(images) * 255).round().to(torch.uint8), torch.stack(depths)

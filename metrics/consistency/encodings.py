@@ -44,7 +44,8 @@ class HashGrid(nn.Module):
             x, y, z = _by_axis(torch.stack([1 - share, share], dim=-1))
             entries = self._entries(*_by_axis(torch.stack([lowest, lowest + 1], dim=-1).long()))
             weights = x * y * z
-        looked_up = nn.functional.embedding(entries.flatten(2), self.table)  # [P, L, 8, F]
+        # The backward pass of index_select is, on a CPU, four times faster than that of an embedding.
+        looked_up = self.table.index_select(0, entries.flatten()).unflatten(0, entries.shape[:2] + (8,))  # [P, L, 8, F]
         return torch.einsum('plcf,plc->plf', looked_up, weights.flatten(2)).flatten(1)
 
     def _entries(self, x, y, z):

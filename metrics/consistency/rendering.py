@@ -72,7 +72,7 @@ def _along(distance, origins, directions, depths):
 def render_rays(scene, origins, directions, recipe, background, generator=None):
     """Render rays [M, 3] of a Scene, in front of a background: 'white', 'black' or 'learned'.
 
-    A section's colour is that of its middle; sections of negligible weight are not shaded. Differentiable in the fields.
+    A section's colour is that of its middle; see `shaded_sections`. Differentiable in the fields.
     """
     near, far, hit = (x[0] for x in intersect_box(origins[None], directions[None], 2.0))
     near = torch.where(hit, near.clamp(min=0), 0.0)  # a camera may stand in the box
@@ -81,16 +81,28 @@ def render_rays(scene, origins, directions, recipe, background, generator=None):
     depths = sample_depths(scene.distance, origins, directions, near, far, recipe, generator)
     weights = section_weights(_along(scene.distance, origins, directions, depths), scene.sharpness) * hit
     middles = (depths[:, 1:] + depths[:, :-1]) / 2
-    ray, section = torch.nonzero((weights.detach() > recipe.negligible_weight) & hit, as_tuple=True)
+    opacity = weights.sum(dim=-1)
+    ray, section = shaded_sections(weights.detach(), recipe)
     points = origins[ray] + directions[ray] * middles[ray, section, None]
     colours, gradients = scene.shade(points, directions[ray])
-    shown = weights[ray, section, None]
-    colour = torch.zeros_like(origins).index_add(0, ray, shown * colours)
-    normal = torch.zeros_like(origins).index_add(0, ray, shown * F.normalize(gradients, dim=-1))
-    opacity = weights.sum(dim=-1)
+    shown = weights[ray, section]
+    # The sections that are shaded stand for the others.
+    shown = shown * (opacity / torch.zeros_like(opacity).index_add(0, ray, shown).clamp(min=1e-9))[ray]
+    colour = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * colours)
+    normal = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * F.normalize(gradients, dim=-1))
     depth = (weights * middles).sum(dim=-1) / opacity.clamp(min=1e-6)
     behind = _background(scene, origins, directions, far, background)
     return Rendered(colour + (1 - opacity)[:, None] * behind, depth, normal, opacity, gradients)
+
+
+def shaded_sections(weights, recipe):
+    """Ray and section numbers, both [K], of the sections that are given a colour: those of more than negligible weight, and
+    of these the heaviest `recipe.most_shaded` of a ray (0: all)."""
+    heavy = weights > recipe.negligible_weight
+    if recipe.most_shaded:
+        least = weights.topk(min(recipe.most_shaded, weights.shape[-1]), dim=-1).values[:, -1:]
+        heavy &= weights >= least
+    return torch.nonzero(heavy, as_tuple=True)
 
 
 def _background(scene, origins, directions, far, background):

@@ -1,0 +1,349 @@
+"""NeuS itself: weights, sampling, fields, losses, and reconstructions of scenes of known geometry."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metrics.consistency import rendering
+from metrics.consistency.encodings import HashGrid, frequencies, frequency_width
+from metrics.consistency.fields import (DistanceNetwork, GridFields, Scene, contract, look_up, look_up_gradient, make_fields,
+                                        refine)
+from metrics.consistency.mesh import extract_surface
+from metrics.consistency.recipes import fast, make_recipe, published
+from metrics.consistency.rendering import render_rays, sample_depths, section_weights, shaded_sections
+from metrics.consistency.scoring import psnr, ssim
+from metrics.consistency.trainer import eikonal_loss, fit
+from tests import consistency_scenes as scenes
+from tests.helpers import assert_close
+from dnnlib.errors import UserError
+
+
+def logistic(x):
+    return 1 / (1 + math.exp(-x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights (Wang et al. 2021, eq. 13)
+
+
+def test_weights_by_hand():
+    first = (logistic(2) - logistic(1)) / logistic(2)
+    second = (logistic(1) - logistic(-1)) / logistic(1)
+    weights = section_weights(torch.tensor([1.0, 0.5, -0.5]), torch.tensor(2.0))
+    assert_close(weights, torch.tensor([first, (1 - first) * second]), 1e-6)
+
+
+def test_leaving_a_surface_weighs_nothing():
+    weights = section_weights(torch.tensor([0.5, -0.5, 0.5, 0.7, -0.3]), torch.tensor(10.0))
+    assert weights[1] == 0 and weights[2] == 0 and weights[0] > 0.9
+    assert weights[3] < 0.1, 'the second surface stands behind the first one'
+
+
+def test_weights_survive_where_the_logistic_function_underflows():
+    weights = section_weights(torch.tensor([1.0, -1.0, -2.0, -3.0]), torch.tensor(1000.0))
+    assert weights.tolist() == [1, 0, 0]
+    inside = section_weights(torch.tensor([-1.0, -1.001]), torch.tensor(1000.0))
+    assert_close(inside, torch.tensor([1 - math.exp(-1)]), 1e-3)  # Phi(-1001) / Phi(-1000) = e^-1, though both are 0 in floats
+
+
+def test_weights_do_not_depend_on_where_a_straight_section_is_cut():
+    whole = section_weights(torch.tensor([0.4, -0.2]), torch.tensor(8.0))
+    cut = section_weights(torch.linspace(0.4, -0.2, 7), torch.tensor(8.0))
+    assert_close(cut.sum(), whole.sum(), 1e-6)
+
+
+def test_weights_are_unbiased():
+    """The weight of a straight approach is largest at the surface itself, whatever the sharpness (section 3.1)."""
+    distance = torch.linspace(1, -1, 2001, dtype=torch.float64)
+    for sharpness in (5.0, 50.0):
+        heaviest = section_weights(distance, torch.tensor(sharpness)).argmax()
+        assert abs(distance[heaviest]) < 2e-3
+
+
+def test_weights_have_the_right_gradients():
+    distance = torch.tensor([[0.9, 0.4, 0.1, -0.3, -0.6]], dtype=torch.float64, requires_grad=True)
+    sharpness = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(section_weights, (distance, sharpness))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling and rendering
+
+
+def sphere_scene(radius=0.5, sharpness=400.0):
+    """A sphere whose colours are its normals."""
+    def shade(points, directions):
+        normals = F.normalize(points, dim=-1)
+        return normals.abs(), normals
+    return Scene(lambda points: points.norm(dim=-1) - radius, lambda points: F.normalize(points, dim=-1), shade,
+                 torch.tensor(sharpness), None)
+
+
+def parallel_rays(*heights):
+    origins = torch.tensor([[0.0, height, 3.0] for height in heights])
+    return origins, torch.tensor([[0.0, 0.0, -1.0]]).expand(len(heights), 3)
+
+
+@pytest.mark.parametrize('recipe', [fast(64), published()], ids=['fast', 'published'])
+def test_samples_ascend_and_gather_at_the_surface(recipe):
+    origins, directions = parallel_rays(0.0, 0.3)
+    near, far = torch.full([2, 1], 2.0), torch.full([2, 1], 4.0)
+    depths = sample_depths(sphere_scene().distance, origins, directions, near, far, recipe)
+    assert depths.shape == (2, recipe.coarse_samples + recipe.rounds * recipe.samples_per_round)
+    assert (depths.diff(dim=-1) >= 0).all() and depths.min() >= 2 and depths.max() <= 4
+    crossing = torch.tensor([[2.5], [3 - math.sqrt(0.25 - 0.09)]])
+    drawn = recipe.rounds * recipe.samples_per_round
+    assert ((depths - crossing).abs() < 0.1).sum(dim=-1).min() > 0.8 * drawn
+
+
+@pytest.mark.parametrize('recipe', [fast(64), published()], ids=['fast', 'published'])
+def test_a_known_sphere_is_rendered_right(recipe):
+    origins, directions = parallel_rays(0.0, 0.3, 0.9)
+    out = render_rays(sphere_scene(), origins, directions, recipe, 'white')
+    z = math.sqrt(0.25 - 0.09) / 0.5
+    assert_close(out.colour, torch.tensor([[0, 0, 1.0], [0, 0.6, z], [1, 1, 1]]), 0.02)
+    assert_close(out.normal[:2], torch.tensor([[0, 0, 1.0], [0, 0.6, z]]), 0.02)
+    assert_close(out.depth[:2], torch.tensor([2.5, 3 - 0.5 * z]), 0.01)
+    assert_close(out.opacity, torch.tensor([1.0, 1, 0]), 1e-3)
+
+
+def test_backgrounds():
+    origins, directions = parallel_rays(0.9)
+    for background, value in (('white', 1.0), ('black', 0.0)):
+        colour = render_rays(sphere_scene(), origins, directions, fast(64), background).colour
+        assert_close(colour + 1, torch.full([1, 3], value) + 1, 1e-3)
+
+
+def test_rays_beside_the_box_show_the_background():
+    origins, directions = parallel_rays(1.5)
+    out = render_rays(sphere_scene(radius=2.0), origins, directions, fast(64), 'white')
+    assert out.colour.tolist() == [[1, 1, 1]] and out.opacity.item() == 0
+
+
+def test_a_camera_inside_the_box_sees_what_is_before_it():
+    origins, directions = torch.tensor([[0.0, 0.0, 0.8]]), torch.tensor([[0.0, 0.0, -1.0]])
+    assert_close(render_rays(sphere_scene(), origins, directions, fast(64), 'white').depth, torch.tensor([0.3]), 0.02)
+
+
+def test_the_outside_shines_through_where_the_box_is_empty():
+    def outside(points, directions):
+        assert points.abs().amax(dim=-1).min() >= 1 - 1e-5
+        return torch.zeros(len(points)), torch.full([len(points), 3], 0.25)
+    scene = sphere_scene()._replace(outside=outside)
+    origins, directions = parallel_rays(0.9, 0.0)
+    colour = render_rays(scene, origins, directions, fast(64), 'learned').colour
+    assert_close(colour, torch.tensor([[0.25] * 3, [0, 0, 1.0]]), 0.02)
+
+
+def test_only_the_heaviest_sections_are_shaded():
+    weights = torch.tensor([[0.5, 0.3, 0.15, 0.0005], [0.0, 0.0, 0.0, 0.0]])
+    ray, section = shaded_sections(weights, fast(64, most_shaded=2))
+    assert list(zip(ray.tolist(), section.tolist())) == [(0, 0), (0, 1)]
+    ray, section = shaded_sections(weights, fast(64, most_shaded=0))
+    assert section.tolist() == [0, 1, 2]
+
+
+def test_rendering_in_chunks_changes_nothing(monkeypatch):
+    origins, directions = parallel_rays(*torch.linspace(-0.9, 0.9, 7).tolist())
+    whole = rendering.render_all(sphere_scene(), origins, directions, fast(64), 'white')
+    monkeypatch.setattr(rendering, '_RAYS_PER_CHUNK', 3)
+    parts = rendering.render_all(sphere_scene(), origins, directions, fast(64), 'white')
+    assert_close(parts.colour, whole.colour, 1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fields
+
+
+def test_frequencies():
+    x = torch.tensor([[0.1, 0.2]])
+    encoded = frequencies(x, 2)
+    expected = [0.1, 0.2, *map(math.sin, (0.1, 0.2)), *map(math.cos, (0.1, 0.2)), *map(math.sin, (0.2, 0.4)),
+                *map(math.cos, (0.2, 0.4))]
+    assert encoded.shape[1] == frequency_width(2, 2)
+    assert_close(encoded[0], torch.tensor(expected), 1e-6)
+
+
+@pytest.mark.parametrize('table', [4, 14], ids=['hashed', 'one to one'])
+def test_hash_grid_interpolates_its_vertices(table):
+    grid = HashGrid(levels=2, coarsest=4, finest=8, table=table, features=1)
+    with torch.no_grad():
+        grid.table.normal_()
+    vertex = torch.tensor([[1, 2, 3]]) / 4.0 * 2 - 1  # a vertex of both levels: (1, 2, 3) and (2, 4, 6)
+    step = torch.tensor([[2 / 8, 0, 0]])
+    ends, middle = grid(torch.cat([vertex, vertex + step])), grid(vertex + step / 2)
+    assert_close(middle[0, 1], ends[:, 1].mean(), 1e-5)
+    assert_close(middle[0, 0], 0.75 * grid(vertex)[0, 0] + 0.25 * grid(vertex + 2 * step)[0, 0], 1e-5)
+    assert grid(torch.tensor([[-1.0] * 3, [1.0] * 3])).isfinite().all()
+    assert grid(torch.empty(0, 3)).shape == (0, 2)
+
+
+def test_refined_grid_is_the_same_function():
+    grid, points = torch.randn(5, 5, 5), torch.rand(50, 3) * 2 - 1
+    assert refine(grid).shape == (9, 9, 9)
+    assert_close(look_up(refine(grid), points), look_up(grid, points), 1e-5)
+
+
+def test_grid_axes():
+    axis = torch.linspace(-1, 1, 5)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing='ij')
+    points = torch.rand(20, 3) * 1.4 - 0.7
+    plane = x + 10 * y + 100 * z
+    assert_close(look_up(plane, points), points @ torch.tensor([1.0, 10, 100]), 1e-5)
+    assert_close(look_up_gradient(plane, points, 0.2), torch.tensor([1.0, 10, 100]).expand(20, 3), 1e-4)
+
+
+def test_gradient_interpolates_the_differences_of_the_vertices():
+    """A fast path and its specification: differences over +-voxel, against the interpolated gradient grid."""
+    grid, points = torch.randn(9, 9, 9), torch.rand(30, 3) - 0.5
+    step = 2 / 8
+    per_axis = torch.gradient(grid, spacing=step)
+    expected = torch.stack([look_up(component, points) for component in per_axis], dim=-1)
+    assert_close(look_up_gradient(grid, points, step), expected, 1e-4)
+
+
+def test_gradient_learns():
+    grid = torch.randn(9, 9, 9, dtype=torch.float64, requires_grad=True)
+    points = torch.rand(4, 3, dtype=torch.float64) - 0.5
+    assert torch.autograd.gradcheck(lambda g: look_up_gradient(g, points, 0.25), grid, fast_mode=True)
+
+
+@pytest.mark.parametrize('recipe', [fast(32), published()], ids=['grid', 'networks'])
+def test_fields_start_as_a_sphere(recipe):
+    scene = make_fields(recipe).build(progress=0.0)
+    points = F.normalize(torch.randn(200, 3), dim=-1) * torch.linspace(0.3, 0.9, 200)[:, None]
+    with torch.no_grad():
+        error = scene.distance(points) - (points.norm(dim=-1) - 0.5)
+        assert error.abs().mean() < 0.15  # the networks' is random
+        cosine = F.cosine_similarity(scene.gradient(points), points, dim=-1)
+    assert cosine.mean() > 0.9
+    assert scene.sharpness.item() == pytest.approx(math.exp(3), rel=1e-4)
+
+
+def test_published_network_has_the_published_size():
+    network = DistanceNetwork(256, 6, 0.5)
+    shapes = [tuple(layer.weight.shape) for layer in network.hidden]
+    assert shapes == [(256, 39), (256, 256), (256, 256), (217, 256)] + [(256, 256)] * 4
+    assert tuple(network.output.weight.shape) == (257, 256)
+
+
+def test_network_gradient_is_that_of_the_distance():
+    fields = make_fields(published(hidden=64)).double()
+    points = torch.rand(5, 3, dtype=torch.float64) - 0.5
+    scene = fields.build()
+    gradient = scene.gradient(points)
+    offset = torch.tensor([1e-5, 0, 0], dtype=torch.float64)
+    with torch.no_grad():
+        expected = (scene.distance(points + offset) - scene.distance(points - offset)) / 2e-5
+    assert_close(gradient[:, 0], expected, 1e-4)
+    eikonal_loss(gradient).backward()
+    assert fields.distance_network.hidden[0].parametrizations.weight.original1.grad.abs().sum() > 0
+
+
+def test_contraction():
+    near = torch.tensor([[0.5, -1.0, 0.2]])
+    assert contract(near).equal(near)
+    assert_close(contract(torch.tensor([[4.0, 2.0, 0.0]])), torch.tensor([[1.75, 0.875, 0.0]]), 1e-6)
+
+
+def test_eikonal_loss_by_hand():
+    assert eikonal_loss(torch.tensor([[2.0, 0, 0], [0, 0.5, 0]])).item() == pytest.approx((1 + 0.25) / 2)
+    assert eikonal_loss(torch.empty(0, 3)).item() == 0
+
+
+def test_every_parameter_learns():
+    recipe = fast(32, steps=1, rays=64, eikonal_points=16)
+    for fields in (make_fields(recipe, outside=True), make_fields(published(hidden=64), outside=True)):
+        grouped = [p for group in fields.parameter_groups(recipe) for p in group['params']]
+        assert {id(p) for p in grouped} == {id(p) for p in fields.parameters()} and len(grouped) == len(list(fields.parameters()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recipes and scores
+
+
+def test_schedule():
+    recipe = published()
+    assert recipe.rate_factor(0) == pytest.approx(1 / 5000)
+    assert recipe.rate_factor(5000) == pytest.approx(1)
+    assert recipe.rate_factor(300_000) == pytest.approx(0.05)
+    assert (recipe.steps, recipe.rays, recipe.network_rate) == (300_000, 512, 5e-4)
+
+
+def test_unknown_recipe():
+    with pytest.raises(UserError, match='--recipe=x does not exist'):
+        make_recipe('x', 64)
+
+
+def test_psnr_by_hand():
+    images = torch.zeros(2, 4, 4, 3)
+    assert psnr(images + 0.1, images).tolist() == pytest.approx([20, 20], abs=1e-4)
+    assert psnr(images, images).tolist() == [100, 100]
+
+
+def test_ssim():
+    images = torch.rand(1, 16, 16, 3)
+    assert ssim(images, images).item() == pytest.approx(1)
+    assert ssim(images, 1 - images).item() < 0
+    with pytest.raises(UserError, match='8x8 pixels are smaller than the window'):
+        ssim(images[:, :8, :8], images[:, :8, :8])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reconstructions
+
+
+def reconstruct(shape, labels, resolution, **changes):
+    views = scenes.render(scenes.SHAPES[shape], labels, resolution)
+    return views, fit(views, fast(resolution, **changes), 'white')
+
+
+def mean_psnr(views, reconstruction):
+    colour = reconstruction.render(views.labels, views.size)[0]
+    return psnr(colour, views.images.float() / 255).mean().item()
+
+
+def surface_errors(reconstruction, shape, resolution):
+    """Distances of the mesh's vertices from the true surface, in shares of the box, and cosines of the angles between the
+    faces' normals and the true ones."""
+    mesh = extract_surface(reconstruction, resolution)
+    vertices = torch.tensor(mesh.vertices, dtype=torch.float32)
+    centres = torch.tensor(mesh.triangles_center, dtype=torch.float32)
+    normals = torch.tensor(mesh.face_normals.copy(), dtype=torch.float32)
+    cosines = (normals * scenes.normals(scenes.SHAPES[shape], centres)).sum(dim=-1)
+    return scenes.SHAPES[shape](vertices).abs() / scenes.BOX, cosines
+
+
+def test_small_sphere_is_reconstructed():
+    """The small form of test_scenes_are_reconstructed: fewer, smaller views and steps, and lower bars."""
+    views, reconstruction = reconstruct('sphere', scenes.around(12), 48, steps=200, rays=256)
+    assert mean_psnr(views, reconstruction) > 27
+    errors, cosines = surface_errors(reconstruction, 'sphere', 48)
+    assert errors.quantile(0.95) < 0.02 and cosines.median() > 0.95
+
+
+def test_same_seed_same_reconstruction():
+    views = scenes.render(scenes.sphere, scenes.around(3), 16)
+    first, second, other = (fit(views, fast(16, steps=3, rays=32), 'white', seed) for seed in (1, 1, 2))
+    parameters = [torch.cat([p.flatten() for p in result.fields.parameters()]) for result in (first, second, other)]
+    assert parameters[0].equal(parameters[1]) and not parameters[0].equal(parameters[2])
+
+
+def test_published_recipe_learns():
+    """Its networks and schedule, in a tiny form: that they can learn at all."""
+    views = scenes.render(scenes.sphere, scenes.around(4), 12)
+    recipe = published(hidden=64, steps=30, rays=48, coarse_samples=12, rounds=2, samples_per_round=4, network_rate=2e-3,
+                       variance_rate=2e-3)
+    untrained = mean_psnr(views, fit(views, recipe.replace(steps=1), 'white'))
+    assert mean_psnr(views, fit(views, recipe, 'white')) > untrained + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', scenes.SHAPES)
+def test_scenes_are_reconstructed(shape):
+    views, reconstruction = reconstruct(shape, scenes.around(30), 128)
+    assert mean_psnr(views, reconstruction) >= 35
+    errors, cosines = surface_errors(reconstruction, shape, 128)
+    assert errors.mean() < 0.003 and errors.quantile(0.99) < 0.01 and cosines.median() > 0.97
