@@ -140,9 +140,10 @@ def run(device, repeats, implementations):
         for name in PASSES:
             measured = {which: measure(case, which, name != 'forward', device, repeats) for which in implementations}
             first, necessary = measured[implementations[0]]
-            rows.append(dict(operator=case.operator, case=case.name, shape=case.shape, dtype=str(case.dtype).removeprefix('torch.'), ran=name,
-                             milliseconds={which: time for which, (time, _) in measured.items()},
-                             bandwidth=necessary / first / 1e6, of_copy=necessary / first / 1e6 / bandwidth))
+            reached = necessary / first / 1e6
+            rows.append(dict(operator=case.operator, case=case.name, shape=case.shape,
+                             dtype=str(case.dtype).removeprefix('torch.'), ran=name, milliseconds={which: milliseconds for which, (milliseconds, _) in measured.items()},
+                             bandwidth=reached, of_copy=reached / bandwidth))
     device_name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
     return dict(device=device_name, torch=torch.__version__, copy_bandwidth=bandwidth, repeats=repeats, rows=rows)
 
@@ -154,12 +155,14 @@ def table(result, implementations):
     yield '|' + len(titles) * '---|'
     for row in result['rows']:
         cells = [row['operator'], row['case'], 'x'.join(map(str, row['shape'])), row['dtype'], row['ran'],
-                 *(f'{row["milliseconds"][which]:.3f}' for which in implementations), f'{row["bandwidth"]:.0f}', f'{row["of_copy"]:.0%}']
+                 *(f'{row["milliseconds"][which]:.3f}' for which in implementations),
+                 f'{row["bandwidth"]:.0f}', f'{row["of_copy"]:.0%}']
         yield '| ' + ' | '.join(cells) + ' |'
 
 
 @click.command()
-@click.option('--repeats', type=click.IntRange(min=1), default=50, show_default=True, help='measurements of which the median is taken')
+@click.option('--repeats', type=click.IntRange(min=1), default=50, show_default=True,
+              help='measurements of which the median is taken')
 @click.option('--compile/--no-compile', 'with_compile', default=True, help='compare with torch.compile too')
 @click.option('--json', 'json_path', type=click.Path(dir_okay=False), help='also write the results to this file')
 @friendly_errors
@@ -171,7 +174,8 @@ def main(repeats, with_compile, json_path):
     for operator, problem in problems.items():
         if problem:
             raise UserError(f'{operator} cannot be measured: {problem}')
-    implementations = [which for which in IMPLEMENTATIONS if (which != 'cuda' or on_gpu) and (which != 'compiled' or with_compile)]
+    possible = {'cuda': on_gpu, 'ref': True, 'compiled': with_compile}
+    implementations = [which for which in IMPLEMENTATIONS if possible[which]]
     result = run(device, repeats, implementations)
     print(f'{result["device"]}, PyTorch {result["torch"]}, copy {result["copy_bandwidth"]:.0f} GB/s\n')
     print('\n'.join(table(result, implementations)))

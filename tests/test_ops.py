@@ -10,24 +10,44 @@ from torch.autograd import gradcheck, gradgradcheck
 from dnnlib.errors import UserError
 from torch_utils import custom_ops
 from torch_utils.ops import bias_act as bias_act_module
-from torch_utils.ops import upfirdn2d as upfirdn2d_module
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
 UPFIRDN_CASES = [  # up, down, padding, flip_filter, filter shape
-    ((1, 1), (1, 1), (1, 2, -1, 3), False, (4, 4)), ((2, 2), (1, 1), (2, 1, 2, 1), False, (4, 4)), ((1, 1), (2, 2), (1, 1, 2, 0), True, (4, 4)),
-    ((2, 1), (1, 1), (6, 5, 0, 0), False, (1, 12)), ((1, 1), (1, 2), (0, 0, 4, 5), True, (12, 1)), ((3, 2), (2, 3), (-2, 4, 1, 1), False, (2, 5))]
+    ((1, 1), (1, 1), (1, 2, -1, 3), False, (4, 4)), ((2, 2), (1, 1), (2, 1, 2, 1), False, (4, 4)),
+    ((1, 1), (2, 2), (1, 1, 2, 0), True, (4, 4)), ((2, 1), (1, 1), (6, 5, 0, 0), False, (1, 12)),
+    ((1, 1), (1, 2), (0, 0, 4, 5), True, (12, 1)), ((3, 2), (2, 3), (-2, 4, 1, 1), False, (2, 5))]
 
 
 def bias_act_operator(x, b=None, dim=1, act='linear', alpha=None, gain=None, clamp=None):
     """What bias_act does with impl='cuda', also on a CPU."""
     spec = ACTIVATIONS[act]
-    return torch.ops.mimic3d.bias_act(x, b, dim, act, spec.alpha if alpha is None else alpha, spec.gain if gain is None else gain, clamp)
+    alpha, gain = spec.alpha if alpha is None else alpha, spec.gain if gain is None else gain
+    return torch.ops.mimic3d.bias_act(x, b, dim, act, alpha, gain, clamp)
 
 
 def doubles(*shape):
     return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def derivatives(function, inputs, precision, seed):
+    """Output, gradients with respect to the inputs, and gradients of a function of those.
+
+    inputs: first converted to `precision`, their own or a higher one; directions are the same for all precisions.
+    """
+    generator, given = torch.Generator().manual_seed(seed), inputs[0].dtype
+
+    def direction(like):
+        return torch.randn(like.shape, generator=generator).to(given).to(like.device, precision)
+
+    inputs = [value.detach().to(precision).requires_grad_() for value in inputs]
+    y = function(*inputs)
+    dy = direction(y).requires_grad_()
+    first = torch.autograd.grad(y, inputs, dy, create_graph=True)
+    second = torch.autograd.grad(sum((g * direction(g)).sum() for g in first), [dy, *inputs], allow_unused=True)
+    zeros = [torch.zeros_like(value) if g is None else g for g, value in zip(second, [dy, *inputs])]
+    return [y, *first, *zeros]
 
 
 # ---- The PyTorch versions
@@ -70,6 +90,16 @@ def test_bias_act_operator_agrees_to_the_second_derivative(act, clamp):
         assert gradgradcheck(lambda x, b: bias_act_operator(x, b, act=act, gain=gain, clamp=clamp), (x, b))
 
 
+@pytest.mark.parametrize('act', ACTIVATIONS)
+def test_second_derivatives_through_both_gradients_at_once(act):
+    """Of a function of x's and b's gradients together; and with a single dimension, where b's gradient is x's."""
+    for shape, dim in (((2, 3, 4), 1), ((5,), 0)):
+        inputs = [doubles(*shape), doubles(shape[dim])]
+        actual = derivatives(lambda x, b: bias_act_operator(x, b, dim, act), inputs, torch.float64, seed=0)
+        expected = derivatives(lambda x, b: bias_act(x, b, dim, act, impl='ref'), inputs, torch.float64, seed=0)
+        torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize('dtype', (torch.float16, torch.bfloat16))
 def test_clamped_outputs_get_no_gradient_in_low_precision(dtype):
     """sqrt(0.5) * 256 is no number of these types: the comparison must be with what it is rounded to."""
@@ -91,7 +121,8 @@ def test_upfirdn2d_operator_agrees_to_the_second_derivative(up, down, padding, f
 
 
 def test_upfirdn2d_operator_refuses_a_derivative_by_the_filter():
-    y = torch.ops.mimic3d.upfirdn2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, requires_grad=True), (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)
+    f = torch.ones(1, 1, requires_grad=True)
+    y = torch.ops.mimic3d.upfirdn2d(torch.ones(1, 1, 4, 4), f, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)
     with pytest.raises(ValueError, match='no derivative with respect to f'):
         y.sum().backward()
 
@@ -127,7 +158,8 @@ def test_operators_keep_channels_last():
 
 def test_operators_take_empty_batches():
     x, f = torch.randn(0, 3, 6, 6, requires_grad=True), torch.ones(2, 2)
-    y = torch.ops.mimic3d.upfirdn2d(bias_act_operator(x, torch.zeros(3), act='lrelu'), f, (1, 1), (2, 2), (1, 1, 1, 1), False, 1.0)
+    y = bias_act_operator(x, torch.zeros(3), act='lrelu')
+    y = torch.ops.mimic3d.upfirdn2d(y, f, (1, 1), (2, 2), (1, 1, 1, 1), False, 1.0)
     y.sum().backward()
     assert y.shape == (0, 3, 4, 4) and x.grad.shape == x.shape
 
@@ -208,25 +240,6 @@ def assert_same(actual, exact, tolerance, what, summed=0):
         assert error <= tolerance, f'{what}: error {error:.3g}'
 
 
-def derivatives(function, inputs, precision, seed):
-    """Output, gradients with respect to the inputs, and gradients of a function of those.
-
-    inputs: first converted to `precision`, their own or a higher one; directions are the same for all precisions.
-    """
-    generator, given = torch.Generator().manual_seed(seed), inputs[0].dtype
-
-    def direction(like):
-        return torch.randn(like.shape, generator=generator).to(given).to(like.device, precision)
-
-    inputs = [value.detach().to(precision).requires_grad_() for value in inputs]
-    y = function(*inputs)
-    dy = direction(y).requires_grad_()
-    first = torch.autograd.grad(y, inputs, dy, create_graph=True)
-    second = torch.autograd.grad(sum((g * direction(g)).sum() for g in first), [dy, *inputs], allow_unused=True)
-    zeros = [torch.zeros_like(value) if g is None else g for g, value in zip(second, [dy, *inputs])]
-    return [y, *first, *zeros]
-
-
 def gpu_image(draw, dtype):
     """A random image in a random layout; now and then empty."""
     shape = [draw.choice((0, 1, 2, 3)), draw.choice((1, 3, 8, 32)), draw.randint(3, 150), draw.randint(3, 150)]
@@ -257,7 +270,8 @@ def test_cuda_bias_act(act, dtype):
             inputs[0] = _away_from_clamp(x, inputs[1:], dim, act, clamp)
 
         def outcome(impl, precision):
-            return derivatives(lambda *inputs: bias_act(*inputs, dim=dim, act=act, clamp=clamp, impl=impl), inputs, precision, trial)
+            function = functools.partial(bias_act, act=act, clamp=clamp, impl=impl)
+            return derivatives(lambda x, b=None: function(x, b, dim), inputs, precision, trial)
 
         actual = outcome('cuda', dtype)
         for i, (ours, exact) in enumerate(zip(actual, outcome('ref', torch.float64))):

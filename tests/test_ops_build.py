@@ -147,10 +147,10 @@ def test_the_cache_is_keyed_by_all_that_matters(workshop, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(custom_ops, 'COMPILER_OPTIONS', ('-O0',))
         keys.append(custom_ops._key('bias_act', ['90']))
-    for suffix in ('cpp', 'cu', 'h'):
+    for changed in ('bias_act.cpp', 'bias_act.cu', 'bias_act.h', 'kernels.h'):
         with monkeypatch.context() as patch:
             for path in custom_ops._sources('bias_act'):
-                (tmp_path / path.name).write_bytes(path.read_bytes() + (b'\n' if path.name.endswith(f'.{suffix}') else b''))
+                (tmp_path / path.name).write_bytes(path.read_bytes() + (b'\n' if path.name == changed else b''))
             patch.setattr(custom_ops, '_SOURCES', tmp_path)
             keys.append(custom_ops._key('bias_act', ['90']))
     assert len(set(keys)) == len(keys)

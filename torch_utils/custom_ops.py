@@ -3,7 +3,7 @@
 `python -m torch_utils.custom_ops` builds all of them now, and says what will be used. The environment variable MIMIC3D_OPS
 forces a choice: `ref` for plain PyTorch, `cuda` for the operators or an error.
 
-An operator NAME is built from torch_utils/ops/NAME.{cpp,cu,h}. Its library lies in the user's cache
+An operator NAME is built from torch_utils/ops/NAME.{cpp,cu,h} and kernels.h. Its library lies in the user's cache
 ($XDG_CACHE_HOME/mimic3d/operators), under a key of all that it was built from, and appears there complete or not at all.
 """
 
@@ -139,7 +139,7 @@ def cache_folder():
 
 
 def _sources(operator):
-    return [_SOURCES / f'{operator}.{suffix}' for suffix in ('cpp', 'cu', 'h')]
+    return [_SOURCES / name for name in (f'{operator}.cpp', f'{operator}.cu', f'{operator}.h', 'kernels.h')]
 
 
 def _key(operator, architectures):
@@ -207,7 +207,8 @@ def _compiler_environment():
 def cuda_home():
     """The folder of the CUDA toolkit, or None. Where there are several, one that has the headers too."""
     on_path = shutil.which('nvcc')
-    places = [os.environ.get('CUDA_HOME'), os.environ.get('CUDA_PATH'), on_path and Path(on_path).resolve().parents[1], '/usr/local/cuda']
+    of_compiler = on_path and Path(on_path).resolve().parents[1]
+    places = [os.environ.get('CUDA_HOME'), os.environ.get('CUDA_PATH'), of_compiler, '/usr/local/cuda']
     homes = [Path(place) for place in places if place and (Path(place) / 'bin' / 'nvcc').exists()]
     homes.sort(key=lambda home: not (home / 'include' / 'cuda_runtime.h').exists())
     return homes[0] if homes else None

@@ -71,7 +71,8 @@ at::Tensor bias_act(const at::Tensor& input, const std::optional<at::Tensor>& b,
     if (b) {
         TORCH_CHECK_VALUE(dim >= 0 && dim < x.dim(), "bias_act: dim must be one of x's dimensions, got ", dim);
         TORCH_CHECK_VALUE(b->dim() == 1 && b->size(0) == x.size(dim), "bias_act: b must have shape [", x.size(dim), "]");
-        TORCH_CHECK_VALUE(b->scalar_type() == x.scalar_type() && b->device() == x.device(), "bias_act: b must have x's dtype and device");
+        TORCH_CHECK_VALUE(b->scalar_type() == x.scalar_type() && b->device() == x.device(),
+                          "bias_act: b must have x's dtype and device");
         bias = b->contiguous();
         p.bias = bias.const_data_ptr();
         p.bias_size = x.size(dim);
@@ -94,12 +95,15 @@ at::Tensor sum_along(const at::Tensor& dx, int64_t dim) {
 }
 
 // (gradient of x, gradient of b); without bias_dim the second is empty.
-std::tuple<at::Tensor, at::Tensor> bias_act_grad(const at::Tensor& grad_output, const at::Tensor& reference, std::optional<int64_t> bias_dim,
-                                                 std::string_view act, double alpha, double gain, std::optional<double> clamp) {
+std::tuple<at::Tensor, at::Tensor> bias_act_grad(const at::Tensor& grad_output, const at::Tensor& reference,
+                                                 std::optional<int64_t> bias_dim, std::string_view act, double alpha, double gain,
+                                                 std::optional<double> clamp) {
     const c10::cuda::CUDAGuard guard(reference.device());
     TORCH_CHECK_VALUE(grad_output.sizes() == reference.sizes() && grad_output.scalar_type() == reference.scalar_type() &&
-                      grad_output.device() == reference.device(), "bias_act_grad: both tensors must have one shape, dtype and device");
-    TORCH_CHECK_VALUE(!bias_dim || (*bias_dim >= 0 && *bias_dim < reference.dim()), "bias_act_grad: bias_dim must be one of the dimensions");
+                      grad_output.device() == reference.device(),
+                      "bias_act_grad: both tensors must have one shape, dtype and device");
+    TORCH_CHECK_VALUE(!bias_dim || (*bias_dim >= 0 && *bias_dim < reference.dim()),
+                      "bias_act_grad: bias_dim must be one of the dimensions");
     const at::Tensor ref = dense(reference), dx = at::empty_like(ref);
     const at::Tensor dy = same_layout(grad_output, ref) ? grad_output : at::empty_like(ref).copy_(grad_output);
     BiasActParams p{};

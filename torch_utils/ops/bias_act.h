@@ -7,13 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define MIMIC3D_HOST_DEVICE __host__ __device__ __forceinline__
-#define MIMIC3D_UNROLL _Pragma("unroll")  // arrays that are indexed by a loop variable must end up in registers
-#else
-#define MIMIC3D_HOST_DEVICE inline
-#define MIMIC3D_UNROLL
-#endif
+#include "kernels.h"
 
 namespace mimic3d {
 
@@ -34,10 +28,6 @@ struct BiasActParams {
     double clamp;  // already rounded to the tensors' type; negative: none
     bool aligned;  // all tensors begin at a multiple of 16 bytes
 };
-
-// Arithmetic is done in float, for double tensors in double.
-template <typename T> struct Arithmetic { using type = float; };
-template <> struct Arithmetic<double> { using type = double; };
 
 constexpr int BIAS_ACT_THREADS = 256;    // of a block
 constexpr int VECTORS_PER_THREAD = 2;    // both are requested before the first is used
@@ -126,8 +116,8 @@ struct BiasPosition {
 
 MIMIC3D_HOST_DEVICE BiasPosition bias_position(int64_t element, const BiasActParams& p) {
     if (p.size <= INT32_MAX) {  // 64-bit divisions cost as much as all the rest
-        const uint32_t run = static_cast<uint32_t>(element) / static_cast<uint32_t>(p.bias_stride);
-        return {run % static_cast<uint32_t>(p.bias_size), static_cast<uint32_t>(element) - run * static_cast<uint32_t>(p.bias_stride)};
+        const uint32_t place = static_cast<uint32_t>(element), stride = static_cast<uint32_t>(p.bias_stride);
+        return {place / stride % static_cast<uint32_t>(p.bias_size), place % stride};
     }
     return {element / p.bias_stride % p.bias_size, element % p.bias_stride};
 }

@@ -40,7 +40,8 @@ ACTIVATIONS = {
     'sigmoid': Activation(lambda x, alpha: torch.sigmoid(x), 0.0, 1.0, lambda y, alpha: y * (1 - y), lambda y: 1 - 2 * y),
     'elu': Activation(lambda x, alpha: F.elu(x), 0.0, 1.0, lambda y, alpha: 1 + y.clamp(max=0), lambda y: (y < 0).to(y.dtype)),
     'selu': Activation(lambda x, alpha: F.selu(x), 0.0, 1.0,
-                       lambda y, alpha: (y + _SELU_SCALE * _SELU_ALPHA).where(y <= 0, _SELU_SCALE), lambda y: (y < 0).to(y.dtype)),
+                       lambda y, alpha: (y + _SELU_SCALE * _SELU_ALPHA).where(y <= 0, _SELU_SCALE),
+                       lambda y: (y < 0).to(y.dtype)),
     'softplus': Activation(lambda x, alpha: F.softplus(x), 0.0, 1.0, lambda y, alpha: -torch.expm1(-y), lambda y: torch.exp(-y)),
     'swish': Activation(lambda x, alpha: torch.sigmoid(x) * x, 0.0, math.sqrt(2), _swish_slope, _swish_curvature),
 }
@@ -89,10 +90,12 @@ def _along(b, x, dim):
 # takes it from x + b. This `reference` is an ordinary argument of bias_act_grad with a derivative of its own, so that
 # second derivatives reach x through it.
 
-torch.library.define('mimic3d::bias_act', '(Tensor x, Tensor? b, int dim, str act, float alpha, float gain, float? clamp) -> Tensor')
+torch.library.define('mimic3d::bias_act',
+                     '(Tensor x, Tensor? b, int dim, str act, float alpha, float gain, float? clamp) -> Tensor')
 # Returns the gradients of x and, summed over all dimensions but bias_dim, of b; without bias_dim the latter is empty.
-torch.library.define('mimic3d::bias_act_grad', '(Tensor grad_output, Tensor reference, int? bias_dim, str act, float alpha, float gain, '
-                                               'float? clamp) -> (Tensor, Tensor)')
+torch.library.define('mimic3d::bias_act_grad',
+                     '(Tensor grad_output, Tensor reference, int? bias_dim, str act, float alpha, float gain, float? clamp) '
+                     '-> (Tensor, Tensor)')
 
 
 @torch.library.register_fake('mimic3d::bias_act')

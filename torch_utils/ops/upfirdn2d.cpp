@@ -23,7 +23,8 @@ int64_t resampled(int64_t size, int64_t up, int64_t down, int64_t pad_before, in
     const int64_t padded = size * up + pad_before + pad_after;
     TORCH_CHECK_VALUE(padded >= taps, "upfirdn2d: the padded image has ", padded, " pixels along an axis, the filter ", taps);
     constexpr int64_t LARGEST = INT32_MAX / 2;
-    TORCH_CHECK_VALUE(size * up <= LARGEST && std::abs(pad_before) <= LARGEST && padded <= LARGEST, "upfirdn2d: the image is too large");
+    const bool fits = size * up <= LARGEST && std::abs(pad_before) <= LARGEST && padded <= LARGEST;
+    TORCH_CHECK_VALUE(fits, "upfirdn2d: the image is too large");
     return (padded - taps) / down + 1;
 }
 
@@ -32,7 +33,8 @@ at::Tensor upfirdn2d(const at::Tensor& x, const at::Tensor& f, at::IntArrayRef u
     TORCH_CHECK_VALUE(x.dim() == 4 && f.dim() == 2, "upfirdn2d: x must have shape [N, C, H, W] and f [h, w]");
     TORCH_CHECK_VALUE(f.numel() > 0, "upfirdn2d: the filter is empty");
     TORCH_CHECK_VALUE(f.device() == x.device(), "upfirdn2d: x and f must be on one device");
-    TORCH_CHECK_VALUE(up.size() == 2 && down.size() == 2 && padding.size() == 4, "upfirdn2d: up and down take 2 numbers, padding 4");
+    TORCH_CHECK_VALUE(up.size() == 2 && down.size() == 2 && padding.size() == 4,
+                      "upfirdn2d: up and down take 2 numbers, padding 4");
     const c10::cuda::CUDAGuard guard(x.device());
     const int64_t out_height = resampled(x.size(2), up[1], down[1], padding[2], padding[3], f.size(0));
     const int64_t out_width = resampled(x.size(3), up[0], down[0], padding[0], padding[1], f.size(1));

@@ -13,7 +13,8 @@ namespace {
 
 constexpr int THREADS = 256;  // of a block of the kernels without tiles
 
-template <typename T, typename Index> __global__ void __launch_bounds__(THREADS) output_kernel(const UpfirdnParams p, Index outputs) {
+template <typename T, typename Index>
+__global__ void __launch_bounds__(THREADS) output_kernel(const UpfirdnParams p, Index outputs) {
     const Index step = static_cast<Index>(gridDim.x) * THREADS;
     for (Index index = static_cast<Index>(blockIdx.x) * THREADS + threadIdx.x; index < outputs; index += step)
         upfirdn_output<T, Index>(p, index);
@@ -28,13 +29,16 @@ template <typename R, typename T> __global__ void __launch_bounds__(Tile<R>::THR
     tile.template compute<T>(p, taps, threadIdx.x, shared);
 }
 
-template <typename R, typename T> __global__ void __launch_bounds__(THREADS) channels_last_kernel(const UpfirdnParams p, uint32_t patches) {
+template <typename R, typename T>
+__global__ void __launch_bounds__(THREADS) channels_last_kernel(const UpfirdnParams p, uint32_t patches) {
     const uint32_t index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= patches) return;
     channels_last_patch<R, T>(p, Taps<R, float>(p), index);
 }
 
-unsigned blocks_for(int64_t items) { return static_cast<unsigned>(std::min<int64_t>((items + THREADS - 1) / THREADS, INT32_MAX)); }
+unsigned blocks_for(int64_t items) {
+    return static_cast<unsigned>(std::min<int64_t>((items + THREADS - 1) / THREADS, INT32_MAX));
+}
 
 // False where there are too many pieces to number them in 32 bits.
 template <typename R, typename T> bool launch_patches(const UpfirdnParams& p, cudaStream_t stream) {

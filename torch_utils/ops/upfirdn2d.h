@@ -11,13 +11,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define MIMIC3D_HOST_DEVICE __host__ __device__ __forceinline__
-#define MIMIC3D_UNROLL _Pragma("unroll")  // arrays that are indexed by a loop variable must end up in registers
-#else
-#define MIMIC3D_HOST_DEVICE inline
-#define MIMIC3D_UNROLL
-#endif
+#include "kernels.h"
 
 namespace mimic3d {
 
@@ -34,10 +28,6 @@ struct UpfirdnParams {
     double gain;
 };
 
-// Arithmetic is done in float, for double tensors in double.
-template <typename T> struct UpfirdnArithmetic { using type = float; };
-template <> struct UpfirdnArithmetic<double> { using type = double; };
-
 MIMIC3D_HOST_DEVICE int divide_up(int a, int b) { return (a + b - 1) / b; }  // of a >= 0
 
 template <typename S> MIMIC3D_HOST_DEVICE S filter_tap(const UpfirdnParams& p, int row, int column) {
@@ -48,7 +38,7 @@ template <typename S> MIMIC3D_HOST_DEVICE S filter_tap(const UpfirdnParams& p, i
     return static_cast<const S*>(p.filter)[row * p.filter_width + column];
 }
 
-template <typename T, typename S = typename UpfirdnArithmetic<T>::type>
+template <typename T, typename S = typename Arithmetic<T>::type>
 MIMIC3D_HOST_DEVICE S read_input(const UpfirdnParams& p, const T* plane, int row, int column) {
     if (row < 0 || row >= p.in_height || column < 0 || column >= p.in_width) return S(0);
     return static_cast<S>(plane[row * p.x_stride[2] + column * p.x_stride[3]]);
@@ -84,7 +74,7 @@ template <typename Index> MIMIC3D_HOST_DEVICE int take(Index& index, int size) {
 }
 
 template <typename T, typename Index> MIMIC3D_HOST_DEVICE void upfirdn_output(const UpfirdnParams& p, Index index) {
-    using S = typename UpfirdnArithmetic<T>::type;
+    using S = typename Arithmetic<T>::type;
     // Neighbouring indices are neighbours in memory.
     int channel = p.channels_last ? take(index, p.channels) : 0;
     const int column = take(index, p.out_width), row = take(index, p.out_height);

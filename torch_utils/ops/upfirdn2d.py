@@ -77,8 +77,9 @@ def _filter(x, f, flip_filter):
 
 # ---- The operator. Its CUDA kernel is added by upfirdn2d.cpp when it is loaded; that for a CPU serves tests and tracing.
 
-torch.library.define('mimic3d::upfirdn2d', '(Tensor x, Tensor f, SymInt[2] up, SymInt[2] down, SymInt[4] padding, bool flip_filter, '
-                                           'float gain) -> Tensor')
+torch.library.define('mimic3d::upfirdn2d',
+                     '(Tensor x, Tensor f, SymInt[2] up, SymInt[2] down, SymInt[4] padding, bool flip_filter, float gain) '
+                     '-> Tensor')
 
 
 @torch.library.register_fake('mimic3d::upfirdn2d')
