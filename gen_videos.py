@@ -124,16 +124,17 @@ def write_texture_images(options):
     G = load_generator(options.network, options.device)
     branches = choose_branches(G, options.branch)
     labels = view_label(G.config, torch.linspace(-options.yaw_range, options.yaw_range, options.frames))
-    cells = []
+    cells, lines = [], []
     for seed, w in zip(tqdm(options.seeds, unit='subject'), seed_ws(G, options.seeds, options.trunc, options.trunc_cutoff)):
         images = [_texture_image(G, make_subject(G, w[None]), labels, branch, options) for branch in branches]
         scores = ', '.join(f'{branch} {straightness(image):.4f}' for branch, image in zip(branches, images))
-        click.echo(f'seed {seed}: straightness {scores}')
+        lines.append(f'seed {seed}: straightness {scores}')
         cells += images
     width = max(image.shape[-1] for image in cells)
     cells = [F.interpolate(image[None], size=(options.frames, width))[0] for image in cells]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     image_grid(torch.stack(cells), columns=len(branches)).save(options.output)
+    click.echo('\n'.join(lines))
 
 
 def _texture_image(G, subject, labels, branch, options):

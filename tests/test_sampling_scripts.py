@@ -16,6 +16,7 @@ import gen_videos
 from dnnlib.errors import UserError
 from dnnlib.params import GridSize, SeedList, ViewList
 from dnnlib.video import VideoWriter
+from metrics.consistency.texture_images import straightness
 from shape_utils.grid import density_grid
 from torch_utils.images import depth_to_image, image_grid, to_uint8
 from training import subjects
@@ -217,6 +218,51 @@ def test_video_keeps_colours_and_pads_odd_sizes(tmp_path):
     assert meta['size'] == (66, 34) and len(frames) == 3
     assert 'bt709' in meta['pix_fmt']
     assert np.abs(frames[1].astype(int) - colour).max() <= 4
+
+
+def test_texture_images_of_both_branches_stand_side_by_side(networks, tmp_path):
+    path = tmp_path / 'pictures' / 'texture.png'
+    result = succeed(gen_videos, '--network=stage2.pkl', '--seeds=3,5', '--epi', '--frames=9', f'--output={path}')
+    assert Image.open(path).size == (2 * IMAGE, 2 * 9)
+    lines = result.stdout.splitlines()
+    assert [line.split(':')[0] for line in lines] == ['seed 3', 'seed 5']
+    assert all('straightness 2d 0.' in line and ', 3d 0.' in line for line in lines)
+
+
+def test_texture_image_is_a_line_of_every_yaw_of_the_move(networks, tmp_path):
+    G = networks['stage2']
+    path = tmp_path / 'texture.png'
+    succeed(gen_videos, '--network=stage2.pkl', '--seeds=3', '--epi', '--frames=3', '--yaw-range=0.5', '--epi-line=0.25',
+            '--branch=3d', f'--output={path}')
+    subject = subjects.make_subject(G, subjects.seed_ws(G, [3], 0.7))
+    for row, yaw in enumerate((-0.5, 0, 0.5)):
+        frame = to_uint8(subjects.render_subjects(G, [subject], view_label(G.config, yaw), '3d')['image'])[0]
+        assert np.array_equal(np.asarray(Image.open(path))[row], frame[:, IMAGE // 4].T.numpy())
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--output=texture.mp4'], 'must end in .png with --epi'),
+    (['--output=texture.png', '--full-orbit'], 'leave out --mode and --full-orbit'),
+    (['--output=texture.png', '--mode=interpolate'], 'leave out --mode and --full-orbit'),
+    (['--output=texture.png', '--frames=1'], '--frames=1 is too few'),
+])
+def test_bad_texture_images_are_one_clear_line(networks, arguments, message):
+    assert_one_clear_line(run(gen_videos, '--network=stage2.pkl', '--seeds=0', '--epi', *arguments), message)
+
+
+def stripes(jitter=0.0):
+    """A texture image of stripes that move by half a pixel a frame; jitter: pixels by which frames stray."""
+    frame, column = torch.arange(60.0)[:, None], torch.arange(80.0)
+    strays = jitter * torch.randn(60, 1, generator=torch.Generator().manual_seed(0))
+    return (128 + 100 * torch.sin(0.8 * (column - 0.5 * frame - strays)))[None].expand(3, -1, -1).to(torch.uint8)
+
+
+def test_straightness_falls_with_jitter():
+    scores = [straightness(stripes(jitter)) for jitter in (0.0, 0.3, 0.6, 1.5)]
+    assert scores[0] > 0.99 and scores[-1] < 0.75
+    assert all(first > second + 0.01 for first, second in zip(scores, scores[1:])), scores
+    noise = torch.randint(256, (3, 60, 80), generator=torch.Generator().manual_seed(0))
+    assert straightness(noise) < 0.4 and straightness(stripes().transpose(1, 2)) > 0.99
 
 
 # ---------------------------------------------------------------------------------------------------------------------
