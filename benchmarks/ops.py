@@ -142,7 +142,8 @@ def run(device, repeats, implementations):
             first, necessary = measured[implementations[0]]
             reached = necessary / first / 1e6
             rows.append(dict(operator=case.operator, case=case.name, shape=case.shape,
-                             dtype=str(case.dtype).removeprefix('torch.'), ran=name, milliseconds={which: milliseconds for which, (milliseconds, _) in measured.items()},
+                             dtype=str(case.dtype).removeprefix('torch.'), ran=name,
+                             milliseconds={which: milliseconds for which, (milliseconds, _) in measured.items()},
                              bandwidth=reached, of_copy=reached / bandwidth))
     device_name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
     return dict(device=device_name, torch=torch.__version__, copy_bandwidth=bandwidth, repeats=repeats, rows=rows)

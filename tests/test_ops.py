@@ -1,12 +1,15 @@
 """bias_act and upfirdn2d: the PyTorch versions, the operators' derivatives and traces (on a CPU), and CUDA against PyTorch."""
 
 import functools
+import json
 import random
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.autograd import gradcheck, gradgradcheck
 
+from benchmarks import ops as benchmark
 from dnnlib.errors import UserError
 from torch_utils import custom_ops
 from torch_utils.ops import bias_act as bias_act_module
@@ -208,6 +211,28 @@ def test_helpers_hand_impl_on(monkeypatch):
         for kernel in (1, 3):
             conv2d_resample(x, torch.ones(2, 2, kernel, kernel), f, padding=kernel // 2, impl='ref', **options)
     assert set(asked) == {'ref'} and len(asked) == 9
+
+
+# ---- The benchmark
+
+
+def test_benchmark_runs_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    done = CliRunner().invoke(benchmark.main, ['--repeats=1', '--no-compile', f'--json={tmp_path}/ops.json'])
+    assert done.exit_code == 0, done.output
+    assert 'The figures of the CUDA operators are owed.' in done.output
+    rows = json.loads((tmp_path / 'ops.json').read_text())['rows']
+    assert len(rows) == len(benchmark.CASES) * len(benchmark.PASSES)
+    assert all(row['milliseconds']['ref'] > 0 and row['case'] in done.output for row in rows)
+
+
+def test_benchmark_counts_what_must_be_moved():
+    case = benchmark.Case('bias_act', '', (2, 3, 4, 5), torch.float16, {})
+    x = torch.empty(case.shape, dtype=case.dtype)
+    assert benchmark.necessary_bytes(case, False, x) == 2 * 240
+    assert benchmark.necessary_bytes(case, True, x) == 5 * 240
+    halved = case._replace(operator='upfirdn2d')
+    assert benchmark.necessary_bytes(halved, True, x[:, :, ::2]) == 2 * (240 + 120)
 
 
 # ---- Bad input
