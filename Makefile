@@ -72,8 +72,8 @@ $(DEMO)/dataset.zip: | $(VENV)/.installed
 	@mkdir -p $(DEMO)
 	$(PY) dataset_tool.py demo --dest=$@ --images=3000
 
+# An interrupted training goes on where it was.
 $(DEMO)/run/.done: | $(DEMO)/dataset.zip
-	@rm -rf $(DEMO)/run
 	$(PY) train.py --preset=demo --data=$(DEMO)/dataset.zip --run-dir=$(DEMO)/run $(PROCESSES)
 	@touch $@
 

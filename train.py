@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-import re
+import sys
 
 import click
 import torch
@@ -11,23 +11,11 @@ import torch
 from dnnlib.cli import friendly_errors
 from torch_utils import distributed
 from training.config import AUTO, PRESETS, ConfigError, check, resolve
+from training.resuming import check_unchanged, has_state, new_run_dir, run_to_resume, saved_config, write_options
 
 UNSET = None
+STOPPED = 75  # exit code of a run that a signal or --max-minutes stopped; the same command goes on with it
 MOST_IMAGES_CHECKED = 5000  # a second or two
-
-
-def write_options(config):
-    """training_options.json: enough to start the same run."""
-    path = os.path.join(config.outdir, 'training_options.json')
-    with open(path + '.tmp', 'w') as file:
-        json.dump(config.to_dict(), file, indent=2)
-    os.replace(path + '.tmp', path)
-
-
-def new_run_dir(outdir, preset):
-    """The next free folder `<number>-<preset>` in outdir."""
-    taken = [int(m[1]) for name in (os.listdir(outdir) if os.path.isdir(outdir) else []) if (m := re.match(r'(\d+)-', name))]
-    return os.path.join(outdir, f'{max(taken, default=-1) + 1:05d}-{preset}')
 
 
 def process_count(option):
@@ -52,7 +40,8 @@ def near_or_far(value):
 # Options by the part of the configuration that they override: {option name: field name}.
 _RUN = dict(batch='batch', batch_gpu='batch_gpu', gpus='gpus', seed='seed', mirror='mirror', workers='workers', augment='augment',
             ada_target='ada_target', ema_kimg='ema_kimg', share_fakes='share_fakes', tf32='tf32', tick='tick_kimg',
-            snap='snapshot_ticks', init_from='init_from', lpips_weights='lpips_weights', threads='threads')
+            snap='snapshot_ticks', init_from='init_from', lpips_weights='lpips_weights', threads='threads', state_every='state_every',
+            keep_states='keep_states', max_minutes='max_minutes', max_bad_steps='max_bad_steps', timeout='timeout_minutes')
 _GENERATOR = dict(render_resolution='render_resolution', plane_resolution='plane_resolution', pose_conditioning='pose_conditioning',
                   g_channel_base='channel_base', g_channel_max='channel_max', precision='precision')
 _DISCRIMINATOR = dict(d_channel_base='channel_base', d_channel_max='channel_max', precision='precision')
@@ -62,10 +51,14 @@ _LOSS = dict(gamma='r1_gamma', gamma_patch='r1_gamma_patch', imitation='imitatio
              patch_weight='patch_weight', density_weight='density_weight', blur_fade='blur_fade_kimg')
 _OPTIMIZER = dict(glr='g_lr', dlr='d_lr', lr_rampup='lr_rampup_kimg')
 
+# Options that a resumed run may change: none of them changes what is trained.
+_CHANGEABLE = ('gpus', 'batch_gpu', 'workers', 'threads', 'tick', 'snap', 'stage2_kimg', 'lpips_weights', 'state_every', 'keep_states',
+               'max_minutes', 'max_bad_steps', 'timeout')
+
 
 def override(config, options):
     """The configuration with every given option in its place."""
-    given = {name: value for name, value in options.items() if value is not UNSET}
+    given = _given(options)
 
     def changes(table):
         return {field: given[name] for name, field in table.items() if name in given}
@@ -78,11 +71,15 @@ def override(config, options):
         stage = getattr(config, f'stage{number}')
         stages[f'stage{number}'] = stage.replace(kimg=given.get(f'stage{number}_kimg', stage.kimg),
                                                  loss=stage.loss.replace(**_stage_loss(changes(_LOSS), number, given)))
-    if stages['stage1'].kimg == 0 and 'init_from' not in given:
+    if stages['stage1'].kimg == 0 and 'init_from' not in given and config.init_from is None:
         stages['stage2'] = _with_schedules_of(stages['stage1'], stages['stage2'])
     optimizer = config.optimizer.replace(**changes(_OPTIMIZER))
     return config.replace(generator=generator, discriminator=discriminator, patch_discriminator=patch, optimizer=optimizer,
                           **stages, **changes(_RUN))
+
+
+def _given(options):
+    return {name: value for name, value in options.items() if value is not UNSET}
 
 
 def _with_schedules_of(first, second):
@@ -109,10 +106,12 @@ def summary(config):
 
 
 @click.command(context_settings=dict(max_content_width=120, show_default=True))
-@click.option('--preset', type=click.Choice(list(PRESETS)), required=True, help='Configuration to start from; other options override it.')
-@click.option('--data', required=True, metavar='ZIP|DIR', help='Posed images with a dataset.json.')
+@click.option('--preset', type=click.Choice(list(PRESETS)), help='Configuration to start from; other options override it.')
+@click.option('--data', metavar='ZIP|DIR', help='Posed images with a dataset.json.')
 @click.option('--outdir', default='runs', metavar='DIR', help='Where the folder of the run is made.')
-@click.option('--run-dir', metavar='DIR', help='Folder of the run itself, instead of a numbered one in --outdir.')
+@click.option('--run-id', metavar='NAME', help='Name of the run in --outdir, instead of a number; if it is there, it goes on.')
+@click.option('--run-dir', metavar='DIR', help='Folder of the run itself; if it holds a run, that goes on.')
+@click.option('--resume', metavar='RUN_DIR|latest', help='Go on with a run, with its own options.')
 @click.option('--gpus', type=click.IntRange(1), help='Processes, one per GPU (on a machine without: CPU processes).')
 @click.option('--batch', type=click.IntRange(1), help='Images per step over all processes.')
 @click.option('--batch-gpu', type=click.IntRange(1), help='Images per process and pass; smaller saves memory.')
@@ -158,20 +157,57 @@ def summary(config):
 @click.option('--snap', type=click.IntRange(1), help='Ticks between snapshots and sample grids.')
 @click.option('--workers', type=click.IntRange(0), help='Processes that read images.')
 @click.option('--threads', type=click.IntRange(1), help='CPU threads per process.')
+@click.option('--state-every', metavar='INTERVAL', help='How often to save the training state, such as 15min or 50kimg.')
+@click.option('--keep-states', type=click.IntRange(1), help='Training states that are kept.')
+@click.option('--max-minutes', type=click.FloatRange(0, min_open=True), help='Stop after so long, to be resumed (exit code 75).')
+@click.option('--max-bad-steps', type=click.IntRange(1), help='Steps in a row whose gradients may be not finite.')
+@click.option('--timeout', type=click.FloatRange(0, min_open=True), help='Minutes that a process waits for the others.')
 @click.option('--dry-run', is_flag=True, help='Print the resolved configuration and stop.')
 @friendly_errors
-def main(preset, data, outdir, run_dir, dry_run, **options):
+def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
     """Train Mimic3D on posed images.
 
     Example: python train.py --preset=ffhq512 --data=ffhq512.zip --gpus=8
+
+    A run that was interrupted goes on when the same command is given again with its --run-id or --run-dir, or with
+    --resume. SIGTERM, SIGINT and SIGUSR1 finish the step, save, and exit with code 75; a second one exits at once.
     """
     options['gpus'] = process_count(options['gpus'])
-    config = override(resolve(preset, data, run_dir or new_run_dir(outdir, preset)), options)
+    run_dir = choose_run_dir(preset, outdir, run_id, run_dir, resume)
+    saved = saved_config(run_dir)
+    config = new_run(preset, data, run_dir, options) if saved is None else continued(saved, preset, data, run_dir, options)
     if dry_run:
         click.echo(summary(config))
         return
     vgg_weights = prepare(config)
-    start(config, vgg_weights)
+    if not start(config, vgg_weights):
+        sys.exit(0 if distributed.under_torchrun() else STOPPED)  # torchrun would start a process again that exits otherwise
+
+
+def choose_run_dir(preset, outdir, run_id, run_dir, resume):
+    """The folder of the run that the options name, or a new one."""
+    named = {name: value for name, value in (('--run-id', run_id), ('--run-dir', run_dir), ('--resume', resume)) if value is not UNSET}
+    check(len(named) <= 1, f'{" and ".join(named)} name the run twice; give one of them')
+    check(named or not distributed.under_torchrun(), 'under torchrun, name the run with --run-id or --run-dir: '
+          'a process that is started again must find it')
+    if resume is not UNSET:
+        return run_to_resume(resume, outdir)
+    return run_dir or (os.path.join(outdir, run_id) if run_id else new_run_dir(outdir, preset))
+
+
+def new_run(preset, data, run_dir, options):
+    check(preset is not UNSET, f'--preset is missing; choose one of: {", ".join(PRESETS)}')
+    check(data is not UNSET, '--data is missing: a zip or folder of posed images')
+    return override(resolve(preset, data, run_dir), options)
+
+
+def continued(saved, preset, data, run_dir, options):
+    """The configuration with which a saved run goes on. Raises ConfigError for an option that would change it."""
+    check(preset in (UNSET, saved.preset), f'--preset={preset}, but the run in {run_dir} has --preset={saved.preset}; name another folder')
+    saved = saved.replace(outdir=run_dir, data=data or saved.data)
+    given = _given(options)
+    check_unchanged(saved, lambda some: override(saved, some), {name: given[name] for name in given if name not in _CHANGEABLE})
+    return override(saved, {name: given[name] for name in given if name in _CHANGEABLE})
 
 
 def prepare(config):
@@ -182,7 +218,7 @@ def prepare(config):
 
     check_gpus(config.gpus)
     check_images(PosedImageDataset(config.data, resolution=config.generator.image_resolution))
-    if config.init_from is not None:
+    if config.init_from is not None and not has_state(config.outdir):
         load_networks(config.init_from)
     if config.stage2.kimg == 0 or config.stage2.loss.imitation != 'lpips':
         return None
@@ -204,18 +240,16 @@ def check_images(dataset):
 
 
 def start(config, vgg_weights):
-    """Make the run's folder and train, in as many processes as asked for."""
+    """Make the run's folder and train, in as many processes as asked for. Returns whether the run is finished."""
     from training.training_loop import train
 
     if int(os.environ.get('RANK', 0)) == 0:
-        if os.path.isdir(config.outdir) and os.listdir(config.outdir):
-            raise ConfigError(f'--run-dir={config.outdir} is not empty; name another folder')
         try:
             os.makedirs(config.outdir, exist_ok=True)
             write_options(config)
         except OSError as error:
             raise ConfigError(f'the run folder {config.outdir} cannot be written: {error.strerror}; name another') from None
-    distributed.launch(functools.partial(train, config, vgg_weights), config.gpus)
+    return distributed.launch(functools.partial(train, config, vgg_weights), config.gpus)
 
 
 if __name__ == '__main__':

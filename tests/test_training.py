@@ -142,9 +142,9 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
     assert not (tmp_path / 'runs').exists()
 
 
-SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_dir', 'dry_run')]
+SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_id', 'run_dir', 'resume', 'dry_run')]
 SAMPLES = {'g_channel_base': 16384, 'd_channel_base': 16384, 'ada_target': 0.3, 'swap': 0.3, 'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
-           'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9}
+           'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9, 'state_every': '5kimg'}
 
 
 @pytest.mark.parametrize('option', SURFACE, ids=lambda option: option.name)
@@ -281,9 +281,10 @@ def test_saving_leaves_the_old_file_when_it_fails(finished, tmp_path, monkeypatc
 def test_under_torchrun_the_processes_are_counted(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
     monkeypatch.setenv('RANK', '0')
-    result = invoke('--preset=ffhq512', '--data=d', '--dry-run')
+    result = invoke('--preset=ffhq512', '--data=d', '--run-id=x', '--dry-run')
     assert json.loads(result.output)['gpus'] == 4
-    assert 'torchrun started 4 processes' in invoke('--preset=ffhq512', '--data=d', '--dry-run', '--gpus=8').output
+    assert 'torchrun started 4 processes' in invoke('--preset=ffhq512', '--data=d', '--run-id=x', '--dry-run', '--gpus=8').output
+    assert 'name the run' in invoke('--preset=ffhq512', '--data=d', '--dry-run').output
 
 
 def test_a_regularisation_of_weight_0_is_not_computed(data, tmp_path):

@@ -3,15 +3,28 @@
 Works the same for one process (nothing is initialised), for `launch` and under torchrun.
 """
 
+import contextlib
+import datetime
 import os
+import signal
 import socket
 import sys
+import traceback
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
 from dnnlib.errors import UserError
+from torch_utils.interrupts import Forwarding
+
+_PARENT = os.getppid()
+GRACE_S = 10.0  # for the other processes to end by themselves when one has failed
+
+
+class LostContact(UserError):
+    """The other processes do not answer: one has failed, was killed, or hangs."""
 
 
 def rank():
@@ -35,10 +48,22 @@ def pick_device():
     return device
 
 
-def start():
-    """Join the process group that the environment describes; nothing to do for a single process."""
+def start(timeout_minutes=30):
+    """Join the process group that the environment describes; nothing to do for a single process.
+
+    timeout_minutes: how long the others may keep this process waiting. CUDA tensors go through NCCL, others through gloo.
+    """
     if under_torchrun() and int(os.environ['WORLD_SIZE']) > 1:
-        dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+        pick_device()
+        backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+        with _naming_the_loss():
+            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+
+
+def check_parent():
+    """Raise LostContact if the torchrun that started this process is gone: a restarted job must not meet this process."""
+    if under_torchrun() and os.getppid() != _PARENT:
+        raise LostContact(f'process {rank()} of {world_size()} has lost the torchrun that started it')
 
 
 def stop():
@@ -46,30 +71,65 @@ def stop():
         dist.destroy_process_group()
 
 
-def launch(function, processes):
-    """Call `function()` in `processes` processes of this machine; with one, right here.
+# Processes of this machine ---------------------------------------------------------------------------------------------
 
-    function must be picklable. A UserError of any process is raised here; other failures as torch.multiprocessing does.
+
+def launch(function, processes):
+    """Call `function()` in `processes` processes of this machine; with one, right here. Returns the first one's result.
+
+    function must be picklable, and its result small. Stop signals are passed on. A UserError of any process, or the
+    death of one, is raised here as UserError; a bug as RuntimeError with its traceback.
     """
     if processes == 1 or under_torchrun():
         return function()
-    messages = torch.multiprocessing.get_context('spawn').SimpleQueue()
+    outcomes = torch.multiprocessing.get_context('spawn').SimpleQueue()
+    workers = torch.multiprocessing.spawn(_worker, args=(function, processes, _free_port(), outcomes), nprocs=processes, join=False)
     try:
-        torch.multiprocessing.spawn(_worker, args=(function, processes, _free_port(), messages), nprocs=processes)
-    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
-        if messages.empty():
-            raise
-        raise UserError(messages.get()) from None
+        with Forwarding(workers.pids()):
+            while not workers.join(grace_period=GRACE_S):
+                pass
+    except torch.multiprocessing.ProcessExitedException as exited:
+        raise _most_telling([outcome.error for outcome in _drain(outcomes) if outcome.error is not None], exited) from None
+    return next(outcome.result for outcome in _drain(outcomes) if outcome.rank == 0)
 
 
-def _worker(local_rank, function, processes, port, messages):
+class _Outcome(NamedTuple):
+    """What became of the function in one process."""
+
+    rank: int
+    result: object = None
+    error: Exception | None = None
+
+
+def _worker(local_rank, function, processes, port, outcomes):
     os.environ.update(MASTER_ADDR='localhost', MASTER_PORT=str(port), WORLD_SIZE=str(processes), RANK=str(local_rank),
                       LOCAL_RANK=str(local_rank))
     try:
-        function()
+        outcomes.put(_Outcome(local_rank, result=function()))
     except UserError as error:
-        messages.put(str(error))
+        outcomes.put(_Outcome(local_rank, error=error))
         sys.exit(1)
+    except Exception:  # a bug: its traceback is shown by the process that launched this one
+        outcomes.put(_Outcome(local_rank, error=RuntimeError(f'process {local_rank} failed:\n{traceback.format_exc()}')))
+        sys.exit(1)
+
+
+def _drain(queue):
+    items = []
+    while not queue.empty():
+        items.append(queue.get())
+    return items
+
+
+def _most_telling(errors, exited):
+    """The error to show: a cause rather than its consequences in the other processes."""
+    causes = [error for error in errors if not isinstance(error, LostContact)]
+    if causes:
+        return causes[0]
+    if exited.signal_name is not None:
+        return UserError(f'process {exited.error_index} was killed by {exited.signal_name}; '
+                         'if the machine ran out of memory, lower --batch-gpu or --workers')
+    return errors[0] if errors else exited
 
 
 def _free_port():
@@ -78,10 +138,24 @@ def _free_port():
         return probe.getsockname()[1]
 
 
+# Collectives -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _naming_the_loss():
+    """torch's errors about other processes, as LostContact."""
+    try:
+        yield
+    except RuntimeError as error:  # of which torch.distributed.DistError is one
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise LostContact(f'process {os.environ.get("RANK", 0)} of {os.environ.get("WORLD_SIZE", 1)} has lost the others: one has '
+                          f'failed, was killed or hangs ({reason})') from None
+
+
 def average(tensor):
     """The mean of `tensor` over all processes, in place."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        total(tensor)
         tensor /= world_size()
     return tensor
 
@@ -89,8 +163,39 @@ def average(tensor):
 def total(tensor):
     """The sum of `tensor` over all processes, in place."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        with _naming_the_loss():
+            dist.all_reduce(tensor)
     return tensor
+
+
+def any_of(flags):
+    """For each of some flags, whether any process has it set: [bool, ...] -> [bool, ...]. Never waits for a GPU."""
+    return [count > 0 for count in total(torch.tensor([int(bool(flag)) for flag in flags])).tolist()]
+
+
+def share(value):
+    """The first process's `value`, plain data, in every process."""
+    if world_size() == 1:
+        return value
+    carrier = [value]
+    with _naming_the_loss():
+        dist.broadcast_object_list(carrier, src=0, device=torch.device('cpu'))
+    return carrier[0]
+
+
+def gather(value):
+    """The list of every process's `value`, plain data, in the first process; None in the others."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size() if rank() == 0 else None
+    with _naming_the_loss():
+        dist.gather_object(value, values)
+    return values
+
+
+def wait_for_all():
+    """Return when every process has come here."""
+    any_of([False])
 
 
 def average_gradients(parameters):
@@ -110,4 +215,5 @@ def broadcast(module):
     """Give every process the first one's parameters and buffers."""
     if world_size() > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
-            dist.broadcast(tensor.detach(), src=0)
+            with _naming_the_loss():
+                dist.broadcast(tensor.detach(), src=0)

@@ -5,8 +5,11 @@ Numbers of the presets: paper and release, see docs/fidelity.md.
 """
 
 import dataclasses
+import math
+import re
 import typing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dnnlib.errors import UserError
 from training.rendering import cameras
@@ -245,6 +248,11 @@ class RunConfig(Config):
     lpips_weights: str | None = None
     grid_size: tuple | None = None  # columns and rows of the sample grids; None: by the image size
     threads: int | None = None
+    state_every: str = '15min'  # how often the training state is saved: '<number>min' or '<number>kimg'
+    keep_states: int = 2
+    max_minutes: float | None = None  # the run stops, to be resumed, after so long
+    max_bad_steps: int = 50  # gradients that are not finite in a row, before the run stops
+    timeout_minutes: float = 30.0  # how long a process waits for the others
 
     def __post_init__(self):
         check(self.batch >= 1 and self.gpus >= 1, '--batch and --gpus must be at least 1')
@@ -259,8 +267,22 @@ class RunConfig(Config):
         check(self.discriminator.resolution == self.generator.image_resolution, 'discriminator.resolution must be the image resolution')
         check(self.patch_discriminator.resolution == self.generator.render_resolution, "patch_discriminator.resolution must be the patch's")
         check(self.augment in ('none', 'ada'), f"--augment must be 'none' or 'ada', got {self.augment!r}")
+        check(self.keep_states >= 1 and self.max_bad_steps >= 1, '--keep-states and --max-bad-steps must be at least 1')
+        parse_interval(self.state_every)
         check(self.stage1.kimg >= 0 and self.stage2.kimg >= 0, '--stage1-kimg and --stage2-kimg cannot be negative')
         check(self.stage1.kimg + self.stage2.kimg > 0, 'nothing to train: --stage1-kimg and --stage2-kimg are both 0')
+
+    def steps_of(self, stage):
+        """Steps that a StageConfig takes."""
+        return math.ceil(round(stage.kimg * 1000) / self.batch)
+
+    @property
+    def total_images(self):
+        return (self.steps_of(self.stage1) + self.steps_of(self.stage2)) * self.batch
+
+    @property
+    def steps_per_tick(self):
+        return math.ceil(self.tick_kimg * 1000 / self.batch)
 
     @property
     def batch_per_pass(self):
@@ -269,6 +291,21 @@ class RunConfig(Config):
     @property
     def ema_half_life_kimg(self):
         return self.batch * 10 / 32 if self.ema_kimg is None else self.ema_kimg
+
+
+class Interval(NamedTuple):
+    """Whichever comes first: so many images or so many seconds."""
+
+    images: float
+    seconds: float
+
+
+def parse_interval(text):
+    """'10min' or '50kimg' as an Interval. Raises ConfigError for anything else."""
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)(min|kimg)', text)
+    check(match and float(match[1]) > 0, f"--state-every={text} is no interval; write minutes or thousands of images, such as 15min or 50kimg")
+    amount = float(match[1])
+    return Interval(math.inf, amount * 60) if match[2] == 'min' else Interval(amount * 1000, math.inf)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -183,6 +183,7 @@ class Objectives:
         if self.D_patch is not None:
             loss = loss + self._imitate(fakes) + self._fool_patch(fakes.patch, schedule, random)
         self.report('depth/mean', fakes.depth)
+        self.report('depth/spread', fakes.depth.std(dim=(1, 2, 3)))
         return loss, fakes
 
     def _fool(self, logits, name, kind):
@@ -219,6 +220,7 @@ class Objectives:
         loss = config.density_weight * (here - there).abs().mean()
         self.report('loss/G/density', loss)
         self.report('density/mean', density)
+        self.report('density/spread', density.std(dim=(1, 2)))
         return loss
 
     # Discriminators --------------------------------------------------------------------------------------------------

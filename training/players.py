@@ -3,13 +3,21 @@
 import torch
 from torch.optim import swa_utils
 
+from dnnlib.errors import UserError
 from torch_utils import distributed
 
 FINITE_REPLACEMENTS = dict(nan=0.0, posinf=1e5, neginf=-1e5)
 
 
+class BadGradients(UserError):
+    """Gradients that have not been finite for too long."""
+
+
 class Player:
-    """A network that learns. interval: steps between regularisations (None: no lazy regularisation)."""
+    """A network that learns. interval: steps between regularisations (None: no lazy regularisation).
+
+    must_be_finite: whether a step with gradients that are not finite raises BadGradients.
+    """
 
     def __init__(self, name, module, lr, config, interval):
         self.name, self.module, self.interval = name, module, interval
@@ -17,7 +25,13 @@ class Player:
         self.lr = lr * ratio
         self.optimizer = torch.optim.Adam(module.parameters(), lr=self.lr, eps=config.eps, fused=True,
                                           betas=(config.beta1**ratio, config.beta2**ratio))
+        self.must_be_finite = False
+        self._bad_steps = torch.zeros((), device=next(module.parameters()).device)
         module.requires_grad_(False)
+
+    def bad_steps(self):
+        """How many steps in a row, the last one included, had gradients that were not finite. Waits for the GPU."""
+        return int(self._bad_steps)
 
     def regularizes_at(self, step):
         return bool(self.interval) and step % self.interval == 0
@@ -26,17 +40,17 @@ class Player:
         for group in self.optimizer.param_groups:
             group['lr'] = self.lr * factor
 
-    def step(self, passes, loss, report):
-        """One optimiser step on the mean over the passes of `loss(pass)`, a scalar."""
+    def step(self, phase, passes, loss, report):
+        """One optimiser step on the mean over the passes of `loss(pass)`, a scalar. phase: its name, for messages."""
         self.optimizer.zero_grad(set_to_none=True)
         self.module.requires_grad_(True)
         for each in passes:
             (loss(each) / len(passes)).backward()
         self.module.requires_grad_(False)
-        self._clean_gradients(report)
+        self._clean_gradients(phase, report)
         self.optimizer.step()
 
-    def _clean_gradients(self, report):
+    def _clean_gradients(self, phase, report):
         """Average over processes, then replace what is not finite (METHOD: section 5)."""
         parameters = list(self.module.parameters())
         distributed.average_gradients(parameters)
@@ -44,8 +58,20 @@ class Player:
         norm = torch.nn.utils.get_total_norm(gradients)
         report(f'gradients/{self.name}', norm.nan_to_num(**FINITE_REPLACEMENTS))
         report(f'gradients/{self.name}_not_finite', 1 - norm.isfinite().float())
+        self._bad_steps = torch.where(norm.isfinite(), 0, self._bad_steps + 1)
+        if self.must_be_finite and not norm.isfinite():
+            raise BadGradients(f'phase {phase}: the gradients of {self.name} are not finite, {self.bad_steps()} times in a row, in '
+                               + _some([name for name, p in self.module.named_parameters() if not _is_finite(p.grad)]))
         for gradient in gradients:
             torch.nan_to_num(gradient, **FINITE_REPLACEMENTS, out=gradient)
+
+
+def _is_finite(gradient):
+    return gradient is None or bool(gradient.isfinite().all())
+
+
+def _some(names, most=5):
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 @torch.no_grad()

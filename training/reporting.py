@@ -1,5 +1,7 @@
 """What a run shows while it goes: log, progress bar, statistics, TensorBoard, picture grids."""
 
+import contextlib
+import math
 import os
 import sys
 import time
@@ -9,23 +11,34 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from torch_utils.images import depth_to_image, image_grid
+from torch_utils import distributed
+from torch_utils.images import depth_to_image, to_uint8
 from torch_utils.random import BatchRandom
-from torch_utils.stats import append_json_line
+from torch_utils.stats import append_json_line, cut
+from training.config import parse_interval
 
 
 class Reporter:
     """Files and progress of a run, written by the first process only.
 
-    outdir: the run's folder; total: images of the whole run; device: whose memory is shown.
+    config: RunConfig; device: whose memory is shown; images_seen, seconds, stats_size: where an interrupted run goes on,
+    how long it had taken, and how many bytes of stats.jsonl are from before (what came later happens again).
     """
 
-    def __init__(self, outdir, total, images_seen, device):
-        self.outdir, self.device = outdir, device
-        self.events = SummaryWriter(outdir)
-        self.bar = tqdm(total=total, initial=images_seen, unit='img', unit_scale=True, dynamic_ncols=True, smoothing=0.05)
-        self.start = self.tick_start = time.time()
+    def __init__(self, config, device, images_seen=0, seconds=0.0, stats_size=0):
+        self.outdir, self.device = config.outdir, device
+        self.stats_path = os.path.join(self.outdir, 'stats.jsonl')
+        cut(self.stats_path, stats_size)
+        self.events = SummaryWriter(self.outdir, purge_step=images_seen + 1)
+        self.bar = tqdm(total=config.total_images, initial=images_seen, unit='img', unit_scale=True, dynamic_ncols=True, smoothing=0.05)
+        self.tick_start = time.time()
+        self.start = self.tick_start - seconds
         self.tick_images = images_seen
+
+    def position(self):
+        """The arguments with which another Reporter goes on from here, but for images_seen."""
+        size = os.path.getsize(self.stats_path) if os.path.exists(self.stats_path) else 0
+        return {'seconds': time.time() - self.start, 'stats_size': size}
 
     def log(self, line):
         """One line to log.txt and to the terminal, above the progress bar."""
@@ -46,7 +59,7 @@ class Reporter:
             'cpu_memory_gib': psutil.Process().memory_info().rss / 2**30,
             **({'gpu_memory_gib': torch.cuda.max_memory_allocated(self.device) / 2**30} if self.device.type == 'cuda' else {}),
             **statistics}
-        append_json_line(os.path.join(self.outdir, 'stats.jsonl'), record)
+        append_json_line(self.stats_path, record)
         for name, value in record.items():
             self.events.add_scalar(name, value, images_seen)
         self.events.flush()
@@ -84,32 +97,38 @@ def default_grid(resolution):
 class SampleGrid:
     """The same latents and cameras, drawn again and again while training."""
 
-    def __init__(self, dataset, config, z_dim, device):
+    def __init__(self, dataset, config, device):
         self.columns, rows = config.grid_size or default_grid(dataset.resolution)
-        count = self.columns * rows
-        random = BatchRandom.keyed((config.seed, 0), count)
+        self.count = self.columns * rows
+        random = BatchRandom.keyed((config.seed, 0), self.count)
         self.indices = random.integers(len(dataset))
-        self.z = random.normal(z_dim).to(device)
+        self.z = random.normal(config.generator.z_dim).to(device)
         self.c = dataset.labels[self.indices].to(device)
         self.batch = config.batch_per_pass
 
-    def save_reals(self, dataset, outdir):
-        """reals.png: the images whose cameras the samples are seen from."""
-        images = torch.stack([dataset[i][0] for i in self.indices.tolist()])
-        image_grid(images, self.columns).save(os.path.join(outdir, 'reals.png'))
+    def reals(self, dataset):
+        """The images whose cameras the samples are seen from, uint8 [N, 3, H, W]."""
+        return torch.stack([dataset[i][0] for i in self.indices.tolist()])
 
     @torch.no_grad()
-    def save(self, G, outdir, kimg):
-        """fakes<kimg>_{2d,raw,depth}.png, and _3d.png for a generator that has a 3D branch. Returns the paths."""
-        pictures = {}
-        for z, c in zip(self.z.split(self.batch), self.c.split(self.batch)):
+    def draw(self, G):
+        """8-bit images {name: [N, 3, H, W]} of the 2D branch, its raw render, the depth, and of a 3D branch if there is one.
+
+        Every process must call it and draws its share; the first one gets them all, the others None.
+        """
+        share = slice(distributed.rank(), None, distributed.world_size())
+        mine = {}
+        for z, c in zip(self.z[share].split(self.batch), self.c[share].split(self.batch)):
             for name, images in self._render(G, z, c).items():
-                pictures.setdefault(name, []).append(images.cpu())
-        paths = []
-        for name, parts in pictures.items():
-            paths.append(os.path.join(outdir, f'fakes{kimg:06d}_{name}.png'))
-            image_grid(torch.cat(parts), self.columns).save(paths[-1])
-        return paths
+                mine.setdefault(name, []).append(to_uint8(images).cpu())
+        shares = distributed.gather({name: torch.cat(parts) for name, parts in mine.items()})
+        return shares and {name: self._interleave([share[name] for share in shares if share]) for name in mine}
+
+    def _interleave(self, shares):
+        whole = shares[0].new_empty(self.count, *shares[0].shape[1:])
+        for number, share in enumerate(shares):
+            whole[number::distributed.world_size()] = share
+        return whole
 
     @staticmethod
     def _render(G, z, c):
@@ -121,3 +140,50 @@ class SampleGrid:
             out = G.render(planes, c, '3d', sampling='deterministic')
             pictures.update({'3d': out['image'], 'depth': depth_to_image(out['image_depth'])})
         return pictures
+
+
+class Clock:
+    """Where the time of this process goes, and when time is up."""
+
+    def __init__(self, config, images_seen):
+        self._limit = math.inf if config.max_minutes is None else config.max_minutes * 60
+        self._every = parse_interval(config.state_every)
+        self._start = self._tick = time.monotonic()
+        self._spent = {}
+        self.state_saved(images_seen)
+
+    def state_saved(self, images_seen):
+        """The training state was saved just now."""
+        self._saved, self._saved_images = time.monotonic(), images_seen
+
+    def read(self, images_seen):
+        """(--max-minutes are over, the training state is due)."""
+        now = time.monotonic()
+        due = now - self._saved >= self._every.seconds or images_seen - self._saved_images >= self._every.images
+        return now - self._start >= self._limit, due
+
+    @contextlib.contextmanager
+    def measure(self, name):
+        """Count the time of a block under a name."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[name] = self._spent.get(name, 0.0) + time.monotonic() - start
+
+    def measure_each(self, name, items):
+        """The items, while the time that each takes to come is counted under a name."""
+        iterator = iter(items)
+        while True:
+            with self.measure(name):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+    def shares(self):
+        """{share_of_time/<name>: fraction of the time since the last call}."""
+        now = time.monotonic()
+        spent, whole = self._spent, max(now - self._tick, 1e-9)
+        self._spent, self._tick = {}, now
+        return {f'share_of_time/{name}': seconds / whole for name, seconds in spent.items()}

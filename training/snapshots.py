@@ -1,10 +1,12 @@
 """Snapshots for users: networks as plain data, loadable with torch.load(weights_only=True)."""
 
+import io
 import os
 
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.files import replacing
 from training.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
@@ -37,12 +39,22 @@ def rebuild(entry):
     return module.eval().requires_grad_(False)
 
 
+def describe_all(networks):
+    """`describe` of networks by name; None is left out."""
+    return {name: describe(module) for name, module in networks.items() if module is not None}
+
+
 def save_snapshot(path, networks, about):
     """Write networks (by name, None left out) and `about` (plain data); beside first, then renamed."""
-    content = {name: describe(module) for name, module in networks.items() if module is not None}
-    temporary = f'{path}.tmp'
-    torch.save({'format': FORMAT, 'version': VERSION, 'about': about, 'networks': content}, temporary)
-    os.replace(temporary, path)
+    write_snapshot(path, describe_all(networks), about)
+
+
+def write_snapshot(path, described, about):
+    """`save_snapshot` of what `describe_all` gave."""
+    payload = io.BytesIO()
+    torch.save({'format': FORMAT, 'version': VERSION, 'about': about, 'networks': described}, payload)
+    with replacing(path) as file:
+        file.write(payload.getbuffer())
 
 
 def read_snapshot(path):

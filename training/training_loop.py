@@ -1,37 +1,47 @@
 """The training loop: build, then for each stage step, report and save."""
 
+import contextlib
 import copy
-import os
 from typing import NamedTuple
 
 import torch
 
 from dnnlib.errors import UserError
 from torch_utils import distributed
+from torch_utils.checkpoint import copy_to_cpu
+from torch_utils.interrupts import StopRequests
 from torch_utils.random import BatchRandom
 from torch_utils.stats import Statistics
 from training import augment
-from training.dataset import PosedImageDataset, batch_indices
+from training.dataset import PosedImageDataset
+from training.loading import real_batches
 from training.losses import Objectives, Schedule, blur_sigma, draw_fake_inputs, ramp, swap_probability
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
 from training.perceptual import build_imitation
-from training.players import Player, average_beta, update_average
-from training.reporting import Reporter, SampleGrid
-from training.snapshots import copy_matching, load_networks, save_snapshot
+from training.players import BadGradients, Player, average_beta, update_average
+from training.reporting import Clock, Reporter, SampleGrid
+from training.saving import Saver, describe_resumption
+from training.snapshots import copy_matching, describe_all, load_networks
 
 # What a random number is for; part of its key.
 PHASES = ('generator', 'density', 'discriminator', 'discriminator_r1', 'patch', 'patch_r1')
+CHECK_STEPS = 16  # how often, in steps, the host looks at the gradients' health: it has to wait for the GPU
 
 
 def train(config, vgg_weights=None):
-    """Run both stages of a RunConfig in this process, which may be one of several.
+    """Run both stages of a RunConfig in this process, which may be one of several; go on from a saved state if there is one.
 
     vgg_weights: file for LPIPS, where the configuration uses it. Leaves in config.outdir what docs/training.md lists.
+    Returns whether the run is finished; if not, a signal or --max-minutes stopped it. Raises UserError.
     """
-    distributed.start()
     try:
-        Run(config, vgg_weights).go()
+        distributed.start(config.timeout_minutes)
+        with StopRequests() as requests, contextlib.closing(Run(config, vgg_weights, requests)) as run:
+            return run.go()
+    except OSError as error:
+        raise UserError(f'{error.filename or config.outdir}: {error.strerror or error}; the last training state in {config.outdir} '
+                        'is kept: mend the cause, and the same command goes on from it') from None
     finally:
         distributed.stop()
 
@@ -48,6 +58,27 @@ class Networks:
 
     def by_name(self):
         return {'G': self.G, 'G_ema': self.G_ema, 'D': self.D, 'D_patch': self.D_patch}
+
+    def agree(self):
+        """Give every process the first one's weights."""
+        for module in self.by_name().values():
+            if module is not None:
+                distributed.broadcast(module)
+
+    def states(self):
+        """{name: state dict}."""
+        return {name: module.state_dict() for name, module in self.by_name().items() if module is not None}
+
+    def restore(self, states):
+        """Take exactly the weights that `states` gave."""
+        for name, state in states.items():
+            self.by_name()[name].load_state_dict(state)
+
+    def lacking(self, states):
+        """The part of {name: state dict} that no network here has a tensor for."""
+        own = self.states()
+        missing = {name: {key: value for key, value in state.items() if key not in own.get(name, {})} for name, state in states.items()}
+        return {name: state for name, state in missing.items() if state}
 
     def take(self, states, log):
         """Copy what fits from {name: state dict}; say what was taken and what was not."""
@@ -67,10 +98,10 @@ def _summary(names, most=4):
 
 
 class Run:
-    """One process's part of a run."""
+    """One process's part of a run: what lasts longer than a stage."""
 
-    def __init__(self, config, vgg_weights):
-        self.config, self.vgg_weights = config, vgg_weights
+    def __init__(self, config, vgg_weights, requests):
+        self.config, self.vgg_weights, self.requests = config, vgg_weights, requests
         self.device = distributed.pick_device()
         self.first = distributed.rank() == 0
         if config.threads:
@@ -79,56 +110,123 @@ class Run:
         self.dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution, mirror=config.mirror)
         self.labels = self.dataset.labels.to(self.device)
         self.statistics = Statistics(self.device)
-        self.images_seen = 0
-        total = round((config.stage1.kimg + config.stage2.kimg) * 1000)
-        self.reporter = Reporter(config.outdir, total, 0, self.device) if self.first else None
-        self.grid = SampleGrid(self.dataset, config, config.generator.z_dim, self.device) if self.first else None
+        self.grid = SampleGrid(self.dataset, config, self.device)
+        self.saver = Saver(config, self.dataset) if self.first else None
+        self.state = distributed.share(self.saver.load_state(log=print) if self.first else None)
+        self.images_seen = self.state['images_seen'] if self.state else 0
+        position = self.state['reporter'] if self.state else {}
+        self.reporter = Reporter(config, self.device, self.images_seen, **position) if self.first else None
+        self.clock = Clock(config, self.images_seen)
+        self.inherited = self.state['inherited'] if self.state else {}  # weights that a later stage begins with
+        self.stopping = False
 
     def go(self):
-        self._log(f'{len(self.dataset)} images of {self.dataset.resolution}x{self.dataset.resolution} from {self.config.data}; '
-                  f'{distributed.world_size()} process(es) on {self.device.type}')
-        if self.first:
-            self.grid.save_reals(self.dataset, self.config.outdir)
-        states, networks = self._initial_states(), None
+        """Train from where the last state was saved. Returns whether the run is finished; if not, it was asked to stop."""
+        self._greet()
+        begin = self.state['stage']['number'] if self.state else 1
         for number, stage in ((1, self.config.stage1), (2, self.config.stage2)):
-            if stage.kimg > 0:
-                networks = Networks(self.config, number, self.device)
-                if states:
-                    networks.take(states, self._log)
-                Stage(self, number, stage, networks).go()
-                for name, module in networks.by_name().items():
-                    if module is not None:  # what this stage does not have stays as --init-from gave it
-                        states[name] = {**states.get(name, {}), **module.state_dict()}
+            if number >= begin and stage.kimg > 0 and not self.stopping:
+                self._train_stage(number, stage)
+        finished = self.images_seen >= self.config.total_images
+        if self.first:
+            self.saver.finish(finished)
+        distributed.wait_for_all()  # a process that ends early would take the others' connections away
+        return finished
+
+    def close(self):
         if self.first:
             self.reporter.close()
+            self.saver.close()
 
-    def _initial_states(self):
+    def _train_stage(self, number, options):
+        networks = Networks(self.config, number, self.device)
+        stage = Stage(self, number, options, networks)
+        if self.state:
+            stage.restore(self.state['stage'])
+            self.statistics.restore(self.state['statistics'])
+            self.state = None
+        elif self.inherited:
+            networks.take(self.inherited, self.log)
+        networks.agree()
+        stage.go()
+        for name, state in networks.states().items():  # what this stage does not have stays as --init-from gave it
+            self.inherited[name] = {**self.inherited.get(name, {}), **state}
+
+    def _greet(self):
+        self.log(f'{len(self.dataset)} images of {self.dataset.resolution}x{self.dataset.resolution} from {self.config.data}; '
+                 f'{distributed.world_size()} process(es) on {self.device.type}')
+        if self.state:
+            for line in describe_resumption(self.state, self.config):
+                self.log(line)
+            return
+        self._inherit()
+        if self.first:
+            self.saver.save_reals(self.grid.reals(self.dataset), self.grid.columns)
+
+    def _inherit(self):
+        """Take over the weights that --init-from names."""
         if self.config.init_from is None:
-            return {}
-        self._log(f'weights from {self.config.init_from}')
+            return
+        self.log(f'weights from {self.config.init_from}')
         states = {name: network.state_dict() for name, network in load_networks(self.config.init_from).items()}
         generator = states.get('G', states.get('G_ema', {}))
-        return {'G': generator, 'G_ema': generator, **states}
+        self.inherited = {'G': generator, 'G_ema': generator, **states}
 
-    def _log(self, line):
+    def log(self, line):
         if self.first:
             self.reporter.log(line)
 
-    def tick(self, stage):
+    # Between the steps -----------------------------------------------------------------------------------------------
+
+    def after_step(self, stage):
+        """Report and save what is due. A snapshot comes with a state, so that what a run has shown is not lost."""
+        distributed.check_parent()
+        if self.first:
+            self.reporter.advance(self.config.batch)
+            self.saver.check()
+        ticks, rest = divmod(stage.steps, self.config.steps_per_tick)
+        ticked = stage.done or rest == 0
+        sampled = ticked and (stage.done or ticks % self.config.snapshot_ticks == 0)
+        if ticked:
+            self._tick(stage)
+        late, due = self.clock.read(self.images_seen) if self.first else (False, False)
+        asked, late, due = distributed.any_of([self.requests.received, late, due])
+        self.stopping = asked or late
+        if (self.stopping or due or sampled) and not stage.bad_gradients():
+            self._save_state(stage)
+        if sampled:
+            self.save_samples(stage)
+        if self.stopping:
+            self.log('stopping, as asked; the same command goes on from here' if asked else 'stopping: --max-minutes are over')
+
+    def _tick(self, stage):
         """Every process: it collects from all."""
         collected = self.statistics.collect()
         if self.first:
-            self.reporter.tick(stage, self.images_seen, collected)
+            self.reporter.tick(stage.number, self.images_seen, {**collected, **self.clock.shares()})
 
-    def save(self, stage, networks):
-        """Grids and snapshot of this moment."""
-        if not self.first:
-            return
+    def save_samples(self, stage):
+        """Grids and snapshot of this moment; every process draws its part."""
         kimg = self.images_seen // 1000
-        self.grid.save(networks.G_ema, self.config.outdir, kimg)
-        path = os.path.join(self.config.outdir, f'network-snapshot-{kimg:06d}.pkl')
-        about = {'stage': stage, 'images_seen': self.images_seen, 'options': self.config.to_dict()}
-        save_snapshot(path, networks.by_name(), about)
+        with self.clock.measure('grids'):
+            pictures = self.grid.draw(stage.networks.G_ema)
+        if self.first:
+            about = {'stage': stage.number, 'images_seen': self.images_seen, 'options': self.config.to_dict()}
+            with self.clock.measure('saving'):
+                self.saver.save_samples(kimg, pictures, self.grid.columns, describe_all(stage.networks.by_name()), about)
+
+    def _save_state(self, stage):
+        with self.clock.measure('saving'):
+            content = self._state(stage)
+            if self.first:
+                self.saver.save_state(self.images_seen, content)
+        self.clock.state_saved(self.images_seen)
+
+    def _state(self, stage):
+        """Everything that a restart needs, on the CPU. Every process must call it."""
+        state = {'images_seen': self.images_seen, 'statistics': self.statistics.state(), 'stage': stage.state(),
+                 'inherited': stage.networks.lacking(self.inherited)}
+        return copy_to_cpu({**state, **self.saver.about(), 'reporter': self.reporter.position()}) if self.first else None
 
 
 class Stage:
@@ -137,8 +235,7 @@ class Stage:
     def __init__(self, run, number, stage, networks):
         config = run.config
         self.run, self.number, self.stage, self.networks, self.config = run, number, stage, networks, config
-        self.steps = 0
-        self.images_seen = 0  # in this stage
+        self.start, self.steps = run.images_seen, 0
         self.augment_p, self.real_signs = 0.0, []
         self.passes = split_batch(config.batch // (distributed.world_size() * config.batch_per_pass))
         options = config.optimizer
@@ -149,43 +246,70 @@ class Stage:
         self.d = player('D', networks.D, options.d_lr, options.r1_interval, stage.loss.r1_gamma)
         self.d_patch = networks.D_patch and player('D_patch', networks.D_patch, options.d_lr, options.r1_interval,
                                                    stage.loss.r1_gamma_patch)
-        for module in networks.by_name().values():
-            if module is not None:
-                distributed.broadcast(module)
         imitation = build_imitation(stage.loss.imitation, run.vgg_weights, run.device) if number == 2 else None
         self.objectives = Objectives(networks.G, networks.D, networks.D_patch, stage.loss, imitation,
                                      augment=augment_images if config.augment == 'ada' else None, report=self.report)
 
-    def go(self):
-        run, config = self.run, self.config
-        end = round(self.stage.kimg * 1000)
-        run._log(f'stage {self.number}: {end / 1000:g} kimg')
-        loader = self._loader(end)
-        next_tick, ticks = config.tick_kimg * 1000, 0
-        if run.images_seen == 0:
-            run.save(self.number, self.networks)
-        for real, real_c in loader:
-            self.step(real, real_c)
-            done = self.images_seen >= end
-            if done or self.images_seen >= next_tick:
-                next_tick, ticks = self.images_seen + config.tick_kimg * 1000, ticks + 1
-                run.tick(self.number)
-                if done or ticks % config.snapshot_ticks == 0:
-                    run.save(self.number, self.networks)
+    @property
+    def images_seen(self):
+        """In this stage."""
+        return self.steps * self.config.batch
 
-    def _loader(self, end):
-        """Batches of this process's rows, from the images seen so far to the end of the stage."""
-        run, config = self.run, self.config
-        rows = slice(distributed.rank(), None, distributed.world_size())
-        starts = range(run.images_seen, run.images_seen + end, config.batch)
-        batches = Batches(starts, lambda start: batch_indices(len(run.dataset), config.seed, start, config.batch)[rows].tolist())
-        workers = dict(num_workers=config.workers, persistent_workers=True, prefetch_factor=4) if config.workers else {}
-        loader = torch.utils.data.DataLoader(CarryErrors(run.dataset), batch_sampler=batches, collate_fn=collate_or_error,
-                                             pin_memory=run.device.type == 'cuda', **workers)
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+    @property
+    def done(self):
+        return self.steps >= self.config.steps_of(self.stage)
+
+    @property
+    def players(self):
+        return [player for player in (self.g, self.d, self.d_patch) if player is not None]
+
+    def go(self):
+        """Step to the end of the stage, or until the run is asked to stop."""
+        run = self.run
+        run.log(f'stage {self.number}: {self.stage.kimg:g} kimg')
+        if run.images_seen == 0:
+            run.save_samples(self)
+        end = self.start + self.config.steps_of(self.stage) * self.config.batch
+        batches = real_batches(run.dataset, self.config, run.images_seen, end, run.device.type == 'cuda')
+        try:
+            for real, real_c in run.clock.measure_each('data', batches):
+                self.step(real, real_c)
+                self._check_gradients()
+                run.after_step(self)
+                if run.stopping:
+                    return
+        except (distributed.LostContact, BadGradients) as error:
+            raise type(error)(f'{error}, in step {self.steps} of stage {self.number}; the last training state is kept, and the '
+                              'same command goes on from it') from None
+
+    # For a restart ---------------------------------------------------------------------------------------------------
+
+    def state(self):
+        """Every process must call it."""
+        signs = distributed.average(torch.stack(self.real_signs)).tolist() if self.real_signs else []
+        return {'number': self.number, 'start': self.start, 'steps': self.steps, 'augment_p': self.augment_p, 'real_signs': signs,
+                'networks': self.networks.states(),
+                'optimizers': {player.name: player.optimizer.state_dict() for player in self.players}}
+
+    def restore(self, state):
+        """Go on from what `state` gave."""
+        self.start, self.steps, self.augment_p = state['start'], state['steps'], state['augment_p']
+        self.real_signs = list(torch.tensor(state['real_signs'], device=self.run.device))
+        self.networks.restore(state['networks'])
+        for player in self.players:
+            player.optimizer.load_state_dict(state['optimizers'][player.name])
+
+    # Numbers that go wrong -------------------------------------------------------------------------------------------
+
+    def bad_gradients(self):
+        """Whether any player's last gradients were not finite. Waits for the GPU."""
+        return any(player.bad_steps() > 0 for player in self.players)
+
+    def _check_gradients(self):
+        """From time to time, since it waits for the GPU: players whose gradients stay bad stop at their next bad step."""
+        if self.steps % min(CHECK_STEPS, self.config.max_bad_steps) == 0:
+            for player in self.players:
+                player.must_be_finite = player.bad_steps() >= self.config.max_bad_steps
 
     # One step --------------------------------------------------------------------------------------------------------
 
@@ -212,9 +336,8 @@ class Stage:
     def _scale_learning_rates(self):
         seen = self.images_seen + self.config.batch
         factor = ramp(0.0, 1.0, seen, self.config.optimizer.lr_rampup_kimg * 1000)
-        for player in (self.g, self.d, self.d_patch):
-            if player is not None:
-                player.scale_learning_rate(factor)
+        for player in self.players:
+            player.scale_learning_rate(factor)
 
     def _step_generator(self):
         """Steps G; returns its fakes, without gradients, and the cameras they are seen from, for each pass."""
@@ -225,7 +348,7 @@ class Stage:
             loss, fakes = self.objectives.generator(mine, self.schedule, self._random('generator', p))
             made.append((fakes.detach(), mine.c))
             return loss
-        self.g.step(self.passes, adversarial, self.report)
+        self.g.step('generator', self.passes, adversarial, self.report)
         mean_w = torch.stack([fakes.mean_w for fakes, _ in made]).mean(dim=0)
         self.networks.G.mapping.update_w_avg(distributed.average(mean_w))
         if self.g.regularizes_at(self.steps):
@@ -234,21 +357,21 @@ class Stage:
 
     def _regularize_density(self):
         inputs = self._fake_inputs('density', swap_together=True)
-        self.g.step(self.passes, lambda p: self.g.interval * self.objectives.density(
+        self.g.step('density', self.passes, lambda p: self.g.interval * self.objectives.density(
             _rows(inputs, p), self._random('density', p)), self.report)
 
     def _step_discriminator(self, reals, fakes):
-        self.d.step(self.passes, lambda p: self.objectives.discriminator(
+        self.d.step('discriminator', self.passes, lambda p: self.objectives.discriminator(
             *fakes[p.index], *reals[p.index], self.schedule, self._random('discriminator', p)), self.report)
         if self.d.regularizes_at(self.steps):
-            self.d.step(self.passes, lambda p: self.d.interval * self.objectives.discriminator_r1(
+            self.d.step('discriminator_r1', self.passes, lambda p: self.d.interval * self.objectives.discriminator_r1(
                 *reals[p.index], self.schedule, self._random('discriminator_r1', p)), self.report)
 
     def _step_patch_discriminator(self, reals, fakes):
-        self.d_patch.step(self.passes, lambda p: self.objectives.patch_discriminator(
+        self.d_patch.step('patch', self.passes, lambda p: self.objectives.patch_discriminator(
             fakes[p.index][0], reals[p.index][0], self.schedule, self._random('patch', p)), self.report)
         if self.d_patch.regularizes_at(self.steps):
-            self.d_patch.step(self.passes, lambda p: self.d_patch.interval * self.objectives.patch_discriminator_r1(
+            self.d_patch.step('patch_r1', self.passes, lambda p: self.d_patch.interval * self.objectives.patch_discriminator_r1(
                 reals[p.index][0], self.schedule, self._random('patch_r1', p)), self.report)
 
     def _finish_step(self):
@@ -258,10 +381,7 @@ class Stage:
         beta = average_beta(config.batch, config.ema_half_life_kimg, self.stage.ema_rampup, self.images_seen)
         update_average(self.networks.G_ema, self.networks.G, beta)
         self.steps += 1
-        self.images_seen += config.batch
         run.images_seen += config.batch
-        if run.first:
-            run.reporter.advance(config.batch)
 
     def _adapt_augmentation(self):
         sign = distributed.average(torch.stack(self.real_signs).mean()).item()
@@ -294,41 +414,6 @@ class Stage:
         inputs = self._fake_inputs(phase)
         return [(self.objectives.fakes(_rows(inputs, p), self._random(phase, p, part=2), image=image, patch=patch), inputs.c[p.rows])
                 for p in self.passes]
-
-
-class Batches:
-    """A batch sampler: for every start, the indices of a batch."""
-
-    def __init__(self, starts, indices):
-        self.starts, self.indices = starts, indices
-
-    def __len__(self):
-        return len(self.starts)
-
-    def __iter__(self):
-        return map(self.indices, self.starts)
-
-
-class CarryErrors(torch.utils.data.Dataset):
-    """A dataset whose users' errors come out as items: raised in a worker process, they would become tracebacks."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        try:
-            return self.dataset[index]
-        except UserError as error:
-            return error
-
-
-def collate_or_error(items):
-    """A batch, or the first error among its items."""
-    errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else torch.utils.data.default_collate(items)
 
 
 class Pass(NamedTuple):

@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all, and folders that one process has for itself."""
+
+import contextlib
+import fcntl
+import os
+import time
+
+from dnnlib.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A new binary file that takes the place of `path` when the block ends well; else `path` stays as it was.
+
+    It is written beside, synced to the disk, and renamed. Raises OSError.
+    """
+    beside = f'{path}.tmp'
+    try:
+        with open(beside, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        remove(beside)  # a full disk needs the room
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    os.replace(beside, path)
+    _sync_folder(os.path.dirname(path) or '.')
+
+
+def remove(path):
+    """Delete a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _sync_folder(folder):
+    """Make a rename lasting."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FolderLock:
+    """A folder that belongs to this process until it ends: an advisory lock on `<folder>/lock`.
+
+    Waits up to `patience` seconds, since helpers of a process that was killed may hold on for a moment. Raises UserError.
+    """
+
+    def __init__(self, folder, patience=60.0):
+        self._file = open(os.path.join(folder, 'lock'), 'w')
+        deadline = time.monotonic() + patience
+        while not self._take():
+            if time.monotonic() > deadline:
+                raise UserError(f'{folder} is in use by another process; wait for its end, or name another folder')
+            time.sleep(0.2)
+
+    def _take(self):
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self):
+        self._file.close()

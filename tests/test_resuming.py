@@ -1,0 +1,445 @@
+"""Interrupted runs go on, and end with the bits of an uninterrupted one."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import train as train_script
+from dnnlib.errors import UserError
+from tests.interruption import assert_same_end, last_state, losses, start_in_child, train_and_die, train_in_child
+from tests.tiny import tiny_run
+from torch_utils import distributed
+from torch_utils.checkpoint import StateFolder
+from torch_utils.interrupts import SAME_REQUEST_S
+from training import resuming
+from training.losses import Objectives
+from training.players import BadGradients
+from training.training_loop import train
+
+STEPS = 5  # of each stage
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A demo set of 24 images of 32x32."""
+    import dataset_tool
+    path = tmp_path_factory.mktemp('data') / 'heads.zip'
+    result = CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--resolution=32', '--images=24'])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def small_run(data, outdir, steps=STEPS, **changes):
+    """A RunConfig of both stages that saves its state every second step and reports every third."""
+    base = tiny_run(str(data), str(outdir))
+    stages = {name: getattr(base, name).replace(kimg=steps * base.batch / 1000, ada_kimg=0.1) for name in ('stage1', 'stage2')}
+    return base.replace(**{**stages, **dict(threads=1, tick_kimg=0.024, snapshot_ticks=1, state_every='0.016kimg', augment='ada',
+                                            ada_interval=3, share_fakes=True), **changes})
+
+
+def begin(config):
+    """The run's folder, as train.py makes it."""
+    os.makedirs(config.outdir, exist_ok=True)
+    resuming.write_options(config)
+    return config
+
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    outdir = tmp_path_factory.mktemp('whole') / 'run'
+    assert train_in_child(begin(small_run(data, outdir))) == (0, '')
+    assert (outdir / 'finished').exists()
+    return outdir
+
+
+def test_killed_anywhere_a_run_ends_with_the_same_bits(whole, data, tmp_path):
+    """One run that is killed again and again: every restart goes on from the last whole state."""
+    config = begin(small_run(data, tmp_path / 'run'))
+    moments = [('in a step', 1), ('writing a state', 1), ('after a step', 3), ('before a tick', 1), ('state written', 1),
+               ('stage 2 begins', 2), ('after a tick', 1), ('writing a state', 1), ('writing samples', 1)]
+    for moment in moments:
+        assert train_in_child(config, moment) == (-signal.SIGKILL, ''), moment
+    assert train_in_child(config) == (0, '')
+    assert_same_end(tmp_path / 'run', whole)
+    assert 'going on from image 16, step 2 of stage 1' in (tmp_path / 'run' / 'log.txt').read_text()
+
+
+@pytest.mark.slow
+def test_killed_at_20_random_moments_a_run_ends_with_the_same_bits(data, tmp_path):
+    """The clock decides: kill -9 from outside, 20 times, through both stages."""
+    steps, kills, draw = 60, 20, random.Random(5)
+    config = begin(small_run(data, tmp_path / 'whole', steps))
+    start = time.monotonic()
+    assert train_in_child(config) == (0, '')
+    duration = time.monotonic() - start
+    config = begin(small_run(data, tmp_path / 'run', steps))
+    for _ in range(kills):
+        process, _ = start_in_child(config)
+        process.join(draw.uniform(0.1, 3.0 * duration / kills))
+        process.kill()
+        process.join()
+    log = (tmp_path / 'run' / 'log.txt').read_text()
+    assert not (tmp_path / 'run' / 'finished').exists() and log.count('going on from') > kills / 2
+    assert train_in_child(config) == (0, '')
+    assert_same_end(tmp_path / 'run', tmp_path / 'whole')
+
+
+def test_two_processes_one_is_killed(data, tmp_path):
+    config = begin(small_run(data, tmp_path / 'whole', steps=3, gpus=2))
+    assert distributed.launch(functools.partial(train, config), 2)
+    config = begin(small_run(data, tmp_path / 'run', steps=3, gpus=2))
+    with pytest.raises(UserError, match='process 1 was killed by SIGKILL'):
+        distributed.launch(functools.partial(train_and_die, config, ('in a step', 5), 1), 2)
+    assert distributed.launch(functools.partial(train, config), 2)
+    assert 'going on from image' in (tmp_path / 'run' / 'log.txt').read_text()
+    assert_same_end(tmp_path / 'run', tmp_path / 'whole', tolerance=1e-6)
+
+
+def test_another_number_of_processes_goes_on_and_says_what_that_means(whole, data, tmp_path):
+    config = begin(small_run(data, tmp_path / 'run'))
+    train_in_child(config, ('stage 2 begins', 2))
+    two = config.replace(gpus=2)
+    assert distributed.launch(functools.partial(train, two), 2)
+    log = (tmp_path / 'run' / 'log.txt').read_text()
+    assert 'processes: 1 before, 2 now' in log and 'only up to rounding' in log
+    for mine, theirs in zip(losses(tmp_path / 'run'), losses(whole), strict=True):
+        assert mine['loss/D'] == pytest.approx(theirs['loss/D'], abs=2e-3)
+
+
+# Asked to stop
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_finishes_the_step_and_saves(number, whole, data, tmp_path, monkeypatch):
+    config = begin(small_run(data, tmp_path / 'run', state_every='999min'))
+    step, steps = Objectives.discriminator, []
+
+    def signalled(self, *args):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), number)
+        return step(self, *args)
+    monkeypatch.setattr(Objectives, 'discriminator', signalled)
+    former = signal.getsignal(number)
+    assert train(config) is False and signal.getsignal(number) is former
+    assert [images for images, _ in StateFolder(config.outdir).paths()] == [24]
+    assert not (tmp_path / 'run' / 'finished').exists()
+    monkeypatch.undo()
+    assert train_in_child(config) == (0, '')
+    assert_same_end(tmp_path / 'run', whole)
+
+
+def test_max_minutes_stop_a_run(data, tmp_path):
+    config = begin(small_run(data, tmp_path / 'run', max_minutes=1e-6))
+    assert train(config) is False
+    assert [images for images, _ in StateFolder(config.outdir).paths()] == [8]
+    assert '--max-minutes are over' in (tmp_path / 'run' / 'log.txt').read_text()
+
+
+def script(*arguments, **options):
+    return subprocess.Popen([sys.executable, 'train.py', *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
+
+
+@pytest.fixture(scope='module')
+def demo_data(tmp_path_factory):
+    import dataset_tool
+    path = tmp_path_factory.mktemp('data') / 'demo.zip'
+    assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--images=32']).exit_code == 0
+    return path
+
+
+def wait_for(condition, is_alive, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert is_alive() and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_script_stops_at_a_signal_and_goes_on(processes, demo_data, tmp_path):
+    arguments = ('--preset=demo', f'--data={demo_data}', f'--outdir={tmp_path}', '--run-id=mine', '--tick=0.016', '--threads=1',
+                 f'--gpus={processes}')
+    stats = tmp_path / 'mine' / 'stats.jsonl'
+    process = script(*arguments)
+    wait_for(stats.exists, lambda: process.poll() is None)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and 'the same command goes on from here' in output and 'Traceback' not in output
+    ticks = len(stats.read_text().splitlines())
+    process = script(f'--outdir={tmp_path}', '--resume=latest')
+    wait_for(lambda: len(stats.read_text().splitlines()) > ticks, lambda: process.poll() is None)
+    os.kill(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and 'going on from image' in output
+
+
+def test_a_second_signal_ends_the_process_at_once(data, tmp_path):
+    process, _ = start_in_child(begin(small_run(data, tmp_path / 'run')), ('a step that hangs', 1))
+    wait_for((tmp_path / 'run' / 'reals.png').exists, process.is_alive)
+    process.terminate()
+    process.join(SAME_REQUEST_S + 0.2)
+    assert process.is_alive()
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == 128 + signal.SIGTERM
+
+
+# Several machines
+
+
+def torchrun(port, *arguments):
+    """A torchrun that stands for one of two machines, with two processes."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=2', '--max-restarts=3',
+               '--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{port}', '--rdzv-id=test', 'train.py', *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def finish(agents):
+    outputs = [agent.communicate(timeout=600)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0] * len(agents), outputs
+    return outputs
+
+
+@pytest.mark.slow
+def test_two_torchrun_machines_one_dies(demo_data, tmp_path):
+    arguments = ['--preset=demo', f'--data={demo_data}', f'--outdir={tmp_path}', '--stage1-kimg=0.32', '--stage2-kimg=0.16',
+                 '--tick=0.08', '--snap=100', '--state-every=0.04kimg']
+    port = distributed._free_port()
+    finish([torchrun(port, *arguments, '--run-id=whole') for _ in range(2)])
+
+    port = distributed._free_port()
+    agents = [torchrun(port, *arguments, '--run-id=killed')]
+    time.sleep(2)  # the first one holds the rendezvous
+    agents.append(torchrun(port, *arguments, '--run-id=killed'))
+    wait_for(lambda: len(StateFolder(tmp_path / 'killed').paths()) == 2, lambda: agents[0].poll() is None)
+    agents[1].kill()
+    agents[1].wait()
+    agents[1] = torchrun(port, *arguments, '--run-id=killed')
+    outputs = finish(agents)
+    assert 'has lost' in outputs[0]
+    log = (tmp_path / 'killed' / 'log.txt').read_text()
+    assert log.count('4 process(es)') == 2 and 'going on from' in log and (tmp_path / 'killed' / 'finished').exists()
+    assert_same_end(tmp_path / 'killed', tmp_path / 'whole', tolerance=1e-6)
+
+
+# Damage
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * position)] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path, fraction):
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * fraction)])
+
+
+def states(folder):
+    """Newest first."""
+    return sorted(folder.glob('training-state-*.pt'), reverse=True)
+
+
+@pytest.fixture
+def copy(whole, data, tmp_path):
+    """A copy of the finished run, with a state from before its end."""
+    shutil.copytree(whole, tmp_path / 'run')
+    resuming.write_options(small_run(data, tmp_path / 'run'))
+    assert len(states(tmp_path / 'run')) == 2
+    return tmp_path / 'run'
+
+
+DAMAGE = {
+    'a flipped bit in the middle': lambda run: flip(states(run)[0], 0.5),
+    'a flipped bit in the checksum': lambda run: flip(states(run)[0], 20 / states(run)[0].stat().st_size),
+    'a flipped bit at the beginning': lambda run: flip(states(run)[0], 0),
+    'truncated': lambda run: cut(states(run)[0], 0.7),
+    'short by a byte': lambda run: states(run)[0].write_bytes(states(run)[0].read_bytes()[:-1]),
+    'empty': lambda run: states(run)[0].write_bytes(b''),
+    'another file': lambda run: states(run)[0].write_bytes(b'not a state at all'),
+    'the newest is gone': lambda run: states(run)[0].unlink(),
+    'half a state beside': lambda run: cut(states(run)[0].rename(f'{states(run)[0]}.tmp'), 0.5),
+    'no statistics': lambda run: (states(run)[0].unlink(), (run / 'log.txt').unlink()),
+}
+
+
+@pytest.mark.parametrize('name', DAMAGE)
+def test_damage_that_a_run_recovers_from(name, copy, whole):
+    DAMAGE[name](copy)
+    config = resuming.saved_config(str(copy))
+    assert train_in_child(config) == (0, '')
+    assert_same_end(copy, whole)
+    assert last_state(copy)['images_seen'] == 80
+    assert not list(copy.glob('*.tmp'))
+
+
+@pytest.mark.parametrize('damage', [lambda path: path.unlink(), lambda path: path.write_text('{"preset"'), lambda path: path.write_text('[]')])
+def test_lost_options_come_from_the_state(damage, copy):
+    config = resuming.saved_config(str(copy))
+    damage(copy / 'training_options.json')
+    assert resuming.saved_config(str(copy)).replace(outdir=config.outdir) == config
+
+
+def remove_states(run):
+    shutil.copy(run / 'network-snapshot-000000.pkl', run / 'network-snapshot-000002.pkl')
+    for path in run.glob('training-state-*.pt'):
+        path.unlink()
+
+
+REFUSED = {
+    'all states damaged': (lambda run: [cut(path, 0.5) for path in states(run)], 'no training state is whole'),
+    'all states gone': (remove_states, '--init-from='),
+    'options and states gone': (lambda run: (remove_states(run), (run / 'training_options.json').unlink()), 'holds no run'),
+    'options of another version': (lambda run: (run / 'training_options.json').write_text('{"colour": "red"}'), 'no field colour'),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_damage_that_is_refused_by_name(name, copy, data):
+    damage, message = REFUSED[name]
+    damage(copy)
+    before = sorted(path.name for path in copy.iterdir())
+    result = CliRunner().invoke(train_script.main, ['--preset=demo', f'--data={data}', f'--run-dir={copy}'])
+    assert result.exit_code == 1 and message in result.output and str(copy) in result.output
+    assert len(result.output.strip().splitlines()[-1]) > 20 and 'Traceback' not in result.output
+    assert sorted(path.name for path in copy.iterdir() if path.name != 'lock') == [name for name in before if name != 'lock']
+
+
+def test_other_data_is_refused(copy, data, tmp_path):
+    import dataset_tool
+    other = tmp_path / 'other.zip'
+    CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={other}', '--resolution=32', '--images=16'])
+    with pytest.raises(UserError, match='holds other images or cameras'):
+        train(resuming.saved_config(str(copy)).replace(data=str(other)))
+
+
+def test_a_file_that_cannot_grow_leaves_the_last_state(whole, data, tmp_path):
+    """The kernel refuses writes beyond a size, as a full disk does."""
+    config = begin(small_run(data, tmp_path / 'run', snapshot_ticks=100))
+    assert train_in_child(config, ('in a step', 4))[0] == -signal.SIGKILL
+    state, = [path for _, path in StateFolder(config.outdir).paths()]
+    before = open(state, 'rb').read()
+    code, message = train_in_child(config, largest_file=len(before) // 2)
+    assert code == 1 and message.startswith('UserError') and 'training-state' in message and 'File too large' in message
+    assert open(state, 'rb').read() == before and not list((tmp_path / 'run').glob('*.tmp'))
+    assert train_in_child(config) == (0, '')
+    assert_same_end(tmp_path / 'run', whole)
+
+
+def test_a_dataset_that_vanishes_is_named(data, tmp_path, monkeypatch):
+    folder = tmp_path / 'images'
+    shutil.unpack_archive(data, folder)
+    config = begin(small_run(folder, tmp_path / 'run'))
+    step, steps = Objectives.discriminator, []
+
+    def vanish(self, *args):
+        steps.append(1)
+        if len(steps) == 3:
+            shutil.rmtree(folder)
+        return step(self, *args)
+    monkeypatch.setattr(Objectives, 'discriminator', vanish)
+    with pytest.raises(UserError, match=str(folder)):
+        train(config)
+    assert last_state(config.outdir)['images_seen'] == 24
+
+
+def test_a_run_in_use_is_refused(copy, monkeypatch):
+    from dnnlib.files import FolderLock
+    lock = FolderLock(str(copy))
+    with pytest.raises(UserError, match='in use by another process'):
+        FolderLock(str(copy), patience=0.0)
+    lock.release()
+    FolderLock(str(copy), patience=0.0).release()
+
+
+# Numbers that go wrong
+
+
+def test_gradients_that_stay_bad_stop_the_run(data, tmp_path, monkeypatch):
+    config = begin(small_run(data, tmp_path / 'run', steps=20, max_bad_steps=3, augment='none', snapshot_ticks=100))
+    ordinary, calls = Objectives.discriminator, []
+
+    def spoiled(self, *args):
+        calls.append(1)
+        loss = ordinary(self, *args)
+        return loss * float('nan') if len(calls) > 4 else loss
+    monkeypatch.setattr(Objectives, 'discriminator', spoiled)
+    with pytest.raises(BadGradients) as caught:
+        train(config)
+    message = str(caught.value)
+    assert 'phase discriminator: the gradients of D are not finite' in message and 'from_rgb.weight' in message
+    assert 'step 7 of stage 1' in message or 'step 9 of stage 1' in message
+    assert [images for images, _ in StateFolder(config.outdir).paths()][0] == 32  # the state before the first bad step
+    record = json.loads((tmp_path / 'run' / 'stats.jsonl').read_text().splitlines()[-1])
+    assert record['gradients/D_not_finite'] > 0
+
+
+def test_a_few_bad_gradients_do_not(data, tmp_path, monkeypatch):
+    config = begin(small_run(data, tmp_path / 'run', max_bad_steps=3))
+    ordinary, calls = Objectives.discriminator, []
+
+    def spoiled(self, *args):
+        calls.append(1)
+        loss = ordinary(self, *args)
+        return loss * float('inf') if len(calls) in (2, 4) else loss
+    monkeypatch.setattr(Objectives, 'discriminator', spoiled)
+    assert train(config)
+    assert all(torch.isfinite(value).all() for value in last_state(config.outdir)['stage']['networks']['D'].values())
+
+
+# Options on resuming
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(train_script.main, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize('option', ['--glr=0.5', '--batch=16', '--seed=3', '--preset=ffhq512', '--plane-resolution=32', '--gamma=7',
+                                    '--stage1-kimg=3', '--augment=none', '--mirror=true', '--precision=bf16'])
+def test_an_option_that_would_change_the_run_is_refused_by_name(option, copy):
+    result = invoke(f'--resume={copy}', option, '--dry-run')
+    assert result.exit_code == 1 and option.split('=')[0] in result.output and 'would change' in result.output or 'has --preset' in result.output
+
+
+def test_options_that_change_nothing_are_taken(copy, data):
+    result = invoke('--preset=demo', f'--data={data}', f'--run-dir={copy}', '--workers=2', '--stage2-kimg=0.08', '--gpus=2', '--seed=0',
+                    '--state-every=3kimg', '--dry-run')
+    assert result.exit_code == 0, result.output
+    config = json.loads(result.output)
+    assert (config['workers'], config['gpus'], config['state_every'], config['stage2']['kimg']) == (2, 2, '3kimg', 0.08)
+    assert config['generator']['plane_resolution'] == 16  # the run's own, not the preset's
+
+
+def test_the_same_options_again_are_no_change(data, tmp_path):
+    arguments = ['--preset=demo', f'--data={data}', f'--outdir={tmp_path}', '--run-id=a', '--gamma=2', '--gamma-patch=3', '--swap=0.3',
+                 '--near=2', '--far=4', '--stage1-kimg=0', '--blur-fade=3', '--dry-run']
+    first = invoke(*arguments)
+    assert first.exit_code == 0, first.output
+    from training.config import RunConfig
+    begin(RunConfig.from_dict(json.loads(first.output)))
+    again = invoke(*arguments)
+    assert again.exit_code == 0 and json.loads(again.output) == json.loads(first.output)
+    assert json.loads(invoke(f'--resume={tmp_path / "a"}', '--dry-run').output) == json.loads(first.output)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--resume=absent'], 'no such folder'), (['--resume=latest'], 'there is no run in'),
+    (['--resume=latest', '--run-id=x'], 'name the run twice'), (['--data=d'], '--preset is missing'),
+    (['--preset=demo'], '--data is missing'), (['--preset=demo', '--data=d', '--state-every=often'], '--state-every=often'),
+    (['--preset=demo', '--data=d', '--state-every=0min'], '--state-every=0min'),
+])
+def test_bad_ways_to_name_a_run(arguments, message, tmp_path):
+    result = invoke(*arguments, f'--outdir={tmp_path}')
+    assert result.exit_code == 1 and message in result.output

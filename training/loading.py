@@ -1,0 +1,71 @@
+"""Batches of real images for one process of a run, from any position of the stream on."""
+
+import torch
+
+from dnnlib.errors import UserError
+from torch_utils import distributed
+from torch_utils.interrupts import ignore_stop_requests
+from training.dataset import batch_indices
+
+
+def real_batches(dataset, config, images_seen, end, pin_memory=False):
+    """This process's rows of the batches at images_seen, images_seen + batch, ... before end.
+
+    config: RunConfig. Yields (images uint8 [n, 3, R, R], cameras [n, 25]). Raises UserError for what the data set says,
+    and for a helper process that was killed.
+    """
+    rows = slice(distributed.rank(), None, distributed.world_size())
+    batches = Batches(range(images_seen, end, config.batch),
+                      lambda start: batch_indices(len(dataset), config.seed, start, config.batch)[rows].tolist())
+    helpers = dict(num_workers=config.workers, persistent_workers=True, prefetch_factor=4,
+                   worker_init_fn=ignore_stop_requests) if config.workers else {}
+    loader = torch.utils.data.DataLoader(CarryErrors(dataset), batch_sampler=batches, collate_fn=collate_or_error,
+                                         pin_memory=pin_memory, **helpers)
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise UserError(f'a process that reads images was killed ({_first_line(error)}); if memory ran out, lower --workers') from None
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0]
+
+
+class Batches:
+    """A batch sampler: for every start, the indices of a batch."""
+
+    def __init__(self, starts, indices):
+        self.starts, self.indices = starts, indices
+
+    def __len__(self):
+        return len(self.starts)
+
+    def __iter__(self):
+        return map(self.indices, self.starts)
+
+
+class CarryErrors(torch.utils.data.Dataset):
+    """A dataset whose users' errors come out as items: raised in a worker process, they would become tracebacks."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+def collate_or_error(items):
+    """A batch, or the first error among its items."""
+    errors = [item for item in items if isinstance(item, UserError)]
+    return errors[0] if errors else torch.utils.data.default_collate(items)

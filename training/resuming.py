@@ -1,0 +1,105 @@
+"""Folders of runs: which one is meant, what it was started with, and whether another command may go on with it."""
+
+import json
+import os
+import re
+
+from dnnlib.files import replacing
+from torch_utils.checkpoint import StateFolder
+from training.config import ConfigError, RunConfig, check
+
+OPTIONS_FILE = 'training_options.json'
+LATEST = 'latest'
+
+
+def new_run_dir(outdir, preset):
+    """The next free folder `<number>-<preset>` in outdir."""
+    taken = [int(match[1]) for name in _names(outdir) if (match := re.match(r'(\d+)-', name))]
+    return os.path.join(outdir, f'{max(taken, default=-1) + 1:05d}-{preset}')
+
+
+def run_to_resume(resume, outdir):
+    """The folder that --resume means: itself, or for 'latest' the run in outdir that was last written to."""
+    if resume != LATEST:
+        check(os.path.isdir(resume), f'--resume={resume}: no such folder')
+        return resume
+    runs = [os.path.join(outdir, name) for name in _names(outdir)]
+    runs = [run for run in runs if os.path.isfile(os.path.join(run, OPTIONS_FILE))]
+    check(runs, f'--resume=latest: there is no run in {outdir}; name its folder, or give --outdir')
+    return max(runs, key=_last_written)
+
+
+def write_options(config):
+    """training_options.json: enough to start the same run."""
+    with replacing(os.path.join(config.outdir, OPTIONS_FILE)) as file:
+        file.write(json.dumps(config.to_dict(), indent=2).encode())
+
+
+def saved_config(run_dir):
+    """The RunConfig of the run in a folder; None where the folder is new or empty.
+
+    Raises ConfigError for a folder that holds something else, or a run that nothing can be resumed from.
+    """
+    names = _names(run_dir)
+    if not names:
+        return None
+    options = os.path.join(run_dir, OPTIONS_FILE)
+    config = _read_options(options) if os.path.isfile(options) else _options_of_state(run_dir, f'--run-dir={run_dir} is not empty '
+                                                                                      'and holds no run; name another folder')
+    snapshots = sorted(name for name in names if re.fullmatch(r'network-snapshot-0*[1-9]\d*\.pkl', name))
+    check(has_state(run_dir) or not snapshots, f'{run_dir} has no training state to go on from; start another run with '
+          f'--init-from={os.path.join(run_dir, snapshots[-1]) if snapshots else ""}')
+    return config
+
+
+def has_state(run_dir):
+    """Whether there is any training state."""
+    return bool(StateFolder(run_dir).paths())
+
+
+def _read_options(path):
+    try:
+        with open(path) as file:
+            return RunConfig.from_dict(json.load(file))
+    except ConfigError as error:
+        raise ConfigError(f'{path} does not fit this version: {error}') from None
+    except (ValueError, TypeError, AttributeError) as error:
+        return _options_of_state(os.path.dirname(path), f'{path} cannot be read ({str(error)[:100]}); restore it, or name another folder')
+
+
+def _options_of_state(run_dir, otherwise):
+    """The configuration that a training state carries; raises ConfigError with `otherwise` where there is none."""
+    state = StateFolder(run_dir).load()
+    check(state is not None, otherwise)
+    return RunConfig.from_dict(state['options'])
+
+
+def check_unchanged(saved, asked, options):
+    """Raise ConfigError if any of the options {name: value} would change the run.
+
+    saved: RunConfig; asked: options -> RunConfig, what they make of `saved`.
+    """
+    if asked(options) == saved:
+        return
+    for name, value in options.items():
+        changed = asked({name: value})
+        if changed != saved:
+            path, old = _first_difference(saved.to_dict(), changed.to_dict())
+            raise ConfigError(f'--{name.replace("_", "-")}={value} would change the run in {saved.outdir}, which has {path} = {old}; '
+                              'leave it out to go on, or start another run with --init-from=<its last snapshot>')
+    raise ConfigError(f'these options together would change the run in {saved.outdir}: --resume={saved.outdir} alone goes on with it')
+
+
+def _first_difference(first, second, prefix=''):
+    """(dotted path, value in first) of the first entry in which two nested dicts differ."""
+    for key, value in first.items():
+        if value != second[key]:
+            return _first_difference(value, second[key], f'{prefix}{key}.') if isinstance(value, dict) else (prefix + key, value)
+
+
+def _names(folder):
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def _last_written(run_dir):
+    return max(os.path.getmtime(os.path.join(run_dir, name)) for name in _names(run_dir))

@@ -1,0 +1,89 @@
+"""The files of a run that last: training states, snapshots, grids. Written by the first process, beside its other work."""
+
+import hashlib
+import os
+
+import torch
+
+from dnnlib.errors import UserError
+from dnnlib.files import FolderLock, remove
+from torch_utils import distributed
+from torch_utils.background import Background
+from torch_utils.checkpoint import StateFolder
+from torch_utils.images import image_grid
+from training.snapshots import write_snapshot
+
+FINISHED = 'finished'  # an empty file of this name marks the folder of a run that has nothing left to do
+
+
+class Saver:
+    """Writes into the run's folder, which it has for itself.
+
+    config: RunConfig; dataset: what the run trains on, which its states belong to.
+    """
+
+    def __init__(self, config, dataset):
+        self.config = config
+        self.lock = FolderLock(config.outdir)
+        self.states = StateFolder(config.outdir, config.keep_states)
+        self.data = {'images': len(dataset), 'cameras': hashlib.sha256(dataset.labels.numpy().tobytes()).hexdigest()}
+        self.background = Background()
+        self.check = self.background.check
+
+    def _path(self, name):
+        return os.path.join(self.config.outdir, name)
+
+    def load_state(self, log):
+        """The newest whole state or None. Raises UserError when it does not belong to this data set."""
+        state = self.states.load(log)
+        if state is not None and state['data'] != self.data:
+            raise UserError(f'--data={self.config.data} holds other images or cameras ({self.data["images"]}) than the run in '
+                            f'{self.config.outdir} was started with ({state["data"]["images"]}); give it the same data')
+        remove(self._path(FINISHED))
+        return state
+
+    def about(self):
+        """What a state says of the run besides its position."""
+        return {'options': self.config.to_dict(), 'data': self.data, 'circumstances': circumstances(self.config)}
+
+    def save_state(self, images_seen, content):
+        self.background.give(self.states.save, images_seen, content)
+
+    def save_reals(self, images, columns):
+        image_grid(images, columns).save(self._path('reals.png'))
+
+    def save_samples(self, kimg, pictures, columns, described, about):
+        """fakes<kimg>_<name>.png for every entry of pictures, and network-snapshot-<kimg>.pkl."""
+        def write():
+            for name, images in pictures.items():
+                image_grid(images, columns).save(self._path(f'fakes{kimg:06d}_{name}.png'))
+            write_snapshot(self._path(f'network-snapshot-{kimg:06d}.pkl'), described, about)
+        self.background.give(write)
+
+    def finish(self, finished):
+        """Wait until everything is written. finished: whether the run has nothing left to do."""
+        self.background.finish()
+        if finished:
+            open(self._path(FINISHED), 'w').close()
+
+    def close(self):
+        try:
+            self.background.finish()
+        finally:
+            self.lock.release()
+
+
+def circumstances(config):
+    """What must not change for a resumed run to give the very bits of an uninterrupted one."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    return {'processes': distributed.world_size(), 'images per pass': config.batch_per_pass, 'threads': torch.get_num_threads(),
+            'device': device, 'torch': str(torch.__version__)}
+
+
+def describe_resumption(state, config):
+    """Lines for the log of a run that goes on from a state."""
+    yield f'going on from image {state["images_seen"]}, step {state["stage"]["steps"]} of stage {state["stage"]["number"]}'
+    now, then = circumstances(config), state['circumstances']
+    changed = [f'{name}: {then.get(name)} before, {value} now' for name, value in now.items() if then.get(name) != value]
+    if changed:
+        yield f'{"; ".join(changed)}: equal to an uninterrupted run only up to rounding'
