@@ -6,7 +6,7 @@ Works the same for one process (nothing is initialised), for `launch` and under 
 import contextlib
 import datetime
 import os
-import signal
+import re
 import socket
 import sys
 import traceback
@@ -62,7 +62,7 @@ def start(timeout_minutes=30):
 
 def check_parent():
     """Raise LostContact if the torchrun that started this process is gone: a restarted job must not meet this process."""
-    if under_torchrun() and os.getppid() != _PARENT:
+    if 'TORCHELASTIC_RUN_ID' in os.environ and os.getppid() != _PARENT:
         raise LostContact(f'process {rank()} of {world_size()} has lost the torchrun that started it')
 
 
@@ -147,7 +147,8 @@ def _naming_the_loss():
     try:
         yield
     except RuntimeError as error:  # of which torch.distributed.DistError is one
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        lines = re.sub(r'^\[[^\]]*\] ', '', str(error)).strip().splitlines()  # without the place in gloo's source
+        reason = lines[0][:200] if lines else type(error).__name__
         raise LostContact(f'process {os.environ.get("RANK", 0)} of {os.environ.get("WORLD_SIZE", 1)} has lost the others: one has '
                           f'failed, was killed or hangs ({reason})') from None
 

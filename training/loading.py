@@ -1,5 +1,7 @@
 """Batches of real images for one process of a run, from any position of the stream on."""
 
+import contextlib
+
 import torch
 
 from dnnlib.errors import UserError
@@ -11,8 +13,7 @@ from training.dataset import batch_indices
 def real_batches(dataset, config, images_seen, end, pin_memory=False):
     """This process's rows of the batches at images_seen, images_seen + batch, ... before end.
 
-    config: RunConfig. Yields (images uint8 [n, 3, R, R], cameras [n, 25]). Raises UserError for what the data set says,
-    and for a helper process that was killed.
+    config: RunConfig. Yields (images uint8 [n, 3, R, R], cameras [n, 25]). Raises UserError for what the data set says.
     """
     rows = slice(distributed.rank(), None, distributed.world_size())
     batches = Batches(range(images_seen, end, config.batch),
@@ -21,19 +22,22 @@ def real_batches(dataset, config, images_seen, end, pin_memory=False):
                    worker_init_fn=ignore_stop_requests) if config.workers else {}
     loader = torch.utils.data.DataLoader(CarryErrors(dataset), batch_sampler=batches, collate_fn=collate_or_error,
                                          pin_memory=pin_memory, **helpers)
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+@contextlib.contextmanager
+def naming_dead_helpers():
+    """torch's error about a process that read images and was killed, which can come at any moment, as UserError."""
     try:
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        yield
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
-        raise UserError(f'a process that reads images was killed ({_first_line(error)}); if memory ran out, lower --workers') from None
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f'a process that reads images was killed ({reason}); if memory ran out, lower --workers') from None
 
 
 class Batches:

@@ -14,7 +14,7 @@ from torch_utils.random import BatchRandom
 from torch_utils.stats import Statistics
 from training import augment
 from training.dataset import PosedImageDataset
-from training.loading import real_batches
+from training.loading import naming_dead_helpers, real_batches
 from training.losses import Objectives, Schedule, blur_sigma, draw_fake_inputs, ramp, swap_probability
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
@@ -148,6 +148,7 @@ class Run:
         elif self.inherited:
             networks.take(self.inherited, self.log)
         networks.agree()
+        self.inherited = networks.lacking(self.inherited)
         stage.go()
         for name, state in networks.states().items():  # what this stage does not have stays as --init-from gave it
             self.inherited[name] = {**self.inherited.get(name, {}), **state}
@@ -225,7 +226,7 @@ class Run:
     def _state(self, stage):
         """Everything that a restart needs, on the CPU. Every process must call it."""
         state = {'images_seen': self.images_seen, 'statistics': self.statistics.state(), 'stage': stage.state(),
-                 'inherited': stage.networks.lacking(self.inherited)}
+                 'inherited': self.inherited}
         return copy_to_cpu({**state, **self.saver.about(), 'reporter': self.reporter.position()}) if self.first else None
 
 
@@ -272,15 +273,19 @@ class Stage:
         end = self.start + self.config.steps_of(self.stage) * self.config.batch
         batches = real_batches(run.dataset, self.config, run.images_seen, end, run.device.type == 'cuda')
         try:
-            for real, real_c in run.clock.measure_each('data', batches):
-                self.step(real, real_c)
-                self._check_gradients()
-                run.after_step(self)
-                if run.stopping:
-                    return
+            with naming_dead_helpers():
+                self._steps(batches)
         except (distributed.LostContact, BadGradients) as error:
             raise type(error)(f'{error}, in step {self.steps} of stage {self.number}; the last training state is kept, and the '
                               'same command goes on from it') from None
+
+    def _steps(self, batches):
+        for real, real_c in self.run.clock.measure_each('data', batches):
+            self.step(real, real_c)
+            self._check_gradients()
+            self.run.after_step(self)
+            if self.run.stopping:
+                return
 
     # For a restart ---------------------------------------------------------------------------------------------------
 
