@@ -84,14 +84,15 @@ def test_killed_at_20_random_moments_a_run_ends_with_the_same_bits(data, tmp_pat
     start = time.monotonic()
     assert train_in_child(config) == (0, '')
     duration = time.monotonic() - start
-    config = begin(small_run(data, tmp_path / 'run', steps))
+    config, log = begin(small_run(data, tmp_path / 'run', steps)), tmp_path / 'run' / 'log.txt'
     for _ in range(kills):
+        starts = log.read_text().count('kimg\n') if log.exists() else 0
         process, _ = start_in_child(config)
-        process.join(draw.uniform(0.1, 1.6 * duration / kills))
+        wait_for(lambda: log.exists() and log.read_text().count('kimg\n') > starts, process.is_alive)
+        process.join(draw.uniform(0, 1.6 * duration / kills))
         process.kill()
         process.join()
-    log = (tmp_path / 'run' / 'log.txt').read_text()
-    assert not (tmp_path / 'run' / 'finished').exists() and log.count('going on from') > kills / 2
+    assert not (tmp_path / 'run' / 'finished').exists() and log.read_text().count('going on from') > kills / 2
     assert train_in_child(config) == (0, '')
     assert_same_end(tmp_path / 'run', tmp_path / 'whole')
 
