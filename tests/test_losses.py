@@ -13,7 +13,7 @@ from training.losses import (FakeInputs, Objectives, Schedule, blur, blur_sigma,
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
 from training.perceptual import VGG_FILE, WeightsError, find_vgg_weights, load_lpips
-from training.players import Player, average_beta, update_average
+from training.players import BadGradients, Player, average_beta, update_average
 from training.rendering.viewpoints import view_label
 
 # Schedules and draws
@@ -203,7 +203,7 @@ def test_passes_are_averaged_and_only_the_player_learns():
     module, other = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     other.requires_grad_(False)
     player, reports = Player('P', module, 0.1, OptimizerConfig(), None), {}
-    player.step([1.0, 3.0], lambda x: other(module(torch.tensor([[x]]))).sum(), reports.__setitem__)
+    player.step('phase', [1.0, 3.0], lambda x: other(module(torch.tensor([[x]]))).sum(), reports.__setitem__)
     assert module.weight.grad.item() == pytest.approx(2 * other.weight.item())
     assert reports['gradients/P'] == pytest.approx(abs(2 * other.weight.item())) and reports['gradients/P_not_finite'] == 0
     assert not module.weight.requires_grad
@@ -213,9 +213,21 @@ def test_non_finite_gradients_are_replaced_and_counted():
     module = nn.Linear(3, 1, bias=False)
     player, reports = Player('P', module, 0.1, OptimizerConfig(), None), {}
     factor = torch.tensor([float('nan'), float('inf'), float('-inf')])
-    player.step([0], lambda _: (module.weight * factor).sum(), reports.__setitem__)
+    player.step('phase', [0], lambda _: (module.weight * factor).sum(), reports.__setitem__)
     assert module.weight.grad.flatten().tolist() == [0.0, 1e5, -1e5]
     assert reports['gradients/P_not_finite'] == 1 and module.weight.isfinite().all()
+
+
+def test_bad_steps_are_counted_in_a_row_and_raised_where_that_is_asked():
+    module = nn.Linear(1, 1)
+    player = Player('P', module, 0.1, OptimizerConfig(), None)
+    for factor, expected in ((1.0, 0), (float('nan'), 1), (float('inf'), 2), (1.0, 0), (float('nan'), 1)):
+        player.step('phase', [0], lambda _: module.weight.sum() * factor + module.bias.sum(), lambda *_: None)
+        assert player.bad_steps() == expected
+    player.must_be_finite = True
+    player.step('phase', [0], lambda _: module.weight.sum(), lambda *_: None)
+    with pytest.raises(BadGradients, match='phase R1: the gradients of P are not finite, 1 times in a row, in weight$'):
+        player.step('R1', [0], lambda _: module.weight.sum() * float('nan') + module.bias.sum(), lambda *_: None)
 
 
 def test_moving_average():

@@ -303,7 +303,8 @@ class Interval(NamedTuple):
 def parse_interval(text):
     """'10min' or '50kimg' as an Interval. Raises ConfigError for anything else."""
     match = re.fullmatch(r'(\d+(?:\.\d+)?)(min|kimg)', text)
-    check(match and float(match[1]) > 0, f"--state-every={text} is no interval; write minutes or thousands of images, such as 15min or 50kimg")
+    check(match and float(match[1]) > 0, f'--state-every={text} is no interval; write minutes or '
+          'thousands of images, such as 15min or 50kimg')
     amount = float(match[1])
     return Interval(math.inf, amount * 60) if match[2] == 'min' else Interval(amount * 1000, math.inf)
 
