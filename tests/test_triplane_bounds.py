@@ -97,6 +97,11 @@ def test_skipping_is_refused_where_it_makes_no_sense():
 # The choice of a renderer
 
 
+@pytest.fixture(autouse=True)
+def _nothing_forced(monkeypatch):
+    monkeypatch.delenv('MIMIC3D_RENDERER', raising=False)
+
+
 def rays():
     return torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)
 

@@ -115,7 +115,7 @@ def _importance_kernel(drawn, depths, weights, positions, rays, SAMPLES: tl.cons
     ray = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = ray < rays
     number = tl.arange(0, DRAWN_BLOCK)
-    where = number[:, None] * rays + ray[None, :]
+    where = number.to(tl.int64)[:, None] * rays + ray[None, :]
     wanted = (number < DRAWN)[:, None] & real[None, :]
     u = tl.load(positions + where, mask=wanted, other=0.0)
     total = tl.zeros([BLOCK], tl.float32)
@@ -147,7 +147,7 @@ def _sort_kernel(ascending, order, depths, rays, SAMPLES: tl.constexpr, SAMPLE_B
     ray = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     sample = tl.arange(0, SAMPLE_BLOCK)
     real = (sample < SAMPLES)[:, None] & (ray < rays)[None, :]
-    own = tl.load(depths + sample[:, None] * rays + ray[None, :], mask=real, other=0.0)
+    own = tl.load(depths + sample.to(tl.int64)[:, None] * rays + ray[None, :], mask=real, other=0.0)
     rank = tl.zeros([SAMPLE_BLOCK, BLOCK], tl.int32)
     other = ray
     for index in range(SAMPLES):

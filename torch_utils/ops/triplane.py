@@ -273,7 +273,7 @@ def _samples_kernel(density_out, colours_out, chosen, count, samples, rays, rays
     if COLOURS > 0:
         wc, bc = _load_colours(output_weight, output_bias, unit, colour, UNITS, COLOURS)
         values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOUR_GAIN + COLOUR_OFFSET
-        tl.store(colours_out + colour[None, :] * samples + sample[:, None], values, mask=real[:, None] & (colour < COLOURS)[None, :])
+        tl.store(colours_out + colour.to(tl.int64)[None, :] * samples + sample[:, None], values, mask=real[:, None] & (colour < COLOURS)[None, :])
 
 
 @triton.jit
@@ -352,7 +352,7 @@ def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weig
                 tl.store(grad_weights + sample, tl.sum(g_colour * values, axis=1), mask=real)
                 g_colour = g_colour * tl.load(weights + sample, mask=real, other=0.0)[:, None]
             else:
-                g_colour = tl.load(grad_colours + colour[None, :] * samples + sample[:, None], mask=has_colour, other=0.0)
+                g_colour = tl.load(grad_colours + colour.to(tl.int64)[None, :] * samples + sample[:, None], mask=has_colour, other=0.0)
             g_out = g_colour * (COLOUR_GAIN * squashed * (1 - squashed))
             g_hidden += _dot(g_out, tl.trans(wc), OPERANDS, PRODUCTS)
             g_wc += _dot(tl.trans(hidden), g_out, OPERANDS, PRODUCTS)
