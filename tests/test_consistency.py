@@ -326,7 +326,9 @@ def test_small_sphere_is_reconstructed():
 
 def test_same_seed_same_reconstruction():
     views = scenes.render(scenes.sphere, scenes.around(3), 16)
+    state = torch.random.get_rng_state()
     first, second, other = (fit(views, fast(16, steps=3, rays=32), 'white', seed) for seed in (1, 1, 2))
+    assert torch.random.get_rng_state().equal(state), "torch's random numbers belong to the caller"
     parameters = [torch.cat([p.flatten() for p in result.fields.parameters()]) for result in (first, second, other)]
     assert parameters[0].equal(parameters[1]) and not parameters[0].equal(parameters[2])
 

@@ -43,13 +43,13 @@ class Reconstruction(NamedTuple):
                 opacity.reshape(shape))
 
 
+@torch.enable_grad()
 def fit(views, recipe, background, seed=0, device='cpu', progress=False):
     """Reconstruct `views`. Returns a Reconstruction. The same seed gives the same on the same device.
 
     background: 'white', 'black' or 'learned', what is seen where the box is empty. Raises FitError when it diverges.
     """
-    torch.manual_seed(seed)
-    fields = make_fields(recipe, outside=background == 'learned').to(device)
+    fields = _seeded_fields(recipe, background, seed).to(device)
     groups = fields.parameter_groups(recipe)
     optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
     batches = _Batches(views, recipe, keyed_generator((seed,), device), device)
@@ -63,6 +63,13 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
         if step % 100 == 99 and not loss.isfinite():
             raise FitError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
     return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size)
+
+
+def _seeded_fields(recipe, background, seed):
+    """Fields that depend on the seed alone; torch's own random numbers are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_fields(recipe, outside=background == 'learned')
 
 
 def training_loss(fields, batches, recipe, background, step):
