@@ -72,7 +72,8 @@ def run(preset, batches, device, repeats):
                         measured = measure(G, batch, name != 'forward', device, repeats)
                     except torch.cuda.OutOfMemoryError:
                         measured = dict(milliseconds=None, megabytes=None, multiplications=None)
-                    rows.append(dict(awareness=awareness, convolution=convolution, parameters=parameters, batch=batch, ran=name, **measured))
+                    rows.append(dict(awareness=awareness, convolution=convolution, parameters=parameters, batch=batch, ran=name,
+                                     **measured))
             del G
     return dict(device=device_name(device), torch=torch.__version__, preset=preset, repeats=repeats, rows=rows)
 
@@ -82,8 +83,8 @@ def table(result):
     yield f'{result["device"]}, PyTorch {result["torch"]}, sizes of {result["preset"]}\n'
     titles = ('3D-aware', 'convolution', 'parameters of E and mapping, M', 'batch', 'pass', 'ms', 'MiB', 'multiplications, G')
     yield from markdown(titles, [
-        (row['awareness'], row['convolution'], number(row['parameters'], 1), row['batch'], row['ran'], number(row['milliseconds'], 2),
-         number(row['megabytes'], 0), number(row['multiplications'], 2)) for row in result['rows']])
+        (row['awareness'], row['convolution'], number(row['parameters'], 1), row['batch'], row['ran'],
+         number(row['milliseconds'], 2), number(row['megabytes'], 0), number(row['multiplications'], 2)) for row in result['rows']])
 
 
 @click.command()
@@ -96,7 +97,8 @@ def table(result):
 def main(preset, small, batches, repeats, json_path):
     """Times of making planes, as a table."""
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    result = run('demo' if small or device.type == 'cpu' else preset, [int(batch) for batch in batches.split(',')], device, repeats)
+    sizes = 'demo' if small or device.type == 'cpu' else preset
+    result = run(sizes, [int(batch) for batch in batches.split(',')], device, repeats)
     print('\n'.join(table(result)))
     if device.type == 'cpu':
         print('\nThere is no CUDA device: small sizes. The figures of the published sizes are owed.')

@@ -27,7 +27,8 @@ from training.subjects import load_generator
 
 LEVELS = 127.5  # 8-bit levels per unit of an image in [-1, 1]
 # What products of each precision are measured with: dtype, and whether fp32 may be rounded to TF32.
-RATES = {'fp32': (torch.float32, False), 'tf32': (torch.float32, True), 'fp16': (torch.float16, True), 'bf16': (torch.bfloat16, True)}
+RATES = {'fp32': (torch.float32, False), 'tf32': (torch.float32, True), 'fp16': (torch.float16, True),
+         'bf16': (torch.bfloat16, True)}
 RATE_OF = {'tf32x3': 'tf32'}  # takes three of them
 
 
@@ -58,8 +59,8 @@ class Variant(NamedTuple):
 
     @property
     def name(self):
-        parts = [self.renderer] + ([self.precision] if self.renderer == 'fused' else []) + ([f'skip {self.skip:g}'] if self.skip else [])
-        return ' '.join(parts)
+        precision = f' {self.precision}' if self.renderer == 'fused' else ''
+        return self.renderer + precision + (f' skip {self.skip:g}' if self.skip else '')
 
 
 class Subject:
@@ -146,8 +147,8 @@ def measure(subject, case, variant, rates, device, repeats):
         os.environ[VARIABLE] = 'ref'
         off = (image - subject.image(case, Variant('ref'))).abs() * LEVELS
         difference = dict(mean=off.mean().item(), largest=off.max().item())
-    return dict(case=case.name, batch=case.batch, resolution=config.image_resolution, variant=variant.name, milliseconds=milliseconds,
-                floor=floor_milliseconds(config, case, rates, variant.precision), megabytes=memory,
+    return dict(case=case.name, batch=case.batch, resolution=config.image_resolution, variant=variant.name,
+                milliseconds=milliseconds, floor=floor_milliseconds(config, case, rates, variant.precision), megabytes=memory,
                 samples_per_second=samples / milliseconds * 1000, difference=difference)
 
 
@@ -196,7 +197,8 @@ def build_generator(preset, small, device):
 @click.command()
 @click.option('--preset', type=click.Choice(sorted(PRESETS)), default='ffhq512', show_default=True, help='Sizes')
 @click.option('--network', help='A snapshot to render, in place of random weights')
-@click.option('--skip', 'skips', default='1e-4,1e-3,1e-2', show_default=True, help='With a network: weights under which samples are left out')
+@click.option('--skip', 'skips', default='1e-4,1e-3,1e-2', show_default=True,
+              help='With a network: weights under which samples are left out')
 @click.option('--small', is_flag=True, help='Small sizes, as without a GPU')
 @click.option('--repeats', type=click.IntRange(min=1), default=20, show_default=True)
 @click.option('--json', 'json_path', type=click.Path(dir_okay=False), help='Also write the result to this file')

@@ -214,7 +214,8 @@ RENDERS = {
 def test_a_render_and_its_gradients(name, renderer):
     """The same function and the same random numbers, whichever steps it takes."""
     options = dict(RENDERS[name])
-    G, planes, c = generator_and_camera(**{key: options.pop(key) for key in ('white', 'plane_order', 'near', 'far') if key in options})
+    setup = {key: options.pop(key) for key in ('white', 'plane_order', 'near', 'far') if key in options}
+    G, planes, c = generator_and_camera(**setup)
     if 'patch' in options:
         options['patch'] = torch.tensor(options['patch'], device=DEVICE)
     ws = torch.randn(2, G.backbone.num_ws, 16, device=DEVICE)

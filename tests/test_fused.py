@@ -30,7 +30,7 @@ def test_kernels_on_the_gpu():
 
 # Compiling needs no GPU ----------------------------------------------------------------------------------------------
 
-INTEGERS = ('count', 'samples', 'rays', 'rays_per_image', 'coarse_height', 'coarse_width', 'fine_height', 'fine_width')
+INTEGERS = ('count', 'samples', 'rays', 'rays_per_image', 'cells', 'coarse_height', 'coarse_width', 'fine_height', 'fine_width')
 POINTERS = {'chosen': '*i64', 'order': '*i32'}  # all others are fp32
 
 
@@ -58,22 +58,25 @@ def test_field_kernels_compile(capability, precision):
     from torch_utils.ops import triplane
     few, many = ('grad_pixels', 'weights', 'grad_weights'), ('grad_density', 'grad_colours')
     cases = [(triplane._samples_kernel, 3, triplane.SAMPLES_PER_BLOCK, {}, ('chosen',)),
+             (triplane._samples_kernel, 0, triplane.SAMPLES_PER_BLOCK, {}, ()),
              (triplane._pixels_kernel, 32, triplane.RAYS_PER_BLOCK, dict(SAMPLES=96), ()),
              (triplane._backward_kernel, 3, triplane.BACKWARD_SAMPLES_PER_BLOCK, dict(ROUNDS=8), few),
              (triplane._backward_kernel, 32, triplane.BACKWARD_SAMPLES_PER_BLOCK, dict(ROUNDS=8), many)]
     for kernel, colours, block, more, absent in cases:
-        compiled = compile_kernel(kernel, capability, triplane.LAUNCH, {**field_constants(colours, precision, block), **more}, absent)
+        constants = {**field_constants(colours, precision, block), **more}
+        compiled = compile_kernel(kernel, capability, triplane.LAUNCH, constants, absent)
         assert compiled.metadata.shared < 99 * 1024
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('capability', [80, 90])
 def test_ray_kernels_compile(capability):
-    from torch_utils.ops import ray_samples
+    from torch_utils.ops import ray_samples, triplane
     rays = dict(SAMPLES=96, BLOCK=ray_samples.RAYS_PER_BLOCK)
     tile = dict(SAMPLES=96, BLOCK=ray_samples.RAYS_PER_TILE)
     cases = [(ray_samples._interval_weights_kernel, rays), (ray_samples._composite_kernel, rays),
              (ray_samples._composite_backward_kernel, rays), (ray_samples._sort_kernel, dict(tile, SAMPLE_BLOCK=128)),
-             (ray_samples._importance_kernel, dict(tile, DRAWN=48, DRAWN_BLOCK=64))]
+             (ray_samples._importance_kernel, dict(tile, DRAWN=48, DRAWN_BLOCK=64)),
+             (triplane._grid_kernel, dict(TO_PLANE=2.0, BLOCK=triplane.SAMPLES_PER_GRID_BLOCK))]
     for kernel, constants in cases:
         assert 'cubin' in compile_kernel(kernel, capability, ray_samples.LAUNCH, constants).asm

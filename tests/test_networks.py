@@ -135,6 +135,7 @@ def test_stage_1_has_no_3d_branch():
     (dict(branch='4d'), 'branch must be one of'),
     (dict(branch='2d', patch=torch.zeros(2, 2, dtype=torch.int64)), 'patches exist for'),
     (dict(sampling='best'), 'sampling must be one of'),
+    (dict(precision='fp8'), 'precision must be one of'),
     (dict(noise_mode='loud'), 'noise_mode must be one of'),
 ])
 def test_wrong_arguments_are_named(options, message):

@@ -85,7 +85,8 @@ class RenderingConfig(Config):
             check(0 <= self.near < self.far, f'near ({self.near}) must be at least 0 and below far ({self.far})')
         check(self.box_size > 0, f'box_size must be positive, got {self.box_size}')
         check(self.depth_samples >= 4, f'depth_samples must be at least 4, got {self.depth_samples}')
-        check(self.precision in RENDER_PRECISIONS, f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {self.precision!r}')
+        check(self.precision in RENDER_PRECISIONS, f'precision must be one of {", ".join(RENDER_PRECISIONS)}, '
+              f'got {self.precision!r}')
         check(self.importance_samples >= 0, f'importance_samples cannot be negative, got {self.importance_samples}')
 
 
@@ -134,7 +135,8 @@ class GeneratorConfig(Config):
         check(ratio in (2, 4), f'image_resolution must be 2 or 4 times sr_input_resolution, got {self.image_resolution} '
               f'and {self.sr_input_resolution}')
         check(self.plane_channels >= 3 or not self.residual, 'plane_channels must be at least 3')
-        check(not (self.aware_stream and self.aware_latent), 'aware_stream and aware_latent exclude each other; set one to False')
+        check(not (self.aware_stream and self.aware_latent),
+              'aware_stream and aware_latent exclude each other; set one to False')
         check(self.residual <= (self.aware_stream or self.aware_latent), 'residual needs aware_stream or aware_latent: S3D continues it')
         check(self.render_resolution <= self.image_resolution, f'render_resolution ({self.render_resolution}) must not exceed '
               f'image_resolution ({self.image_resolution})')

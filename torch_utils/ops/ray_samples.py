@@ -169,7 +169,8 @@ def _sample_at(order, here, ray, rays, real):
 
 
 @triton.jit
-def _composite_kernel(sample_weights, opacities, moments, density, depths, order, rays, SAMPLES: tl.constexpr, BLOCK: tl.constexpr):
+def _composite_kernel(sample_weights, opacities, moments, density, depths, order, rays, SAMPLES: tl.constexpr,
+                      BLOCK: tl.constexpr):
     ray = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = ray < rays
     passed = tl.full([BLOCK], 1.0, tl.float32)
@@ -195,8 +196,8 @@ def _composite_kernel(sample_weights, opacities, moments, density, depths, order
 
 
 @triton.jit
-def _composite_backward_kernel(grad_density, grad_weights, grad_opacities, grad_moments, transmittances, density, depths, order, rays,
-                               SAMPLES: tl.constexpr, BLOCK: tl.constexpr):
+def _composite_backward_kernel(grad_density, grad_weights, grad_opacities, grad_moments, transmittances, density, depths, order,
+                               rays, SAMPLES: tl.constexpr, BLOCK: tl.constexpr):
     """Front to back once more for the transmittances, then back to front.
 
     With g_i the gradient of interval i's weight, what interval i lets through earns, per unit of transmittance,

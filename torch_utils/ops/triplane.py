@@ -273,7 +273,8 @@ def _samples_kernel(density_out, colours_out, chosen, count, samples, rays, rays
     if COLOURS > 0:
         wc, bc = _load_colours(output_weight, output_bias, unit, colour, UNITS, COLOURS)
         values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOUR_GAIN + COLOUR_OFFSET
-        tl.store(colours_out + colour.to(tl.int64)[None, :] * samples + sample[:, None], values, mask=real[:, None] & (colour < COLOURS)[None, :])
+        tl.store(colours_out + colour.to(tl.int64)[None, :] * samples + sample[:, None], values,
+                 mask=real[:, None] & (colour < COLOURS)[None, :])
 
 
 @triton.jit
@@ -352,7 +353,8 @@ def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weig
                 tl.store(grad_weights + sample, tl.sum(g_colour * values, axis=1), mask=real)
                 g_colour = g_colour * tl.load(weights + sample, mask=real, other=0.0)[:, None]
             else:
-                g_colour = tl.load(grad_colours + colour.to(tl.int64)[None, :] * samples + sample[:, None], mask=has_colour, other=0.0)
+                g_colour = tl.load(grad_colours + colour.to(tl.int64)[None, :] * samples + sample[:, None], mask=has_colour,
+                                   other=0.0)
             g_out = g_colour * (COLOUR_GAIN * squashed * (1 - squashed))
             g_hidden += _dot(g_out, tl.trans(wc), OPERANDS, PRODUCTS)
             g_wc += _dot(tl.trans(hidden), g_out, OPERANDS, PRODUCTS)
@@ -366,9 +368,11 @@ def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weig
         g_w1 += _dot(tl.trans(features), g_before, OPERANDS, PRODUCTS)
         g_b1 += tl.sum(g_before, axis=0)
         g_features = _dot(g_before, tl.trans(w1), OPERANDS, PRODUCTS)
-        _scatter_lookups(grad_coarse, g_features, image, x, y, z, real, coarse_height, coarse_width, channel, PLANES, AXES, CHANNELS)
+        _scatter_lookups(grad_coarse, g_features, image, x, y, z, real, coarse_height, coarse_width, channel, PLANES, AXES,
+                         CHANNELS)
         if fine is not None:
-            _scatter_lookups(grad_fine, g_features, image, x, y, z, real, fine_height, fine_width, channel, PLANES, AXES, CHANNELS)
+            _scatter_lookups(grad_fine, g_features, image, x, y, z, real, fine_height, fine_width, channel, PLANES, AXES,
+                             CHANNELS)
         sample += tl.num_programs(0) * BLOCK
     row = tl.program_id(0).to(tl.int64)
     tl.store(grad_hidden_weight + (row * UNITS + unit[None, :]) * CHANNELS + channel[:, None], g_w1,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from training.config import RENDER_PRECISIONS
 from training.networks.stylegan2 import FullyConnected, MappingNetwork
 from training.networks.superresolution import Superresolution
 from training.networks.triplane import ResidualPlanes, TriplaneBackbone
@@ -115,6 +116,7 @@ class Generator(nn.Module):
 
         cells: of the grid along each axis (default: twice the planes' resolution, at most MAX_CELLS).
         """
+        self._check_branch(branch, ws=planes, patch=None)  # no ws are needed
         cells = cells or min(MAX_CELLS, 2 * self.config.plane_resolution)
         return density_bounds(self._field(planes, fine=branch == '3d', colours=RGB_CHANNELS), cells)
 
@@ -122,7 +124,10 @@ class Generator(nn.Module):
         """The radiance field of planes."""
         used = [planes.coarse, planes.residual] if fine else [planes.coarse]
         rendering = self.config.rendering
-        return TriplaneField(used, self.decoder, rendering.box_size, self.config.plane_axes, colours, precision or rendering.precision)
+        precision = precision or rendering.precision
+        if precision not in RENDER_PRECISIONS:
+            raise ValueError(f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {precision!r}')
+        return TriplaneField(used, self.decoder, rendering.box_size, self.config.plane_axes, colours, precision)
 
     def _skip(self, eps, bounds, planes, branch):
         """What render_rays needs to skip samples, or None."""

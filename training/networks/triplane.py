@@ -47,7 +47,8 @@ class TriplaneBackbone(nn.Module):
         channels = [channels_at(k, config.channel_base, config.channel_max) for k in self.resolutions]
         kind = dict(image_channels=NUM_PLANES * config.plane_channels)
         if config.aware_latent:
-            kind = dict(image_channels=config.plane_channels, copies=NUM_PLANES, seen=NUM_PLANES, convolution=aware_modulated_conv2d)
+            kind = dict(image_channels=config.plane_channels, copies=NUM_PLANES, seen=NUM_PLANES,
+                        convolution=aware_modulated_conv2d)
         self.blocks = nn.ModuleList(SynthesisBlock(a, b, w_dim=config.w_dim, resolution=k, **kind)
                                     for a, b, k in zip([0] + channels, channels, self.resolutions))
         self.stream = nn.ModuleList()
