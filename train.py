@@ -9,6 +9,7 @@ import click
 import torch
 
 from dnnlib.cli import friendly_errors
+from dnnlib.params import NameList
 from torch_utils import distributed
 from training.config import AUTO, PRESETS, ConfigError, check, resolve
 from training.resuming import check_unchanged, has_state, new_run_dir, run_to_resume, saved_config, write_options
@@ -41,7 +42,8 @@ def near_or_far(value):
 _RUN = dict(batch='batch', batch_gpu='batch_gpu', gpus='gpus', seed='seed', mirror='mirror', workers='workers', augment='augment',
             ada_target='ada_target', ema_kimg='ema_kimg', share_fakes='share_fakes', tf32='tf32', tick='tick_kimg',
             snap='snapshot_ticks', init_from='init_from', lpips_weights='lpips_weights', threads='threads', state_every='state_every',
-            keep_states='keep_states', max_minutes='max_minutes', max_bad_steps='max_bad_steps', timeout='timeout_minutes')
+            keep_states='keep_states', max_minutes='max_minutes', max_bad_steps='max_bad_steps', timeout='timeout_minutes',
+            metrics='metrics', metrics_every='metrics_every', detector='detector')
 _GENERATOR = dict(render_resolution='render_resolution', plane_resolution='plane_resolution', pose_conditioning='pose_conditioning',
                   g_channel_base='channel_base', g_channel_max='channel_max', precision='precision')
 _DISCRIMINATOR = dict(d_channel_base='channel_base', d_channel_max='channel_max', precision='precision')
@@ -53,7 +55,7 @@ _OPTIMIZER = dict(glr='g_lr', dlr='d_lr', lr_rampup='lr_rampup_kimg')
 
 # Options that a resumed run may change: none of them changes what is trained.
 _CHANGEABLE = ('gpus', 'batch_gpu', 'workers', 'threads', 'tick', 'snap', 'stage2_kimg', 'lpips_weights', 'state_every', 'keep_states',
-               'max_minutes', 'max_bad_steps', 'timeout')
+               'max_minutes', 'max_bad_steps', 'timeout', 'metrics', 'metrics_every', 'detector')
 
 
 def override(config, options):
@@ -155,6 +157,9 @@ def summary(config):
 @click.option('--tf32', type=bool, help='TF32 matrix products and convolutions.')
 @click.option('--tick', type=click.FloatRange(0, min_open=True), help='Thousands of images between status lines.')
 @click.option('--snap', type=click.IntRange(1), help='Ticks between snapshots and sample grids.')
+@click.option('--metrics', type=NameList(), help='Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd.')
+@click.option('--metrics-every', type=click.IntRange(1), help='Snapshots from one evaluation to the next.')
+@click.option('--detector', metavar='FILE', help="The metrics' feature detector; else torch-fidelity's cache or a download.")
 @click.option('--workers', type=click.IntRange(0), help='Processes that read images.')
 @click.option('--threads', type=click.IntRange(1), help='CPU threads per process.')
 @click.option('--state-every', metavar='INTERVAL', help='How often to save the training state, such as 15min or 50kimg.')
@@ -212,11 +217,14 @@ def continued(saved, preset, data, run_dir, options):
 
 def prepare(config):
     """Find everything that is wrong before anything is written. Returns the file for LPIPS, or None."""
+    from metrics import registry
     from training.dataset import PosedImageDataset
     from training.perceptual import find_vgg_weights, load_lpips
     from training.snapshots import load_networks
 
     check_gpus(config.gpus)
+    for name in config.metrics:
+        registry.find(name)
     check_images(PosedImageDataset(config.data, resolution=config.generator.image_resolution))
     if config.init_from is not None and not has_state(config.outdir):
         load_networks(config.init_from)
@@ -241,6 +249,7 @@ def check_images(dataset):
 
 def start(config, vgg_weights):
     """Make the run's folder and train, in as many processes as asked for. Returns whether the run is finished."""
+    from metrics.monitoring import Monitor
     from training.training_loop import train
 
     if int(os.environ.get('RANK', 0)) == 0:
@@ -249,7 +258,8 @@ def start(config, vgg_weights):
             write_options(config)
         except OSError as error:
             raise ConfigError(f'the run folder {config.outdir} cannot be written: {error.strerror}; name another') from None
-    return distributed.launch(functools.partial(train, config, vgg_weights), config.gpus)
+    monitor = Monitor(list(config.metrics), config.data, config.mirror, config.outdir, config.detector) if config.metrics else None
+    return distributed.launch(functools.partial(train, config, vgg_weights, monitor), config.gpus)
 
 
 if __name__ == '__main__':

@@ -31,6 +31,20 @@ class SeedList(click.ParamType):
         return seeds
 
 
+class NameList(click.ParamType):
+    """`fid2k_full,swd` -> ('fid2k_full', 'swd')."""
+
+    name = 'names'
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return value
+        names = tuple(name.strip() for name in value.split(','))
+        if not all(names):
+            self.fail(f'{value!r} has an empty name; write names like fid2k_full,swd', param, ctx)
+        return names
+
+
 class ViewList(click.ParamType):
     """`0/0,-0.4/0.1` -> [(0.0, 0.0), (-0.4, 0.1)]: yaw/pitch pairs, radians."""
 

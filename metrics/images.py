@@ -8,6 +8,7 @@ from metrics.processes import my_batches
 from torch_utils.images import to_uint8
 from torch_utils.random import keyed_generator
 from training.dataset import DatasetError, FileStore, PosedImageDataset, epoch_order, image_names, open_image
+from training.loading import CarryErrors
 
 
 READ_BATCH = 32  # stored images at once; a constant, since features depend on it in their last digits
@@ -121,7 +122,7 @@ class StoredImages:
         chosen = [self._items(numbers) for numbers in mine]
         on_gpu = self.task.device.type == 'cuda'
         # A generator of its own: otherwise the loader would draw from torch's, and training after it would go another way.
-        loader = torch.utils.data.DataLoader(_ImagesOrErrors(self.items), batch_sampler=chosen, collate_fn=_collate,
+        loader = torch.utils.data.DataLoader(CarryErrors(self.items), batch_sampler=chosen, collate_fn=_collate,
                                              num_workers=min(self.task.workers, len(mine)), pin_memory=on_gpu,
                                              generator=torch.Generator())
         for numbers, images in zip(mine, loader):
@@ -133,23 +134,10 @@ class StoredImages:
         return list(numbers) if self.order is None else self.order[numbers.start:numbers.stop].tolist()
 
 
-class _ImagesOrErrors(torch.utils.data.Dataset):
-    """The images alone; a user's error comes out as an item, since raised in a worker it would become a traceback."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __getitem__(self, index):
-        try:
-            item = self.items[index]
-        except UserError as error:
-            return error
-        return item[0] if isinstance(item, tuple) else item
-
-
 def _collate(items):
+    """The images alone, or the first error."""
     errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else torch.stack(items)
+    return errors[0] if errors else torch.stack([item[0] if isinstance(item, tuple) else item for item in items])
 
 
 def real_subset(items, seed, count):

@@ -1,7 +1,5 @@
 """How the processes of a run share the work on a metric."""
 
-import torch.distributed as dist
-
 from dnnlib.errors import UserError
 from torch_utils import distributed
 
@@ -17,8 +15,7 @@ def from_first(function):
             answer[0] = function()
         except UserError as error:
             answer[1] = error
-    if distributed.world_size() > 1:
-        dist.broadcast_object_list(answer, src=0)
+    answer = distributed.share(answer)
     if answer[1] is not None:
         raise answer[1]
     return answer[0]

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+import click
 import torch
 
 from dnnlib.errors import UserError
@@ -97,6 +98,16 @@ def families():
 def groups():
     """All groups, without repetition."""
     return list(dict.fromkeys(family.group for family in families()))
+
+
+def default_options():
+    """{name: default} of all groups' own options."""
+    def carrier(**options):
+        pass
+    for group in groups():
+        for option in group.options:
+            carrier = option(carrier)
+    return click.command()(carrier).make_context('metrics', []).params
 
 
 def find(name):

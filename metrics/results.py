@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from dnnlib.errors import UserError
+from dnnlib.files import replacing
 from metrics import registry
 from torch_utils.stats import append_json_line
 
@@ -57,9 +58,8 @@ def keep_best(outdir, records, snapshot):
     for record in records:
         append(outdir, record)
     if best:
-        beside = Path(outdir) / f'{BEST}.tmp'
-        shutil.copyfile(snapshot, beside)
-        os.replace(beside, Path(outdir) / BEST)
+        with open(snapshot, 'rb') as source, replacing(os.path.join(outdir, BEST)) as target:
+            shutil.copyfileobj(source, target)
     return best
 
 

@@ -144,7 +144,7 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
 
 SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_id', 'run_dir', 'resume', 'dry_run')]
 SAMPLES = {'g_channel_base': 16384, 'd_channel_base': 16384, 'ada_target': 0.3, 'swap': 0.3, 'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
-           'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9, 'state_every': '5kimg'}
+           'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9, 'state_every': '5kimg', 'metrics': 'swd'}
 
 
 @pytest.mark.parametrize('option', SURFACE, ids=lambda option: option.name)

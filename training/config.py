@@ -255,6 +255,9 @@ class RunConfig(Config):
     max_minutes: float | None = None  # the run stops, to be resumed, after so long
     max_bad_steps: int = 50  # gradients that are not finite in a row, before the run stops
     timeout_minutes: float = 30.0  # how long a process waits for the others
+    metrics: tuple = ()  # names of metrics that are computed for snapshots; the first one decides which is the best
+    metrics_every: int = 1  # snapshots from one evaluation to the next
+    detector: str | None = None  # file of the metrics' feature detector; None: torch-fidelity's cache or download
 
     def __post_init__(self):
         check(self.batch >= 1 and self.gpus >= 1, '--batch and --gpus must be at least 1')
@@ -270,6 +273,7 @@ class RunConfig(Config):
         check(self.patch_discriminator.resolution == self.generator.render_resolution, "patch_discriminator.resolution must be the patch's")
         check(self.augment in ('none', 'ada'), f"--augment must be 'none' or 'ada', got {self.augment!r}")
         check(self.keep_states >= 1 and self.max_bad_steps >= 1, '--keep-states and --max-bad-steps must be at least 1')
+        check(self.metrics_every >= 1, '--metrics-every must be at least 1')
         parse_interval(self.state_every)
         check(self.stage1.kimg >= 0 and self.stage2.kimg >= 0, '--stage1-kimg and --stage2-kimg cannot be negative')
         check(self.stage1.kimg + self.stage2.kimg > 0, 'nothing to train: --stage1-kimg and --stage2-kimg are both 0')

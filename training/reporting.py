@@ -66,6 +66,11 @@ class Reporter:
         self.log(status_line(record))
         self.tick_start, self.tick_images = now, images_seen
 
+    def add_metrics(self, records, images_seen):
+        """Results of metrics (records with 'metric', 'branch' and 'value') for TensorBoard."""
+        for record in records:
+            self.events.add_scalar(f'metric/{record["metric"]}/{record["branch"]}', record['value'], images_seen)
+
     def close(self):
         self.bar.close()
         self.events.close()

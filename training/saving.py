@@ -29,6 +29,7 @@ class Saver:
         self.data = {'images': len(dataset), 'cameras': hashlib.sha256(dataset.labels.numpy().tobytes()).hexdigest()}
         self.background = Background()
         self.check = self.background.check
+        self.finish_writing = self.background.finish
 
     def _path(self, name):
         return os.path.join(self.config.outdir, name)
@@ -52,17 +53,20 @@ class Saver:
     def save_reals(self, images, columns):
         image_grid(images, columns).save(self._path('reals.png'))
 
+    def snapshot_path(self, kimg):
+        return self._path(f'network-snapshot-{kimg:06d}.pkl')
+
     def save_samples(self, kimg, pictures, columns, described, about):
         """fakes<kimg>_<name>.png for every entry of pictures, and network-snapshot-<kimg>.pkl."""
         def write():
             for name, images in pictures.items():
                 image_grid(images, columns).save(self._path(f'fakes{kimg:06d}_{name}.png'))
-            write_snapshot(self._path(f'network-snapshot-{kimg:06d}.pkl'), described, about)
+            write_snapshot(self.snapshot_path(kimg), described, about)
         self.background.give(write)
 
     def finish(self, finished):
         """Wait until everything is written. finished: whether the run has nothing left to do."""
-        self.background.finish()
+        self.finish_writing()
         if finished:
             open(self._path(FINISHED), 'w').close()
 

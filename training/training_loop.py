@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 from typing import NamedTuple
 
 import torch
@@ -29,15 +30,15 @@ PHASES = ('generator', 'density', 'discriminator', 'discriminator_r1', 'patch', 
 CHECK_STEPS = 16  # how often, in steps, the host looks at the gradients' health: it has to wait for the GPU
 
 
-def train(config, vgg_weights=None):
+def train(config, vgg_weights=None, monitor=None):
     """Run both stages of a RunConfig in this process, which may be one of several; go on from a saved state if there is one.
 
-    vgg_weights: file for LPIPS, where the configuration uses it. Leaves in config.outdir what docs/training.md lists.
+    vgg_weights: file for LPIPS, where the configuration uses it; monitor: metrics.monitoring.Monitor or None. Leaves in config.outdir what docs/training.md lists.
     Returns whether the run is finished; if not, a signal or --max-minutes stopped it. Raises UserError.
     """
     try:
         distributed.start(config.timeout_minutes)
-        with StopRequests() as requests, contextlib.closing(Run(config, vgg_weights, requests)) as run:
+        with StopRequests() as requests, contextlib.closing(Run(config, vgg_weights, monitor, requests)) as run:
             return run.go()
     except OSError as error:
         raise UserError(f'{error.filename or config.outdir}: {error.strerror or error}; the last training state in {config.outdir} '
@@ -100,8 +101,8 @@ def _summary(names, most=4):
 class Run:
     """One process's part of a run: what lasts longer than a stage."""
 
-    def __init__(self, config, vgg_weights, requests):
-        self.config, self.vgg_weights, self.requests = config, vgg_weights, requests
+    def __init__(self, config, vgg_weights, monitor, requests):
+        self.config, self.vgg_weights, self.monitor, self.requests = config, vgg_weights, monitor, requests
         self.device = distributed.pick_device()
         self.first = distributed.rank() == 0
         if config.threads:
@@ -197,6 +198,8 @@ class Run:
             self._save_state(stage)
         if sampled:
             self.save_samples(stage)
+            if self.monitor is not None and (stage.done or ticks // self.config.snapshot_ticks % self.config.metrics_every == 0):
+                self._judge(stage)
         if self.stopping:
             self.log('stopping, as asked; the same command goes on from here' if asked else 'stopping: --max-minutes are over')
 
@@ -215,6 +218,19 @@ class Run:
             about = {'stage': stage.number, 'images_seen': self.images_seen, 'options': self.config.to_dict()}
             with self.clock.measure('saving'):
                 self.saver.save_samples(kimg, pictures, self.grid.columns, describe_all(stage.networks.by_name()), about)
+
+    def _judge(self, stage):
+        """Metrics of the snapshot that was just saved. Every process computes its part."""
+        snapshot = self.saver.snapshot_path(self.images_seen // 1000) if self.first else None
+        about = {'snapshot': snapshot, 'kimg': self.images_seen / 1000, 'label': os.path.basename(self.config.outdir)}
+        with self.clock.measure('metrics'):
+            branches = ('2d', '3d') if stage.networks.G_ema.config.residual else ('2d',)
+            records = self.monitor.judge(stage.networks.G_ema, self.device, branches, about, self.log)
+            if self.first:
+                self.saver.finish_writing()
+                for line in self.monitor.keep(records, snapshot):
+                    self.log(line)
+                self.reporter.add_metrics(records, self.images_seen)
 
     def _save_state(self, stage):
         with self.clock.measure('saving'):
