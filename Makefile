@@ -23,7 +23,8 @@ demo: $(DEMO)/.done  ## Make a data set, train both stages on it, render samples
 		$(DEMO)/samples/samples_3d_depth.png 'their depth: nearer is brighter' \
 		$(DEMO)/orbit.mp4 'the 3D branch while the camera moves' \
 		$(DEMO)/shapes/ 'a mesh, as PLY and GLB' \
-		$(DEMO)/run/ 'the run: log, statistics, sample grids over time, snapshots'
+		$(DEMO)/run/ 'the run: log, statistics, sample grids over time, snapshots' \
+		$(DEMO)/run/metric-swd256.jsonl 'sliced Wasserstein distance of both branches'
 
 test: env  ## Run the fast tests
 	$(PYTEST) -m "not slow and not gpu"
@@ -82,4 +83,5 @@ $(DEMO)/.done: $(DEMO)/run/.done
 	$(PY) gen_samples.py --network=$(SNAPSHOT) --seeds=1 --branch=3d --shapes --shape-resolution=128 --outdir=$(DEMO)/shapes
 	$(PY) gen_videos.py --network=$(SNAPSHOT) --seeds=0-5 --grid=3x2 --branch=3d --frames=90 --yaw-range=0.7 \
 		--upscale=3 --output=$(DEMO)/orbit.mp4
+	$(PY) calc_metrics.py --metrics=swd256 --network=$(SNAPSHOT)
 	@touch $@
