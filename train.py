@@ -11,10 +11,11 @@ import torch
 from dnnlib.cli import friendly_errors
 from dnnlib.params import NameList
 from torch_utils import distributed
-from training.config import AUTO, PRESETS, ConfigError, check, resolve
+from training.config import AUTO, PRESETS, RENDER_PRECISIONS, ConfigError, check, resolve
 from training.resuming import check_unchanged, has_state, new_run_dir, run_to_resume, saved_config, write_options
 
 UNSET = None
+AWARE = ('stream', 'latent')
 STOPPED = 75  # exit code of a run that a signal or --max-minutes stopped; the same command goes on with it
 MOST_IMAGES_CHECKED = 5000  # a second or two
 
@@ -48,7 +49,8 @@ _GENERATOR = dict(render_resolution='render_resolution', plane_resolution='plane
                   g_channel_base='channel_base', g_channel_max='channel_max', precision='precision')
 _DISCRIMINATOR = dict(d_channel_base='channel_base', d_channel_max='channel_max', precision='precision')
 _RENDERING = dict(near='near', far='far', box='box_size', samples='depth_samples', importance_samples='importance_samples',
-                  white_background='white_background', camera_radius='camera_radius', focal='focal')
+                  white_background='white_background', camera_radius='camera_radius', focal='focal',
+                  render_precision='precision')
 _LOSS = dict(gamma='r1_gamma', gamma_patch='r1_gamma_patch', imitation='imitation', imitation_weight='imitation_weight',
              patch_weight='patch_weight', density_weight='density_weight', blur_fade='blur_fade_kimg')
 _OPTIMIZER = dict(glr='g_lr', dlr='d_lr', lr_rampup='lr_rampup_kimg')
@@ -65,7 +67,7 @@ def override(config, options):
     def changes(table):
         return {field: given[name] for name, field in table.items() if name in given}
     rendering = config.generator.rendering.replace(**changes(_RENDERING))
-    generator = config.generator.replace(rendering=rendering, **changes(_GENERATOR))
+    generator = config.generator.replace(rendering=rendering, **_awareness(given), **changes(_GENERATOR))
     discriminator = config.discriminator.replace(**changes(_DISCRIMINATOR))
     patch = config.patch_discriminator.replace(resolution=generator.render_resolution, **changes(_DISCRIMINATOR))
     stages = {}
@@ -78,6 +80,11 @@ def override(config, options):
     optimizer = config.optimizer.replace(**changes(_OPTIMIZER))
     return config.replace(generator=generator, discriminator=discriminator, patch_discriminator=patch, optimizer=optimizer,
                           **stages, **changes(_RUN))
+
+
+def _awareness(given):
+    """Where E's planes see each other: in a stream beside it, or in E itself (paper, table 3)."""
+    return {f'aware_{place}': place == given['aware'] for place in AWARE} if 'aware' in given else {}
 
 
 def _given(options):
@@ -141,6 +148,7 @@ def summary(config):
 @click.option('--share-fakes', type=bool, help='The players of a step share its fakes: one generator pass instead of three.')
 @click.option('--render-resolution', type=int, help='Pixels per side of the volume render and of a patch.')
 @click.option('--plane-resolution', type=int, help='Side of the coarse tri-planes; the residual ones have twice that.')
+@click.option('--aware', type=click.Choice(AWARE), help='Where planes see each other: in a stream beside E, or in E itself.')
 @click.option('--g-channel-base', type=int, help="Generator's channels times resolution.")
 @click.option('--g-channel-max', type=int, help="Generator's channels at most.")
 @click.option('--d-channel-base', type=int, help="Discriminators' channels times resolution.")
@@ -154,6 +162,7 @@ def summary(config):
 @click.option('--camera-radius', type=click.FloatRange(0, min_open=True), help='Distance of the viewer cameras from the origin.')
 @click.option('--focal', type=click.FloatRange(0, min_open=True), help='Focal length of the viewer cameras, image widths.')
 @click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='Of S2D and the highest resolutions of the discriminators.')
+@click.option('--render-precision', type=click.Choice(RENDER_PRECISIONS), help='Of the fused renderer, where it runs.')
 @click.option('--tf32', type=bool, help='TF32 matrix products and convolutions.')
 @click.option('--tick', type=click.FloatRange(0, min_open=True), help='Thousands of images between status lines.')
 @click.option('--snap', type=click.IntRange(1), help='Ticks between snapshots and sample grids.')

@@ -1,6 +1,7 @@
 """What a run shows while it goes: log, progress bar, statistics, TensorBoard, picture grids."""
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -16,6 +17,21 @@ from torch_utils.images import depth_to_image, to_uint8
 from torch_utils.random import BatchRandom
 from torch_utils.stats import append_json_line, cut
 from training.config import parse_interval
+
+
+# What the code below the loop has to say: which renderer it took, operators that cannot be built.
+_LOGGERS = [logging.getLogger(name) for name in ('mimic3d', 'torch_utils')]
+
+
+class _LogLines(logging.Handler):
+    """Records of a logger as lines of a run's log."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def emit(self, record):
+        self.log(record.getMessage())
 
 
 class Reporter:
@@ -34,6 +50,10 @@ class Reporter:
         self.tick_start = time.time()
         self.start = self.tick_start - seconds
         self.tick_images = images_seen
+        self.library_lines = _LogLines(self.log)
+        for logger in _LOGGERS:
+            logger.addHandler(self.library_lines)
+            logger.setLevel(logging.INFO)
 
     def position(self):
         """The arguments with which another Reporter goes on from here, but for images_seen."""
@@ -72,6 +92,8 @@ class Reporter:
             self.events.add_scalar(f'metric/{record["metric"]}/{record["branch"]}', record['value'], images_seen)
 
     def close(self):
+        for logger in _LOGGERS:
+            logger.removeHandler(self.library_lines)
         self.bar.close()
         self.events.close()
 
