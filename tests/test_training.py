@@ -55,7 +55,7 @@ def test_a_run_leaves_its_files(finished):
     assert any(name.startswith('events.out.tfevents') for name in names)
     assert not any(name.endswith('.tmp') for name in names)
     assert [record['stage'] for record in statistics] == [1, 1, 2, 2]
-    assert 'share_of_time/grids' in statistics[-1] and {'depth/spread', 'density/spread'} <= set(statistics[0])
+    assert 'share_of_time/grids' in statistics[0] and {'depth/spread', 'density/spread'} <= set(statistics[0])
     assert {'loss/G/adversarial', 'loss/D', 'loss/D/r1_penalty', 'loss/G/density', 'seconds_per_kimg'} <= set(statistics[0])
     assert {'loss/G/imitation', 'loss/G/patch', 'loss/D_patch', 'loss/D_patch/r1_penalty'} <= set(statistics[2])
     assert snapshot['about']['images_seen'] == 32 and snapshot['about']['stage'] == 2
