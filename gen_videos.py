@@ -61,7 +61,8 @@ class VideoOptions:
 @click.option('--network', required=True, metavar='PATH', help='Network snapshot.')
 @click.option('--seeds', type=SeedList(), required=True,
               help='Subjects, like 0-15,20; a multiple of the number of grid cells.')
-@click.option('--output', type=click.Path(dir_okay=False, path_type=Path), required=True, help='The mp4 to write; with --epi, the png.')
+@click.option('--output', type=click.Path(dir_okay=False, path_type=Path), required=True,
+              help='The mp4 to write; with --epi, the png.')
 @click.option('--mode', type=click.Choice(['orbit', 'interpolate']), default='orbit', show_default=True,
               help='orbit: the subjects one after the other; interpolate: each turns into the next.')
 @click.option('--branch', type=click.Choice(BRANCH_CHOICES), default='both', show_default=True,

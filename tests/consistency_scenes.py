@@ -75,7 +75,10 @@ def render(shape, labels, resolution, supersampling=2):
 
 
 def render_images(shape, labels, resolution, texture=texture, supersampling=2):
-    """Images uint8 [V, R, R, 3] on white and depth [V, R, R], infinite beside the shape. texture: points [P, 3] -> colours [P, 3]."""
+    """Images uint8 [V, R, R, 3] on white and depth [V, R, R], infinite beside the shape.
+
+    texture: points [P, 3] -> colours [P, 3] in [0, 1].
+    """
     fine = resolution * supersampling
     images, depths = [], []
     for label in labels:

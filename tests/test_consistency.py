@@ -6,18 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dnnlib.errors import UserError
 from metrics.consistency import rendering
 from metrics.consistency.encodings import HashGrid, frequencies, frequency_width
-from metrics.consistency.fields import (DistanceNetwork, GridFields, Scene, contract, look_up, look_up_gradient, make_fields,
-                                        refine)
+from metrics.consistency.fields import DistanceNetwork, Scene, contract, look_up, look_up_gradient, make_fields, refine
 from metrics.consistency.mesh import extract_surface
 from metrics.consistency.recipes import fast, make_recipe, published
 from metrics.consistency.rendering import render_rays, sample_depths, section_weights, shaded_sections
 from metrics.consistency.scoring import psnr, ssim
-from metrics.consistency.trainer import eikonal_loss, fit
+from metrics.consistency.trainer import FitError, eikonal_loss, fit
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
-from dnnlib.errors import UserError
 
 
 def logistic(x):
@@ -335,6 +334,12 @@ def test_same_seed_same_reconstruction():
     assert torch.random.get_rng_state().equal(state), "torch's random numbers belong to the caller"
     parameters = [torch.cat([p.flatten() for p in result.fields.parameters()]) for result in (first, second, other)]
     assert parameters[0].equal(parameters[1]) and not parameters[0].equal(parameters[2])
+
+
+def test_divergence_is_said():
+    views = scenes.render(scenes.sphere, scenes.around(2), 12, supersampling=1)
+    with pytest.raises(FitError, match='scene: the reconstruction diverged at step 2'):
+        fit(views, fast(32, steps=2, rays=16, feature_rate=torch.inf), 'white')
 
 
 def test_published_recipe_learns():

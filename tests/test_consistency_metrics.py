@@ -24,7 +24,6 @@ from metrics.consistency.views import (Views, ViewsError, box_of_cameras, folder
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
 from tests.tiny import tiny_generator
-from training.dataset import DatasetError
 from training.rendering.cameras import split_label
 from training.rendering.viewpoints import view_label
 from training.snapshots import save_snapshot
@@ -177,13 +176,15 @@ def test_command_scores_both_branches(snapshot, tmp_path):
         assert protocol['yaw_range'] == 0.4 and protocol['views'] == 3 and protocol['recipe_changes'] == {'steps': 2, 'rays': 16}
         assert line['value'] == pytest.approx(sum(protocol['per_subject'].values()) / 2)
         folder = out / protocol['folder']
-        assert {path.name for path in folder.iterdir()} == {'page.png', *(f'seed{n:04d}.{s}' for n in (0, 1) for s in ('png', 'json'))}
+        written = {f'seed{number:04d}.{suffix}' for number in (0, 1) for suffix in ('png', 'json')}
+        assert {path.name for path in folder.iterdir()} == {'page.png', *written}
         assert Image.open(folder / 'page.png').size == (4 * 32, 2 * 32)
     assert {json.loads(line)['branch'] for line in (out / 'metric-reproj.jsonl').read_text().splitlines()} == {'2d', '3d'}
 
 
 def test_interrupted_run_goes_on(snapshot, tmp_path, monkeypatch):
-    command = ['--metrics=psnr_mv', f'--network={snapshot}', '--subjects=2', '--views=3', '--branch=3d', f'--outdir={tmp_path}', *QUICK]
+    command = ['--metrics=psnr_mv', f'--network={snapshot}', '--subjects=2', '--views=3', '--branch=3d',
+               f'--outdir={tmp_path}', *QUICK]
     fitted = []
 
     def broken_off(views, *arguments):
@@ -207,7 +208,8 @@ def test_a_subject_that_fails_stops_no_other(snapshot, tmp_path, monkeypatch):
         return fit(views, *arguments)
 
     monkeypatch.setattr(evaluation, 'fit', failing)
-    command = ['--metrics=psnr_mv', f'--network={snapshot}', '--subjects=2', '--views=3', '--branch=3d', f'--outdir={tmp_path}', *QUICK]
+    command = ['--metrics=psnr_mv', f'--network={snapshot}', '--subjects=2', '--views=3', '--branch=3d',
+               f'--outdir={tmp_path}', *QUICK]
     assert_one_clear_line(run(*command), '1 of 2 subjects could not be scored; seed 0: the reconstruction diverged')
     folder, = tmp_path.glob('consistency-*')
     assert (folder / 'seed0001.json').exists()
@@ -248,7 +250,8 @@ def test_bad_options_are_one_clear_line(snapshot, tmp_path, arguments, message):
 
 
 def test_images_without_cameras_are_one_clear_line(tmp_path):
-    assert_one_clear_line(run('--metrics=psnr_mv', f'--images={tmp_path}', f'--outdir={tmp_path}'), 'give --network, or --views=DIR')
+    result = run('--metrics=psnr_mv', f'--images={tmp_path}', f'--outdir={tmp_path}')
+    assert_one_clear_line(result, 'give --network, or --views=DIR')
 
 
 def test_bad_folders_are_one_clear_line(tmp_path):
@@ -321,7 +324,7 @@ def jittered(strength, resolution, count):
     """A sphere whose texture lies elsewhere in every view, by up to `strength` world units."""
     shifts = (torch.rand(count, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1) * strength
     labels = scenes.frontal(count)
-    parts = [scenes.render_images(scenes.sphere, label[None], resolution, lambda points, shift=shift: scenes.texture(points + shift))
+    parts = [scenes.render_images(scenes.sphere, label[None], resolution, lambda x, shift=shift: scenes.texture(x + shift))
              for label, shift in zip(labels, shifts)]
     images, depth = map(torch.cat, zip(*parts))
     return Views('jittered', images, labels, scenes.BOX, depth)

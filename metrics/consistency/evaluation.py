@@ -122,9 +122,10 @@ class Run:
         if self.options['meshes']:
             save_mesh(extract_surface(reconstruction), self._file(index, '.ply'))
         seconds = time.perf_counter() - start
-        return {'subject': self.names[index], **record, 'judged_views': judged, 'size': list(views.size), 'box_size': views.box_size,
-                'recipe': recipe.to_dict(), 'sharpness': reconstruction.fields.sharpness().item(), 'seconds': seconds,
-                'seconds_views': rendered_after, 'seconds_fit': fitted_after - rendered_after, 'device': str(self.task.device)}
+        return {'subject': self.names[index], **record, 'judged_views': judged, 'size': list(views.size),
+                'box_size': views.box_size, 'recipe': recipe.to_dict(), 'sharpness': reconstruction.fields.sharpness().item(),
+                'seconds': seconds, 'seconds_views': rendered_after, 'seconds_fit': fitted_after - rendered_after,
+                'device': str(self.task.device)}
 
     def _write_page(self):
         strips = [Image.open(self._file(index, '.png')) for index in range(len(self.names))]

@@ -36,9 +36,9 @@ class GeneratedSubjects:
             'source': 'generator', 'weights': weights_fingerprint(task.generator), 'branch': task.branch, 'seed': task.seed,
             'conditioning_camera': 'frontal', 'truncation_psi': task.truncation_psi, 'truncation_cutoff': task.truncation_cutoff,
             'views': options['views'], 'yaw_range': options['yaw'], 'yaw_order': 'even steps from -yaw to yaw',
-            'pitch_range': options['pitch'], 'pitch_order': 'multiples of the golden ratio', 'camera_radius': rendering.camera_radius,
-            'camera_pivot': list(rendering.camera_pivot), 'focal': rendering.focal, 'box_size': rendering.box_size,
-            'render_resolution': self.render_resolution, 'depth_samples': rendering.depth_samples,
+            'pitch_range': options['pitch'], 'pitch_order': 'multiples of the golden ratio',
+            'camera_radius': rendering.camera_radius, 'camera_pivot': list(rendering.camera_pivot), 'focal': rendering.focal,
+            'box_size': rendering.box_size, 'render_resolution': self.render_resolution, 'depth_samples': rendering.depth_samples,
             'importance_samples': rendering.importance_samples, 'sampling': 'deterministic', 'noise_mode': 'const'}
 
 

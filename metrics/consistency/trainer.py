@@ -53,14 +53,15 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
     groups = fields.parameter_groups(recipe)
     optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
     batches = _Batches(views, recipe, keyed_generator((seed,), device), device)
-    for step in tqdm(range(recipe.steps), desc=views.name, unit='step', disable=not progress, leave=False):
+    for step in tqdm(range(recipe.steps), desc=views.name, unit='step', disable=None if progress else True, leave=False):
         for group in optimizer.param_groups:
             group['lr'] = group['base_rate'] * recipe.rate_factor(step)
         loss = training_loss(fields, batches, recipe, background, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if step % 100 == 99 and not loss.isfinite():
+        last = step + 1 == recipe.steps
+        if (last or step % 100 == 99) and not loss.isfinite():
             raise FitError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
     return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size)
 
