@@ -123,7 +123,9 @@ class GridFields(_Fields):
         return Scene(distance, gradient, shade, self.sharpness(), self.outside)
 
     def _own_groups(self, recipe):
-        grids = [(recipe.grid_rate * 2 / n, [grid]) for n, grid in zip(self.voxels, self.distances)]
+        # A step moves a coarse grid by a larger share of its voxel than a fine one: shape has far to go, detail is noise first.
+        shares = [recipe.grid_rate * (self.voxels[0] / n) ** 0.5 for n in self.voxels]
+        grids = [(share * 2 / n, [grid]) for share, n, grid in zip(shares, self.voxels, self.distances)]
         rates = recipe.learning_rates
         return [*grids, (rates['features'], [self.features.table]), (rates['network'], list(self.network.parameters()))]
 

@@ -33,7 +33,7 @@ class Recipe:
     final_rate: float  # share of the learning rates that the cosine ends at
     network_rate: float  # learning rates, of Adam
     variance_rate: float
-    grid_rate: float = 0.0  # of a distance grid, in its voxels: what a step may move the surface by
+    grid_rate: float = 0.0  # of the coarsest distance grid, in its voxels: what a step may move the surface by
     feature_rate: float = 0.0
     coarsest_voxels: int = 0  # per side, of the distance grid
     finest_voxels: int = 0
@@ -84,7 +84,7 @@ def fast(image_side, **changes):
         name='neus-fast', fields='grid', steps=2000, rays=512, coarse_samples=48, rounds=2, samples_per_round=12,
         first_round_sharpness=64, negligible_weight=1e-3, most_shaded=12, initial_radius=0.5, initial_variance=0.3,
         colour_loss='l1', eikonal_weight=0.03, eikonal_points=2048, warmup=0.02, final_rate=0.05,
-        network_rate=2e-3, variance_rate=6e-3, grid_rate=0.015, feature_rate=1e-2, coarsest_voxels=16,
+        network_rate=2e-3, variance_rate=6e-3, grid_rate=0.04, feature_rate=1e-2, coarsest_voxels=16,
         finest_voxels=2 ** round(math.log2(side)) // 2, feature_levels=6, finest_feature_voxels=4 * side,
         feature_table=15 if side <= 128 else 18, hidden=64, position_frequencies=0, view_frequencies=1)
     return recipe.replace(**changes)
