@@ -1,8 +1,16 @@
 """Train Mimic3D: stage 1 (the 2D branch), then stage 2 (both branches), in one command."""
 
+import os
+import signal
+
+from torch_utils.interrupts import SIGNALS, STOPPED
+
+if __name__ == '__main__':  # until the run listens to signals itself: the imports below take seconds
+    for _number in SIGNALS:
+        signal.signal(_number, lambda *_: os._exit(STOPPED))
+
 import functools
 import json
-import os
 import sys
 
 import click
@@ -12,11 +20,10 @@ from dnnlib.cli import friendly_errors
 from dnnlib.params import NameList
 from torch_utils import distributed
 from training.config import AUTO, PRESETS, RENDER_PRECISIONS, ConfigError, check, resolve
-from training.resuming import check_unchanged, has_state, new_run_dir, run_to_resume, saved_config, write_options
+from training.resuming import check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
 
 UNSET = None
 AWARE = ('stream', 'latent')
-STOPPED = 75  # exit code of a run that a signal or --max-minutes stopped; the same command goes on with it
 MOST_IMAGES_CHECKED = 5000  # a second or two
 
 
@@ -166,14 +173,14 @@ def summary(config):
 @click.option('--tf32', type=bool, help='TF32 matrix products and convolutions.')
 @click.option('--tick', type=click.FloatRange(0, min_open=True), help='Thousands of images between status lines.')
 @click.option('--snap', type=click.IntRange(1), help='Ticks between snapshots and sample grids.')
-@click.option('--metrics', type=NameList(), help='Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd.')
+@click.option('--metrics', type=NameList(), help='Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd; or none.')
 @click.option('--metrics-every', type=click.IntRange(1), help='Snapshots from one evaluation to the next.')
 @click.option('--detector', metavar='FILE', help="The metrics' feature detector; else torch-fidelity's cache or a download.")
 @click.option('--workers', type=click.IntRange(0), help='Processes that read images.')
 @click.option('--threads', type=click.IntRange(1), help='CPU threads per process.')
 @click.option('--state-every', metavar='INTERVAL', help='How often to save the training state, such as 15min or 50kimg.')
 @click.option('--keep-states', type=click.IntRange(1), help='Training states that are kept.')
-@click.option('--max-minutes', type=click.FloatRange(0, min_open=True), help='Stop after so long, to be resumed (exit code 75).')
+@click.option('--max-minutes', type=click.FloatRange(0), help='Stop after so long, to be resumed (exit code 75); 0: never.')
 @click.option('--max-bad-steps', type=click.IntRange(1), help='Steps in a row whose gradients may be not finite.')
 @click.option('--timeout', type=click.FloatRange(0, min_open=True), help='Minutes that a process waits for the others.')
 @click.option('--dry-run', is_flag=True, help='Print the resolved configuration and stop.')
@@ -195,7 +202,7 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
         return
     vgg_weights = prepare(config)
     if not start(config, vgg_weights):
-        sys.exit(0 if distributed.under_torchrun() else STOPPED)  # torchrun would start a process again that exits otherwise
+        sys.exit(distributed.exit_code_when_stopped())
 
 
 def choose_run_dir(preset, outdir, run_id, run_dir, resume):
@@ -206,7 +213,7 @@ def choose_run_dir(preset, outdir, run_id, run_dir, resume):
           'a process that is started again must find it')
     if resume is not UNSET:
         return run_to_resume(resume, outdir)
-    return run_dir or (os.path.join(outdir, run_id) if run_id else new_run_dir(outdir, preset))
+    return os.path.normpath(run_dir or (os.path.join(outdir, run_id) if run_id else new_run_dir(outdir, preset)))
 
 
 def new_run(preset, data, run_dir, options):
@@ -221,7 +228,10 @@ def continued(saved, preset, data, run_dir, options):
     saved = saved.replace(outdir=run_dir, data=data or saved.data)
     given = _given(options)
     check_unchanged(saved, lambda some: override(saved, some), {name: given[name] for name in given if name not in _CHANGEABLE})
-    return override(saved, {name: given[name] for name in given if name in _CHANGEABLE})
+    config = override(saved, {name: given[name] for name in given if name in _CHANGEABLE})
+    check(config.images_per_group == saved.images_per_group, f'--gpus={config.gpus} and --batch-gpu={config.batch_per_pass} would '
+          f"change the run: the discriminators' minibatch statistics are over groups of {saved.images_per_group} images of a pass")
+    return config
 
 
 def prepare(config):
@@ -234,6 +244,7 @@ def prepare(config):
     check_gpus(config.gpus)
     for name in config.metrics:
         registry.find(name)
+    check(config.detector is None or os.path.isfile(config.detector), f'--detector={config.detector}: no such file')
     check_images(PosedImageDataset(config.data, resolution=config.generator.image_resolution))
     if config.init_from is not None and not has_state(config.outdir):
         load_networks(config.init_from)
@@ -264,11 +275,11 @@ def start(config, vgg_weights):
     if int(os.environ.get('RANK', 0)) == 0:
         try:
             os.makedirs(config.outdir, exist_ok=True)
-            write_options(config)
         except OSError as error:
             raise ConfigError(f'the run folder {config.outdir} cannot be written: {error.strerror}; name another') from None
-    monitor = Monitor(list(config.metrics), config.data, config.mirror, config.outdir, config.detector) if config.metrics else None
-    return distributed.launch(functools.partial(train, config, vgg_weights, monitor), config.gpus)
+    monitor = Monitor(list(config.metrics), config.data, config.mirror, config.outdir, config.detector,
+                      config.workers) if config.metrics else None
+    return distributed.launch(functools.partial(train, config, vgg_weights, monitor), config.gpus, STOPPED)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, and folders that one process has for itself."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
+import warnings
 
 from dnnlib.errors import UserError
 
@@ -63,6 +65,10 @@ class FolderLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+            warnings.warn(f'{self._file.name}: this file system has no locks; see to it that one process at a time is here')
         return True
 
     def release(self):

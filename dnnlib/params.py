@@ -32,13 +32,15 @@ class SeedList(click.ParamType):
 
 
 class NameList(click.ParamType):
-    """`fid2k_full,swd` -> ('fid2k_full', 'swd')."""
+    """`fid2k_full,swd` -> ('fid2k_full', 'swd'); `none` -> ()."""
 
     name = 'names'
 
     def convert(self, value, param, ctx):
         if not isinstance(value, str):
             return value
+        if value == 'none':
+            return ()
         names = tuple(name.strip() for name in value.split(','))
         if not all(names):
             self.fail(f'{value!r} has an empty name; write names like fid2k_full,swd', param, ctx)

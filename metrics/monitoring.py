@@ -1,5 +1,6 @@
 """Metrics of a run while it trains: computed for snapshots, written beside them, the best snapshot kept."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from metrics import registry, results
 from metrics.detector import DetectorError, find_weights
 from metrics.evaluation import evaluate_branches
 from metrics.image_quality import needs_detector
+from torch_utils import distributed
 
 
 @dataclass
@@ -41,17 +43,34 @@ class Monitor:
     def _leave_out_what_cannot_be(self, log):
         needing = [name for name in self.names if needs_detector(name)]
         if needing and not self._checked:
-            try:
-                find_weights(self.detector)
-            except DetectorError as error:
-                log(f'the training goes on without {", ".join(needing)}: {error}')
+            reason = self._obstacle()
+            if distributed.any_of([reason is not None])[0]:
+                log(f'the training goes on without {", ".join(needing)}: {reason or "another process has no weights"}')
                 self.names = [name for name in self.names if name not in needing]
         self._checked = True
 
+    def _obstacle(self):
+        """Why this process has no detector, or None."""
+        try:
+            path, _ = find_weights(self.detector)
+        except DetectorError as error:
+            return str(error)
+        return None if os.path.isfile(path) else f'{path}: no such file on this machine'
+
+    def judged(self, kimg):
+        """Whether the results of a moment are there already. For one process."""
+        return all(any(record.get('kimg') == kimg for record in self._records(name)) for name in self.names)
+
+    def _records(self, name):
+        path = Path(self.outdir) / f'metric-{name}.jsonl'
+        return list(results.read_file(path)) if path.exists() else []
+
     def keep(self, records, snapshot):
-        """Write the records; copy the snapshot that they belong to, if it is the best so far. For one process.
+        """Write the records, unless there are some of this moment; copy their snapshot if it is the best. For one process.
 
         Returns lines for the log.
         """
-        best = bool(records) and results.keep_best(self.outdir, records, snapshot)
+        if not records or self.judged(records[0]['kimg']):
+            return []
+        best = results.keep_best(self.outdir, records, snapshot)
         return [*map(results.one_line, records), *([f'the best snapshot so far: {results.BEST}'] if best else [])]

@@ -27,10 +27,11 @@ def read(folder):
     paths = sorted(Path(folder).glob('metric-*.jsonl'))
     if not paths:
         raise UserError(f'{folder} holds no metric-*.jsonl: give a folder with results of calc_metrics.py')
-    return [record for path in paths for record in _records(path)]
+    return [record for path in paths for record in read_file(path)]
 
 
-def _records(path):
+def read_file(path):
+    """The records of one file; see `read`."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             record = json.loads(line)
@@ -54,7 +55,7 @@ def keep_best(outdir, records, snapshot):
     """
     decisive = deciding(records)
     path = Path(outdir) / f'metric-{decisive["metric"]}.jsonl'
-    best = is_best(decisive, list(_records(path)) if path.exists() else [])
+    best = is_best(decisive, list(read_file(path)) if path.exists() else [])
     for record in records:
         append(outdir, record)
     if best:

@@ -10,6 +10,7 @@ import time
 
 import torch
 
+from metrics import monitoring
 from torch_utils import checkpoint, distributed
 from training import reporting, saving, training_loop
 
@@ -17,32 +18,32 @@ _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tests.interruption'])  # torch is imported once
 
 
-def train_in_child(config, moment=None, largest_file=None):
+def train_in_child(config, moment=None, largest_file=None, monitor=None):
     """Train in a process of its own. Returns its exit code and its error message.
 
     moment: (name in MOMENTS, n): the process is killed at the n-th such moment; largest_file: bytes that it may write to one file.
     """
-    process, messages = start_in_child(config, moment, largest_file)
+    process, messages = start_in_child(config, moment, largest_file, monitor)
     process.join()
     return process.exitcode, '' if messages.empty() else messages.get()
 
 
-def start_in_child(config, moment=None, largest_file=None):
+def start_in_child(config, moment=None, largest_file=None, monitor=None):
     """`train_in_child` without waiting: the process, and the queue that its error message will come through."""
     messages = _CONTEXT.SimpleQueue()
-    process = _CONTEXT.Process(target=_child, args=(config, moment, largest_file, messages), daemon=True)
+    process = _CONTEXT.Process(target=_child, args=(config, moment, largest_file, monitor, messages), daemon=True)
     process.start()
     return process, messages
 
 
-def _child(config, moment, largest_file, messages):
+def _child(config, moment, largest_file, monitor, messages):
     torch.set_num_threads(1)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if moment is not None:
         arm(*moment)
     try:
-        finished = distributed.launch(functools.partial(training_loop.train, config), config.gpus)
+        finished = distributed.launch(functools.partial(training_loop.train, config, None, monitor), config.gpus)
     except Exception as error:
         messages.put(f'{type(error).__name__}: {error}')
         os._exit(1)
@@ -82,6 +83,13 @@ def _after(function):
     return wrapped
 
 
+def _stop_request(function):
+    def wrapped(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+    return wrapped
+
+
 def _hang(function):
     return lambda *args, **kwargs: time.sleep(600)
 
@@ -95,6 +103,7 @@ MOMENTS = {
     'writing samples': (saving, 'write_snapshot', _before),
     'writing a state': (checkpoint, 'write_state', _half_written),
     'state written': (checkpoint, 'write_state', _after),
+    'a metric that is told to stop': (monitoring.Monitor, 'judge', _stop_request),
     'a step that hangs': (training_loop.Stage, 'step', _hang),
     'stage 2 begins': (training_loop.Stage, 'go', _before),
 }
@@ -139,7 +148,10 @@ def assert_same_end(outdir, reference, tolerance=0.0):
     for mine, theirs in zip(losses(outdir), losses(reference), strict=True):
         assert mine.keys() == theirs.keys()
         assert all(abs(mine[name] - theirs[name]) <= tolerance * max(1, abs(theirs[name])) for name in mine), (mine, theirs)
-    mine, theirs = tensors(last_state(outdir)['stage']), tensors(last_state(reference)['stage'])
+    snapshots = [torch.load(folder / 'network-snapshot-000000.pkl', weights_only=True) for folder in (outdir, reference)]
+    assert snapshots[0]['about']['images_seen'] == snapshots[1]['about']['images_seen']
+    mine, theirs = ({**tensors(last_state(folder)['stage']), **tensors(snapshot['networks'], '/snapshot')}
+                    for folder, snapshot in zip((outdir, reference), snapshots))
     assert mine.keys() == theirs.keys() and len(mine) > 100
     for name, tensor in mine.items():
         assert torch.allclose(tensor.double(), theirs[name].double(), rtol=tolerance, atol=tolerance), name

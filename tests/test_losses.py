@@ -1,5 +1,7 @@
 """Objectives, schedules and players."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -221,13 +223,18 @@ def test_non_finite_gradients_are_replaced_and_counted():
 def test_bad_steps_are_counted_in_a_row_and_raised_where_that_is_asked():
     module = nn.Linear(1, 1)
     player = Player('P', module, 0.1, OptimizerConfig(), None)
-    for factor, expected in ((1.0, 0), (float('nan'), 1), (float('inf'), 2), (1.0, 0), (float('nan'), 1)):
-        player.step('phase', [0], lambda _: module.weight.sum() * factor + module.bias.sum(), lambda *_: None)
+
+
+    def step(phase, factor):
+        player.step(phase, [0], lambda _: module.weight.sum() * factor + module.bias.sum(), lambda *_: None)
+    for phase, factor, expected in (('main', 1.0, 0), ('main', math.nan, 1), ('R1', 1.0, 1), ('main', math.inf, 2), ('main', 1.0, 0),
+                                    ('R1', math.nan, 1), ('main', 1.0, 1), ('R1', 1.0, 0)):
+        step(phase, factor)
         assert player.bad_steps() == expected
-    player.must_be_finite = True
-    player.step('phase', [0], lambda _: module.weight.sum(), lambda *_: None)
-    with pytest.raises(BadGradients, match='phase R1: the gradients of P are not finite, 1 times in a row, in weight$'):
-        player.step('R1', [0], lambda _: module.weight.sum() * float('nan') + module.bias.sum(), lambda *_: None)
+    player.bad_steps_allowed = 1
+    step('R1', math.nan)
+    with pytest.raises(BadGradients, match='phase R1: the gradients of P are not finite, 2 times in a row, in weight$'):
+        step('R1', math.nan)
 
 
 def test_moving_average():

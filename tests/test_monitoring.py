@@ -9,6 +9,7 @@ from click.testing import CliRunner
 import train as train_script
 from metrics import results
 from metrics.monitoring import Monitor
+from tests.interruption import train_in_child
 from tests.tiny import tiny_run
 from training.training_loop import train
 
@@ -26,9 +27,12 @@ def trained(data, outdir, names=(), **changes):
     """A tiny run of four snapshots, with metrics."""
     outdir.mkdir()
     config = tiny_run(str(data), str(outdir), threads=1, snapshot_ticks=1, metrics=tuple(names), **changes)
-    monitor = Monitor(list(names), config.data, config.mirror, config.outdir, config.detector, workers=0) if names else None
-    assert train(config, monitor=monitor)
+    assert train(config, monitor=monitor_of(config) if names else None)
     return outdir
+
+
+def monitor_of(config):
+    return Monitor(list(config.metrics), config.data, config.mirror, config.outdir, config.detector, workers=0)
 
 
 @pytest.fixture
@@ -64,6 +68,22 @@ def test_without_the_detector_one_warning_and_the_training_goes_on(data, tmp_pat
     outdir = trained(data, tmp_path / 'run', ['fid8_full', 'swd8'])
     assert (outdir / 'log.txt').read_text().count('the training goes on without fid8_full') == 1
     assert {record['metric'] for record in results.read(outdir)} == {'swd8'}
+
+
+def test_metrics_that_cannot_be_computed_do_not_end_the_training(data, tmp_path):
+    outdir = trained(data, tmp_path / 'run', ['swd64'])  # of 24 images
+    assert (outdir / 'log.txt').read_text().count('no metrics of this snapshot') == 4
+
+
+def test_a_signal_during_metrics_ends_the_run_and_the_next_start_does_them_again(data, tmp_path):
+    (tmp_path / 'run').mkdir()
+    config = tiny_run(str(data), str(tmp_path / 'run'), threads=1, snapshot_ticks=1, metrics=('swd8',))
+    assert train_in_child(config, ('a metric that is told to stop', 2), monitor=monitor_of(config)) == (75, '')
+    assert [record['kimg'] for record in results.read(tmp_path / 'run')] == [0.008]
+    assert train_in_child(config, monitor=monitor_of(config)) == (0, '')
+    records = results.read(tmp_path / 'run')
+    assert [record['kimg'] for record in records] == [0.008, 0.016, 0.024, 0.024, 0.032, 0.032]
+    assert train_in_child(config, monitor=monitor_of(config)) == (0, '') and results.read(tmp_path / 'run') == records
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_written(data, tmp_path, monkeypatch):

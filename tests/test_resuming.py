@@ -150,6 +150,15 @@ def test_max_minutes_stop_a_run(data, tmp_path):
     assert train(config) is False
     assert [images for images, _ in StateFolder(config.outdir).paths()] == [8]
     assert '--max-minutes are over' in (tmp_path / 'run' / 'log.txt').read_text()
+    assert train(config.replace(max_minutes=0, stage1=config.stage1.replace(kimg=0.016), stage2=config.stage2.replace(kimg=0)))
+
+
+def test_a_signal_while_the_script_starts(tmp_path):
+    process = script('--preset=demo', '--data=absent.zip', f'--run-dir={tmp_path / "run"}')
+    time.sleep(0.7)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 75 and not (tmp_path / 'run').exists()
 
 
 def script(*arguments, **options):
@@ -277,7 +286,7 @@ DAMAGE = {
     'another file': lambda run: states(run)[0].write_bytes(b'not a state at all'),
     'the newest is gone': lambda run: states(run)[0].unlink(),
     'half a state beside': lambda run: cut(states(run)[0].rename(f'{states(run)[0]}.tmp'), 0.5),
-    'no statistics': lambda run: (states(run)[0].unlink(), (run / 'log.txt').unlink()),
+    'no log': lambda run: (states(run)[0].unlink(), (run / 'log.txt').unlink()),
 }
 
 
@@ -324,11 +333,25 @@ def test_damage_that_is_refused_by_name(name, copy, data):
 
 
 def test_other_data_is_refused(copy, data, tmp_path):
+    options = (copy / 'training_options.json').read_text()
     import dataset_tool
     other = tmp_path / 'other.zip'
     CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={other}', '--resolution=32', '--images=16'])
     with pytest.raises(UserError, match='holds other images or cameras'):
         train(resuming.saved_config(str(copy)).replace(data=str(other)))
+    assert (copy / 'training_options.json').read_text() == options
+
+
+def test_what_a_killed_process_left_half_written_is_removed(copy, data):
+    (copy / 'training-state-000000012.pt.tmp').write_bytes(b'half')
+    assert train_in_child(resuming.saved_config(str(copy))) == (0, '')
+    assert not list(copy.glob('*.tmp'))
+
+
+@pytest.mark.parametrize('leftover', ['lock', 'training_options.json.tmp'])
+def test_a_folder_in_which_nothing_has_begun_is_new(leftover, tmp_path):
+    (tmp_path / leftover).write_text('')
+    assert resuming.saved_config(str(tmp_path)) is None
 
 
 def test_a_file_that_cannot_grow_leaves_the_last_state(whole, data, tmp_path):
@@ -418,6 +441,19 @@ def test_gradients_that_stay_bad_stop_the_run(data, tmp_path, monkeypatch):
     assert record['gradients/D_not_finite'] > 0
 
 
+def test_bad_gradients_of_one_phase_stop_the_run_though_others_are_good(data, tmp_path, monkeypatch):
+    config = begin(small_run(data, tmp_path / 'run', steps=30, max_bad_steps=6, augment='none', snapshot_ticks=100))
+    ordinary = Objectives.generator
+
+    def spoiled(self, *args):
+        loss, fakes = ordinary(self, *args)
+        return loss * float('nan'), fakes
+    monkeypatch.setattr(Objectives, 'generator', spoiled)
+    with pytest.raises(BadGradients, match='phase generator: the gradients of G'):
+        train(config)
+    assert last_state(config.outdir) is None  # no state is saved after a bad step
+
+
 def test_a_few_bad_gradients_do_not(data, tmp_path, monkeypatch):
     config = begin(small_run(data, tmp_path / 'run', max_bad_steps=3))
     ordinary, calls = Objectives.discriminator, []
@@ -444,6 +480,17 @@ def test_an_option_that_would_change_the_run_is_refused_by_name(option, copy):
     result = invoke(f'--resume={copy}', option, '--dry-run')
     assert result.exit_code == 1 and option.split('=')[0] in result.output
     assert 'would change' in result.output or 'has --preset' in result.output
+
+
+def test_passes_too_small_for_the_groups_are_refused(copy):
+    result = invoke(f'--resume={copy}', '--batch-gpu=2', '--dry-run')
+    assert result.exit_code == 1 and 'groups of 4' in result.output
+    assert invoke(f'--resume={copy}', '--batch-gpu=4', '--metrics=none', '--max-minutes=0', '--dry-run').exit_code == 0
+
+
+def test_options_that_make_no_sense_alone_are_refused_by_name(copy):
+    result = invoke(f'--resume={copy}', '--near=auto', '--far=auto', '--dry-run')
+    assert result.exit_code == 1 and '--near' in result.output and 'would change' in result.output
 
 
 def test_options_that_change_nothing_are_taken(copy, data):

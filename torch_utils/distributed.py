@@ -7,17 +7,20 @@ import contextlib
 import datetime
 import os
 import re
+import signal
 import socket
 import sys
+import time
 import traceback
 from typing import NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
 from dnnlib.errors import UserError
-from torch_utils.interrupts import Forwarding
+from torch_utils.interrupts import STOPPED, Forwarding
 
 _PARENT = os.getppid()
 GRACE_S = 10.0  # for the other processes to end by themselves when one has failed
@@ -60,6 +63,16 @@ def start(timeout_minutes=30):
             dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
 
 
+def exit_code_when_stopped():
+    """STOPPED; but torchrun would start a process again that exits so."""
+    return 0 if 'TORCHELASTIC_RUN_ID' in os.environ else STOPPED
+
+
+def job_age():
+    """Seconds since the torchrun that started this process was started; 0 for a process without one."""
+    return time.time() - psutil.Process(_PARENT).create_time() if 'TORCHELASTIC_RUN_ID' in os.environ else 0.0
+
+
 def check_parent():
     """Raise LostContact if the torchrun that started this process is gone: a restarted job must not meet this process."""
     if 'TORCHELASTIC_RUN_ID' in os.environ and os.getppid() != _PARENT:
@@ -74,22 +87,31 @@ def stop():
 # Processes of this machine ---------------------------------------------------------------------------------------------
 
 
-def launch(function, processes):
+def launch(function, processes, stopped=STOPPED):
     """Call `function()` in `processes` processes of this machine; with one, right here. Returns the first one's result.
 
-    function must be picklable, and its result small. Stop signals are passed on. A UserError of any process, or the
-    death of one, is raised here as UserError; a bug as RuntimeError with its traceback.
+    function must be picklable, and its result small. Stop signals are passed on; where a process ends with code `stopped`,
+    by a stop signal or for a second one, this one ends so, too. A UserError of any process, or the death of one, is raised
+    here as UserError; a bug as RuntimeError with its traceback.
     """
     if processes == 1 or under_torchrun():
         return function()
     outcomes = torch.multiprocessing.get_context('spawn').SimpleQueue()
-    workers = torch.multiprocessing.spawn(_worker, args=(function, processes, _free_port(), outcomes), nprocs=processes, join=False)
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: while they start, it is this one's
+    arguments = (function, processes, _free_port(), os.getpid(), outcomes)
+    workers = torch.multiprocessing.spawn(_worker, args=arguments, nprocs=processes, join=False)
     try:
-        with Forwarding(workers.pids()):
+        with Forwarding(workers.pids()) as forwarding:
             while not workers.join(grace_period=GRACE_S):
                 pass
     except torch.multiprocessing.ProcessExitedException as exited:
+        if exited.exit_code == stopped or (forwarding.received and exited.signal_name == 'SIGTERM'):
+            sys.exit(stopped)
+        if exited.exit_code > 128:
+            sys.exit(exited.exit_code)
         raise _most_telling([outcome.error for outcome in _drain(outcomes) if outcome.error is not None], exited) from None
+    finally:
+        signal.signal(signal.SIGINT, former)
     return next(outcome.result for outcome in _drain(outcomes) if outcome.rank == 0)
 
 
@@ -101,7 +123,9 @@ class _Outcome(NamedTuple):
     error: Exception | None = None
 
 
-def _worker(local_rank, function, processes, port, outcomes):
+def _worker(local_rank, function, processes, port, parent, outcomes):
+    if os.getppid() != parent:  # it was killed while this process started
+        sys.exit(1)
     os.environ.update(MASTER_ADDR='localhost', MASTER_PORT=str(port), WORLD_SIZE=str(processes), RANK=str(local_rank),
                       LOCAL_RANK=str(local_rank))
     try:
@@ -129,7 +153,7 @@ def _most_telling(errors, exited):
     if exited.signal_name is not None:
         return UserError(f'process {exited.error_index} was killed by {exited.signal_name}; '
                          'if the machine ran out of memory, lower --batch-gpu or --workers')
-    return errors[0] if errors else exited
+    return errors[0] if errors else UserError(f'process {exited.error_index} ended with exit code {exited.exit_code}')
 
 
 def _free_port():

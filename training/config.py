@@ -252,7 +252,7 @@ class RunConfig(Config):
     threads: int | None = None
     state_every: str = '15min'  # how often the training state is saved: '<number>min' or '<number>kimg'
     keep_states: int = 2
-    max_minutes: float | None = None  # the run stops, to be resumed, after so long
+    max_minutes: float | None = None  # the run stops, to be resumed, after so long; None or 0: never
     max_bad_steps: int = 50  # gradients that are not finite in a row, before the run stops
     timeout_minutes: float = 30.0  # how long a process waits for the others
     metrics: tuple = ()  # names of metrics that are computed for snapshots; the first one decides which is the best
@@ -293,6 +293,11 @@ class RunConfig(Config):
     @property
     def batch_per_pass(self):
         return self.batch_gpu or self.batch // self.gpus
+
+    @property
+    def images_per_group(self):
+        """Of the discriminators' minibatch statistics."""
+        return min(self.discriminator.minibatch_group, self.batch_per_pass)
 
     @property
     def ema_half_life_kimg(self):

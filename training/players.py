@@ -1,5 +1,7 @@
 """The three players: a network, its Adam optimiser with lazy regularisation, and how a step is made."""
 
+import math
+
 import torch
 from torch.optim import swa_utils
 
@@ -16,7 +18,7 @@ class BadGradients(UserError):
 class Player:
     """A network that learns. interval: steps between regularisations (None: no lazy regularisation).
 
-    must_be_finite: whether a step with gradients that are not finite raises BadGradients.
+    bad_steps_allowed: gradients of a phase that are not finite more often in a row raise BadGradients.
     """
 
     def __init__(self, name, module, lr, config, interval):
@@ -25,13 +27,13 @@ class Player:
         self.lr = lr * ratio
         self.optimizer = torch.optim.Adam(module.parameters(), lr=self.lr, eps=config.eps, fused=True,
                                           betas=(config.beta1**ratio, config.beta2**ratio))
-        self.must_be_finite = False
-        self._bad_steps = torch.zeros((), device=next(module.parameters()).device)
+        self.bad_steps_allowed = math.inf
+        self._bad_steps = {}  # by phase: a regularisation's good gradients say nothing about the main loss
         module.requires_grad_(False)
 
     def bad_steps(self):
-        """How many steps in a row, the last one included, had gradients that were not finite. Waits for the GPU."""
-        return int(self._bad_steps)
+        """How many times in a row, the last one included, the gradients of the worst phase were not finite. Waits for the GPU."""
+        return max(map(int, self._bad_steps.values()), default=0)
 
     def regularizes_at(self, step):
         return bool(self.interval) and step % self.interval == 0
@@ -58,10 +60,10 @@ class Player:
         norm = torch.nn.utils.get_total_norm(gradients)
         report(f'gradients/{self.name}', norm.nan_to_num(**FINITE_REPLACEMENTS))
         report(f'gradients/{self.name}_not_finite', 1 - norm.isfinite().float())
-        self._bad_steps = torch.where(norm.isfinite(), 0, self._bad_steps + 1)
-        if self.must_be_finite and not norm.isfinite():
-            raise BadGradients(f'phase {phase}: the gradients of {self.name} are not finite, {self.bad_steps()} times in a row, in '
-                               + _some([name for name, p in self.module.named_parameters() if not _is_finite(p.grad)]))
+        self._bad_steps[phase] = torch.where(norm.isfinite(), 0, self._bad_steps.get(phase, 0) + 1)
+        if self.bad_steps_allowed < math.inf and self._bad_steps[phase] > self.bad_steps_allowed:
+            raise BadGradients(f'phase {phase}: the gradients of {self.name} are not finite, {int(self._bad_steps[phase])} times '
+                               'in a row, in ' + _some([name for name, p in self.module.named_parameters() if not _is_finite(p.grad)]))
         for gradient in gradients:
             torch.nan_to_num(gradient, **FINITE_REPLACEMENTS, out=gradient)
 

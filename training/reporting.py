@@ -173,7 +173,7 @@ class Clock:
     """Where the time of this process goes, and when time is up."""
 
     def __init__(self, config, images_seen):
-        self._limit = math.inf if config.max_minutes is None else config.max_minutes * 60
+        self._limit = config.max_minutes * 60 - distributed.job_age() if config.max_minutes else math.inf
         self._every = parse_interval(config.state_every)
         self._start = self._tick = time.monotonic()
         self._spent = {}

@@ -40,7 +40,7 @@ def saved_config(run_dir):
 
     Raises ConfigError for a folder that holds something else, or a run that nothing can be resumed from.
     """
-    names = _names(run_dir)
+    names = [name for name in _names(run_dir) if name != 'lock' and not name.endswith('.tmp')]
     if not names:
         return None
     options = os.path.join(run_dir, OPTIONS_FILE)
@@ -79,15 +79,28 @@ def check_unchanged(saved, asked, options):
 
     saved: RunConfig; asked: options -> RunConfig, what they make of `saved`.
     """
-    if asked(options) == saved:
+    if _result(asked, options) == saved:
         return
+    cure = 'start another run with --init-from=<its last snapshot>' if has_state(saved.outdir) else 'remove its folder, or name another'
     for name, value in options.items():
-        changed = asked({name: value})
-        if changed != saved:
+        changed = _result(asked, {name: value})
+        if changed not in (saved, None):
             path, old = _first_difference(saved.to_dict(), changed.to_dict())
-            raise ConfigError(f'--{name.replace("_", "-")}={value} would change the run in {saved.outdir}, which has {path} = {old}; '
-                              'leave it out to go on, or start another run with --init-from=<its last snapshot>')
-    raise ConfigError(f'these options together would change the run in {saved.outdir}: --resume={saved.outdir} alone goes on with it')
+            raise ConfigError(f'{_spelled(name)}={value} would change the run in {saved.outdir}, which has {path} = {old}; '
+                              f'leave it out to go on, or {cure}')
+    raise ConfigError(f'{", ".join(map(_spelled, options))} would change the run in {saved.outdir}: leave them out to go on, or {cure}')
+
+
+def _spelled(name):
+    return f'--{name.replace("_", "-")}'
+
+
+def _result(asked, options):
+    """What the options make of the run; None where they make no sense."""
+    try:
+        return asked(options)
+    except ConfigError:
+        return None
 
 
 def _first_difference(first, second, prefix=''):
@@ -102,4 +115,4 @@ def _names(folder):
 
 
 def _last_written(run_dir):
-    return max(os.path.getmtime(os.path.join(run_dir, name)) for name in _names(run_dir))
+    return max(os.lstat(os.path.join(run_dir, name)).st_mtime for name in _names(run_dir))

@@ -11,7 +11,8 @@ from torch_utils import distributed
 from torch_utils.background import Background
 from torch_utils.checkpoint import StateFolder
 from torch_utils.images import image_grid
-from training.snapshots import write_snapshot
+from training.resuming import write_options
+from training.snapshots import SnapshotError, read_snapshot, write_snapshot
 
 FINISHED = 'finished'  # an empty file of this name marks the folder of a run that has nothing left to do
 
@@ -40,7 +41,9 @@ class Saver:
         if state is not None and state['data'] != self.data:
             raise UserError(f'--data={self.config.data} holds other images or cameras ({self.data["images"]}) than the run in '
                             f'{self.config.outdir} was started with ({state["data"]["images"]}); give it the same data')
-        remove(self._path(FINISHED))
+        for name in (FINISHED, *(name for name in os.listdir(self.config.outdir) if name.endswith('.tmp'))):
+            remove(self._path(name))  # what a process that was killed left half-written would fill the disk
+        write_options(self.config)  # only now is it sure that the run goes on with them, and here alone
         return state
 
     def about(self):
@@ -55,6 +58,13 @@ class Saver:
 
     def snapshot_path(self, kimg):
         return self._path(f'network-snapshot-{kimg:06d}.pkl')
+
+    def has_snapshot(self, images_seen):
+        """Whether the snapshot of this moment was written."""
+        try:
+            return read_snapshot(self.snapshot_path(images_seen // 1000))['about'].get('images_seen') == images_seen
+        except SnapshotError:
+            return False
 
     def save_samples(self, kimg, pictures, columns, described, about):
         """fakes<kimg>_<name>.png for every entry of pictures, and network-snapshot-<kimg>.pkl."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import os
 from typing import NamedTuple
 
@@ -113,10 +114,13 @@ class Run:
         self.statistics = Statistics(self.device)
         self.grid = SampleGrid(self.dataset, config, self.device)
         self.saver = Saver(config, self.dataset) if self.first else None
-        self.state = distributed.share(self.saver.load_state(log=print) if self.first else None)
+        damage = []
+        self.state = distributed.share(self.saver.load_state(damage.append) if self.first else None)
         self.images_seen = self.state['images_seen'] if self.state else 0
         position = self.state['reporter'] if self.state else {}
         self.reporter = Reporter(config, self.device, self.images_seen, **position) if self.first else None
+        for line in damage:
+            self.log(line)
         self.clock = Clock(config, self.images_seen)
         self.inherited = self.state['inherited'] if self.state else {}  # weights that a later stage begins with
         self.stopping = False
@@ -128,7 +132,7 @@ class Run:
         for number, stage in ((1, self.config.stage1), (2, self.config.stage2)):
             if number >= begin and stage.kimg > 0 and not self.stopping:
                 self._train_stage(number, stage)
-        finished = self.images_seen >= self.config.total_images
+        finished = self.images_seen >= self.config.total_images and not self.stopping
         if self.first:
             self.saver.finish(finished)
         distributed.wait_for_all()  # a process that ends early would take the others' connections away
@@ -145,11 +149,13 @@ class Run:
         if self.state:
             stage.restore(self.state['stage'])
             self.statistics.restore(self.state['statistics'])
-            self.state = None
         elif self.inherited:
             networks.take(self.inherited, self.log)
         networks.agree()
         self.inherited = networks.lacking(self.inherited)
+        if self.state and self.state['to_be_shown']:
+            self._show_what_is_missing(stage)
+        self.state = None
         stage.go()
         for name, state in networks.states().items():  # what this stage does not have stays as --init-from gave it
             self.inherited[name] = {**self.inherited.get(name, {}), **state}
@@ -188,20 +194,36 @@ class Run:
             self.saver.check()
         ticks, rest = divmod(stage.steps, self.config.steps_per_tick)
         ticked = stage.done or rest == 0
-        sampled = ticked and (stage.done or ticks % self.config.snapshot_ticks == 0)
+        shown = ticked and (stage.done or ticks % self.config.snapshot_ticks == 0)
         if ticked:
             self._tick(stage)
         late, due = self.clock.read(self.images_seen) if self.first else (False, False)
         asked, late, due = distributed.any_of([self.requests.received, late, due])
         self.stopping = asked or late
-        if (self.stopping or due or sampled) and not stage.bad_gradients():
-            self._save_state(stage)
-        if sampled:
-            self.save_samples(stage)
-            if self.monitor is not None and (stage.done or ticks // self.config.snapshot_ticks % self.config.metrics_every == 0):
-                self._judge(stage)
+        if (self.stopping or due or shown) and not stage.bad_gradients():
+            self._save_state(stage, shown)
+        if shown and not self.stopping:  # else the run shows it when it goes on
+            self._show(stage)
         if self.stopping:
             self.log('stopping, as asked; the same command goes on from here' if asked else 'stopping: --max-minutes are over')
+
+    def _show(self, stage):
+        """Grids, snapshot and, every so often, metrics of this moment."""
+        self.save_samples(stage)
+        if self._judges(stage):
+            self._judge(stage)
+
+    def _show_what_is_missing(self, stage):
+        """After a restart from a moment that was to be shown: what the interruption left undone."""
+        if not distributed.share(self.saver.has_snapshot(self.images_seen) if self.first else None):
+            self.save_samples(stage)
+        if self._judges(stage) and not distributed.share(self.monitor.judged(self.images_seen / 1000) if self.first else None):
+            self._judge(stage)
+
+    def _judges(self, stage):
+        """Whether metrics are due with this snapshot."""
+        snapshots = stage.steps // self.config.steps_per_tick // self.config.snapshot_ticks
+        return self.monitor is not None and (stage.done or snapshots % self.config.metrics_every == 0)
 
     def _tick(self, stage):
         """Every process: it collects from all."""
@@ -220,29 +242,44 @@ class Run:
                 self.saver.save_samples(kimg, pictures, self.grid.columns, describe_all(stage.networks.by_name()), about)
 
     def _judge(self, stage):
-        """Metrics of the snapshot that was just saved. Every process computes its part."""
+        """Metrics of the snapshot that was just saved. Every process computes its part.
+
+        They can take long, and the state is saved: a stop request is obeyed at once, and the next start does them again.
+        """
         snapshot = self.saver.snapshot_path(self.images_seen // 1000) if self.first else None
         about = {'snapshot': snapshot, 'kimg': self.images_seen / 1000, 'label': os.path.basename(self.config.outdir)}
-        with self.clock.measure('metrics'):
-            branches = ('2d', '3d') if stage.networks.G_ema.config.residual else ('2d',)
-            records = self.monitor.judge(stage.networks.G_ema, self.device, branches, about, self.log)
-            if self.first:
-                self.saver.finish_writing()
-                for line in self.monitor.keep(records, snapshot):
-                    self.log(line)
-                self.reporter.add_metrics(records, self.images_seen)
+        if self.first:
+            self.saver.finish_writing()
+        distributed.wait_for_all()
+        with self.clock.measure('metrics'), self.requests.obeyed_at_once(distributed.exit_code_when_stopped()):
+            records = self._evaluate(stage.networks.G_ema, about)
+        if self.first:
+            for line in self.monitor.keep(records, snapshot):
+                self.log(line)
+            self.reporter.add_metrics(records, self.images_seen)
 
-    def _save_state(self, stage):
+    def _evaluate(self, generator, about):
+        """Records of the metrics; none if they cannot be computed, which does not end the training."""
+        branches = ('2d', '3d') if generator.config.residual else ('2d',)
+        try:
+            return self.monitor.judge(generator, self.device, branches, about, self.log)
+        except distributed.LostContact:
+            raise
+        except UserError as error:
+            self.log(f'no metrics of this snapshot: {error}')
+            return []
+
+    def _save_state(self, stage, to_be_shown):
         with self.clock.measure('saving'):
-            content = self._state(stage)
+            content = self._state(stage, to_be_shown)
             if self.first:
                 self.saver.save_state(self.images_seen, content)
         self.clock.state_saved(self.images_seen)
 
-    def _state(self, stage):
+    def _state(self, stage, to_be_shown):
         """Everything that a restart needs, on the CPU. Every process must call it."""
         state = {'images_seen': self.images_seen, 'statistics': self.statistics.state(), 'stage': stage.state(),
-                 'inherited': self.inherited}
+                 'inherited': self.inherited, 'to_be_shown': to_be_shown}
         return copy_to_cpu({**state, **self.saver.about(), 'reporter': self.reporter.position()}) if self.first else None
 
 
@@ -330,7 +367,8 @@ class Stage:
         """From time to time, since it waits for the GPU: players whose gradients stay bad stop at their next bad step."""
         if self.steps % min(CHECK_STEPS, self.config.max_bad_steps) == 0:
             for player in self.players:
-                player.must_be_finite = player.bad_steps() >= self.config.max_bad_steps
+                limit = self.config.max_bad_steps
+                player.bad_steps_allowed = limit if player.bad_steps() >= limit else math.inf
 
     # One step --------------------------------------------------------------------------------------------------------
 
