@@ -68,7 +68,7 @@ def test_killed_anywhere_a_run_ends_with_the_same_bits(whole, data, tmp_path):
     """One run that is killed again and again: every restart goes on from the last whole state."""
     config = begin(small_run(data, tmp_path / 'run'))
     moments = [('in a step', 1), ('writing a state', 1), ('after a step', 3), ('before a tick', 1), ('state written', 1),
-               ('stage 2 begins', 2), ('after a tick', 1), ('writing a state', 1), ('writing samples', 1)]
+               ('stage 2 begins', 2), ('after a tick', 1), ('writing a state', 1), ('writing samples', 1), ('writing samples', 2)]
     for moment in moments:
         assert train_in_child(config, moment) == (-signal.SIGKILL, ''), moment
     assert train_in_child(config) == (0, '')
