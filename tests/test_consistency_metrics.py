@@ -176,6 +176,7 @@ def test_command_scores_both_branches(snapshot, tmp_path):
         assert protocol['yaw_range'] == 0.4 and protocol['views'] == 3 and protocol['recipe_changes'] == {'steps': 2, 'rays': 16}
         assert line['value'] == pytest.approx(sum(protocol['per_subject'].values()) / 2)
         folder = out / protocol['folder']
+        assert protocol['recipe_at_256_pixels']['steps'] == 2
         written = {f'seed{number:04d}.{suffix}' for number in (0, 1) for suffix in ('png', 'json')}
         assert {path.name for path in folder.iterdir()} == {'page.png', *written}
         assert Image.open(folder / 'page.png').size == (4 * 32, 2 * 32)
@@ -284,7 +285,7 @@ def test_views_that_are_not_numbers_are_one_clear_line(tmp_path):
 
 
 def test_projection_undoes_rays():
-    label = scenes.around(3)[1:2]
+    label = scenes.around(4)[1:2]  # turned and raised: without either, its rotation would be its own inverse
     origins, directions = (x[0] for x in view_rays(label, (4, 6)))
     distance = torch.linspace(0.5, 3, 24)
     position, found, in_front = project(label[0], origins + directions * distance[:, None])

@@ -73,8 +73,10 @@ class Run:
         self.background = self.options['background'] or self.subjects.background
         given = {'steps': self.options['fit_steps'], 'rays': self.options['fit_rays']}
         self.recipe_changes = {name: value for name, value in given.items() if value is not None}
+        # What the recipe is at the subjects' own size stands in their files: here it only has to change when its numbers do.
+        recipe = make_recipe(self.options['recipe'], 256, **self.recipe_changes).to_dict()
         self.protocol = {**self.subjects.about(), **FIXED_CHOICES, 'recipe': self.options['recipe'],
-                         'recipe_changes': self.recipe_changes, 'background': self.background,
+                         'recipe_at_256_pixels': recipe, 'recipe_changes': self.recipe_changes, 'background': self.background,
                          'held_out': self.options['held_out'], 'fit_seed': task.seed}
         key = hashlib.blake2b(json.dumps(self.protocol, sort_keys=True).encode(), digest_size=4).hexdigest()
         self.folder = Path(task.outdir) / f'consistency-{task.branch or "views"}-{key}'
