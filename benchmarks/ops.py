@@ -72,7 +72,10 @@ def prepare(case, implementation, device):
         taps = options.pop('taps', None)
         f = torch.full([1, taps], 1 / taps, device=device) if taps else setup_filter(FIR, device=device)
         function, inputs = lambda x: upfirdn2d(x, f, impl=impl, **options), (x,)
-    return torch.compile(function, fullgraph=True) if implementation == 'compiled' else function, inputs
+    if implementation == 'compiled':
+        torch.compiler.reset()  # the lambdas of all cases share their code, for which only some compilations are kept
+        function = torch.compile(function, fullgraph=True)
+    return function, inputs
 
 
 def necessary_bytes(case, with_backward, output):

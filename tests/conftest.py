@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -16,6 +18,15 @@ def _seeded():
 def goldens():
     """`load_golden` as a fixture: goldens(name) -> (arrays, meta)."""
     return load_golden
+
+
+def pytest_configure(config):
+    """Hide GPUs from all but `pytest -m gpu` and what it starts: the other tests compare bits, and start more processes than
+    there may be GPUs. Torch looks at the variable when CUDA is first needed; processes that tests start inherit it."""
+    if config.option.markexpr == 'gpu':
+        os.environ['MIMIC3D_GPU_TESTS'] = '1'
+    elif 'MIMIC3D_GPU_TESTS' not in os.environ:
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 def pytest_collection_modifyitems(items):

@@ -134,6 +134,19 @@ def test_low_precision_is_close(precision, allowed):
             assert float((fused - twin).abs().max() / twin.abs().max()) < allowed
 
 
+@pytest.mark.parametrize('precision', ['tf32', 'fp16'])
+def test_small_gradients_do_not_vanish(precision):
+    """Those of one sample of a large image are often below fp16's range."""
+    example, scale = Example(), 1e-9
+    found = []
+    for factor in (1.0, scale):
+        density, colours = example.fused(precision)
+        gradients = torch.autograd.grad((density.sum() + colours.sum()) * factor, [*example.planes, *example.mlp])
+        found.append([gradient / factor for gradient in gradients])
+    for large, small in zip(*found):
+        assert_close(small, large, 1e-3)
+
+
 @pytest.mark.parametrize('samples, importance, rays', [(9, 6, 70), (4, 5, 1), (16, 16, 17)])
 def test_everything_along_rays(samples, importance, rays):
     near = torch.rand(2, rays, 1, device=DEVICE) + 1

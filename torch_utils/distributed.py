@@ -46,7 +46,10 @@ def pick_device():
     """This process's GPU, or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device('cpu')
-    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+    local, present = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+    if local >= present:
+        raise UserError(f'process {local} of this machine sees {present} GPU(s) only; start as many processes as it has GPUs')
+    device = torch.device('cuda', local)
     torch.cuda.set_device(device)
     return device
 
@@ -170,6 +173,8 @@ def _naming_the_loss():
     """torch's errors about other processes, as LostContact."""
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # this process's own trouble, found out here
+        raise
     except RuntimeError as error:  # of which torch.distributed.DistError is one
         lines = re.sub(r'^\[[^\]]*\] ', '', str(error)).strip().splitlines()  # without the place in gloo's source
         reason = lines[0][:200] if lines else type(error).__name__

@@ -247,10 +247,18 @@ def _rotate2d(angle):
 def apply_colour(images, matrices):
     """images: [N, 3k, H, W]; matrices: [N, 4, 4], applied to every RGB triple."""
     n, channels, height, width = images.shape
-    matrices = matrices.to(device=images.device, dtype=images.dtype)
+    matrices = _beside(matrices, images)
     triples = images.reshape(n, channels // 3, 3, height * width)
     triples = matrices[:, None, :3, :3] @ triples + matrices[:, None, :3, 3:]
     return triples.reshape(images.shape)
+
+
+def _beside(values, images):
+    """A few numbers on the images' device, in their dtype. Only from pinned memory a copy to a GPU does not wait for it."""
+    values = values.to(images.dtype)
+    if images.is_cuda and values.device.type == 'cpu':
+        values = values.pin_memory()
+    return values.to(images.device, non_blocking=True)
 
 
 def apply_geometry(images, matrices):
@@ -271,8 +279,8 @@ def _warp(image, inverse):
     On the fine grid, pixel x (from the centre) lies at 2 x - 1/2, because the filter is centred on one of its taps.
     """
     height, width = image.shape[2:]
-    taps = image.new_tensor(SYM6)
-    taps = taps / taps.sum()
+    taps = torch.tensor(SYM6, dtype=image.dtype)
+    taps = _beside(taps / taps.sum(), image)
     left, right, top, bottom = _margins(inverse, height, width)
     image = F.pad(image, (left, right, top, bottom), mode='reflect')
     fine = _upsample_twice(image, taps)
@@ -283,7 +291,7 @@ def _warp(image, inverse):
     to_grid = torch.diag(inverse.new_tensor([2 / fine.shape[3], 2 / fine.shape[2], 1]))
     from_grid = torch.diag(inverse.new_tensor([out_width / 2, out_height / 2, 1]))
     theta = to_grid @ off_centre @ to_fine @ inverse @ torch.linalg.inv(to_fine) @ from_grid
-    theta = theta[None, :2].to(device=image.device, dtype=image.dtype)
+    theta = _beside(theta[None, :2], image)
     grid = F.affine_grid(theta, [1, 1, out_height, out_width], align_corners=False)
     return _downsample_twice(grid_sample(fine, grid), taps)
 

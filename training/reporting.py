@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 
 import psutil
@@ -34,6 +35,12 @@ class _LogLines(logging.Handler):
         self.log(record.getMessage())
 
 
+def _hide_disk_errors(report):
+    """TensorBoard writes in a thread of its own; its OSErrors come out of `flush`, and need no traceback besides."""
+    if not issubclass(report.exc_type, OSError):
+        threading.__excepthook__(report)
+
+
 class Reporter:
     """Files and progress of a run, written by the first process only.
 
@@ -50,6 +57,7 @@ class Reporter:
         self.tick_start = time.time()
         self.start = self.tick_start - seconds
         self.tick_images = images_seen
+        threading.excepthook = _hide_disk_errors
         self.library_lines = _LogLines(self.log)
         for logger in _LOGGERS:
             logger.addHandler(self.library_lines)
@@ -92,6 +100,7 @@ class Reporter:
             self.events.add_scalar(f'metric/{record["metric"]}/{record["branch"]}', record['value'], images_seen)
 
     def close(self):
+        threading.excepthook = threading.__excepthook__
         for logger in _LOGGERS:
             logger.removeHandler(self.library_lines)
         self.bar.close()

@@ -34,13 +34,18 @@ CHECK_STEPS = 16  # how often, in steps, the host looks at the gradients' health
 def train(config, vgg_weights=None, monitor=None):
     """Run both stages of a RunConfig in this process, which may be one of several; go on from a saved state if there is one.
 
-    vgg_weights: file for LPIPS, where the configuration uses it; monitor: metrics.monitoring.Monitor or None. Leaves in config.outdir what docs/training.md lists.
+    vgg_weights: file for LPIPS, where the configuration uses it; monitor: metrics.monitoring.Monitor or None. Leaves in
+    config.outdir what docs/training.md lists.
     Returns whether the run is finished; if not, a signal or --max-minutes stopped it. Raises UserError.
     """
     try:
         distributed.start(config.timeout_minutes)
         with StopRequests() as requests, contextlib.closing(Run(config, vgg_weights, monitor, requests)) as run:
             return run.go()
+    except torch.OutOfMemoryError:
+        raise UserError('the GPU has too little memory; lower --batch-gpu, which may change as the run goes on') from None
+    except torch.OutOfMemoryError:
+        raise UserError('the GPU has too little memory; lower --batch-gpu, which may change as the run goes on') from None
     except OSError as error:
         raise UserError(f'{error.filename or config.outdir}: {error.strerror or error}; the last training state in {config.outdir} '
                         'is kept: mend the cause, and the same command goes on from it') from None

@@ -49,6 +49,9 @@ PRECISIONS = {
     'bf16': Precision(tl.bfloat16, 'ieee', torch.bfloat16),
 }
 
+# Gradients leave fp16's range: those of one sample are often below 1e-8. TF32 has as many digits, and fp32's range.
+BACKWARD_PRECISION = {'fp16': 'tf32'}
+
 
 class FusedMLP(NamedTuple):
     """Effective weights (after any run-time scaling): hidden [H, C] and [H]; output [1 + n, H] and [1 + n], density first."""
@@ -484,7 +487,8 @@ def _run_backward(geometry, precision, rays, tensors, given):
         _backward_kernel[(programs,)](
             *(given.get(name) for name in names), of_planes[0], of_planes[-1] if len(planes) > 1 else None, *of_mlp,
             depths.numel(), depths[0].numel(), depths.shape[2], *rays, *_inputs(mlp, planes),
-            ROUNDS=triton.cdiv(blocks, programs), **LAUNCH, **_constants(geometry, precision, mlp, BACKWARD_SAMPLES_PER_BLOCK))
+            ROUNDS=triton.cdiv(blocks, programs), **LAUNCH,
+            **_constants(geometry, BACKWARD_PRECISION.get(precision, precision), mlp, BACKWARD_SAMPLES_PER_BLOCK))
     return [x.sum(dim=0) for x in of_mlp] + of_planes
 
 

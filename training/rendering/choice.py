@@ -40,10 +40,25 @@ def _obstacle(field, origins, directions, forced):
     interpreted = forced and os.environ.get('TRITON_INTERPRET') == '1'
     if not (origins.is_cuda or interpreted):
         return f'the fused kernels need a CUDA GPU, and the tensors are on the {origins.device.type}'
+    problem = _problem_of_triton(origins.device) if origins.is_cuda else None
+    if problem:
+        return problem
     if not isinstance(field, TriplaneField):
         return 'the field is not one of tri-planes'
     if torch.is_grad_enabled() and (origins.requires_grad or directions.requires_grad):
         return 'the fused kernels have no gradient for rays'
+    return None
+
+
+@functools.cache
+def _problem_of_triton(device):
+    """Why Triton cannot build a kernel for a GPU, in one line, or None. It takes a C compiler and Python's headers."""
+    from torch_utils.ops import ray_samples
+    try:
+        ray_samples.sort_depths(torch.zeros(2, 1, 1, device=device))
+    except Exception as error:  # as many types as there are reasons
+        reason = ' '.join(str(error).split())[:200]
+        return f'Triton cannot build them: {reason or type(error).__name__}'
     return None
 
 

@@ -61,6 +61,6 @@ def intersect_box(origins, directions, side):
 def box_limits(origins, directions, side):
     """Near and far of every ray by the box it crosses; rays that miss take the nearest and farthest valid values."""
     near, far, hit = intersect_box(origins, directions, side)
-    if not hit.any():
-        return torch.zeros_like(near), torch.full_like(far, float(side))
-    return torch.where(hit, near, near[hit].min()), torch.where(hit, far, far[hit].max())
+    nearest, farthest = near.where(hit, torch.inf).min(), far.where(hit, -torch.inf).max()  # nothing here waits for a GPU
+    any_hit = nearest.isfinite()
+    return near.where(hit, nearest.where(any_hit, 0.0)), far.where(hit, farthest.where(any_hit, float(side)))
