@@ -221,9 +221,9 @@ def torchrun(port, *arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def finish(agents):
-    outputs = [agent.communicate(timeout=600)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0] * len(agents), outputs
+def finish(machines):
+    outputs = [machine.communicate(timeout=600)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0] * len(machines), outputs
     return outputs
 
 
@@ -235,14 +235,14 @@ def test_two_torchrun_machines_one_dies(demo_data, tmp_path):
     finish([torchrun(port, *arguments, '--run-id=whole') for _ in range(2)])
 
     port = distributed._free_port()
-    agents = [torchrun(port, *arguments, '--run-id=killed')]
+    machines = [torchrun(port, *arguments, '--run-id=killed')]
     time.sleep(2)  # the first one holds the rendezvous
-    agents.append(torchrun(port, *arguments, '--run-id=killed'))
-    wait_for(lambda: len(StateFolder(tmp_path / 'killed').paths()) == 2, lambda: agents[0].poll() is None)
-    agents[1].kill()
-    agents[1].wait()
-    agents[1] = torchrun(port, *arguments, '--run-id=killed')
-    outputs = finish(agents)
+    machines.append(torchrun(port, *arguments, '--run-id=killed'))
+    wait_for(lambda: len(StateFolder(tmp_path / 'killed').paths()) == 2, lambda: machines[0].poll() is None)
+    machines[1].kill()
+    machines[1].wait()
+    machines[1] = torchrun(port, *arguments, '--run-id=killed')
+    outputs = finish(machines)
     assert 'has lost' in outputs[0]
     log = (tmp_path / 'killed' / 'log.txt').read_text()
     assert log.count('4 process(es)') == 2 and 'going on from' in log and (tmp_path / 'killed' / 'finished').exists()
