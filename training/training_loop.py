@@ -30,8 +30,6 @@ def train(config, vgg_weights=None, monitor=None):
             return run.go()
     except torch.OutOfMemoryError:
         raise UserError('the GPU has too little memory; lower --batch-gpu, which may change as the run goes on') from None
-    except torch.OutOfMemoryError:
-        raise UserError('the GPU has too little memory; lower --batch-gpu, which may change as the run goes on') from None
     except OSError as error:
         raise UserError(f'{error.filename or config.outdir}: {error.strerror or error}; the last training state in {config.outdir} '
                         'is kept: mend the cause, and the same command goes on from it') from None
