@@ -212,8 +212,10 @@ def choose_run_dir(preset, outdir, run_id, run_dir, resume):
     check(named or not distributed.under_torchrun(), 'under torchrun, name the run with --run-id or --run-dir: '
           'a process that is started again must find it')
     if resume is not UNSET:
-        return run_to_resume(resume, outdir)
-    return os.path.normpath(run_dir or (os.path.join(outdir, run_id) if run_id else new_run_dir(outdir, preset)))
+        run_dir = run_to_resume(resume, outdir)
+    elif run_id is not UNSET:
+        run_dir = os.path.join(outdir, run_id)
+    return os.path.normpath(run_dir or new_run_dir(outdir, preset))
 
 
 def new_run(preset, data, run_dir, options):
@@ -279,7 +281,7 @@ def start(config, vgg_weights):
             raise ConfigError(f'the run folder {config.outdir} cannot be written: {error.strerror}; name another') from None
     monitor = Monitor(list(config.metrics), config.data, config.mirror, config.outdir, config.detector,
                       config.workers) if config.metrics else None
-    return distributed.launch(functools.partial(train, config, vgg_weights, monitor), config.gpus, STOPPED)
+    return distributed.launch(functools.partial(train, config, vgg_weights, monitor), config.gpus)
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ import torch.multiprocessing
 from dnnlib.errors import UserError
 from torch_utils.interrupts import STOPPED, Forwarding
 
-_PARENT = os.getppid()
+_PARENT = os.getppid()  # while it lives; an orphan gets another
 GRACE_S = 10.0  # for the other processes to end by themselves when one has failed
 
 
@@ -90,11 +90,11 @@ def stop():
 # Processes of this machine ---------------------------------------------------------------------------------------------
 
 
-def launch(function, processes, stopped=STOPPED):
+def launch(function, processes):
     """Call `function()` in `processes` processes of this machine; with one, right here. Returns the first one's result.
 
-    function must be picklable, and its result small. Stop signals are passed on; where a process ends with code `stopped`,
-    by a stop signal or for a second one, this one ends so, too. A UserError of any process, or the death of one, is raised
+    function must be picklable, and its result small. Stop signals are passed on; where a process ends with STOPPED, by
+    a stop signal or for a second one, this one ends so, too. A UserError of any process, or the death of one, is raised
     here as UserError; a bug as RuntimeError with its traceback.
     """
     if processes == 1 or under_torchrun():
@@ -102,14 +102,14 @@ def launch(function, processes, stopped=STOPPED):
     outcomes = torch.multiprocessing.get_context('spawn').SimpleQueue()
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: while they start, it is this one's
     arguments = (function, processes, _free_port(), os.getpid(), outcomes)
-    workers = torch.multiprocessing.spawn(_worker, args=arguments, nprocs=processes, join=False)
     try:
+        workers = torch.multiprocessing.spawn(_worker, args=arguments, nprocs=processes, join=False)
         with Forwarding(workers.pids()) as forwarding:
             while not workers.join(grace_period=GRACE_S):
                 pass
     except torch.multiprocessing.ProcessExitedException as exited:
-        if exited.exit_code == stopped or (forwarding.received and exited.signal_name == 'SIGTERM'):
-            sys.exit(stopped)
+        if exited.exit_code == STOPPED or (forwarding.received and exited.signal_name == 'SIGTERM'):
+            sys.exit(STOPPED)
         if exited.exit_code > 128:
             sys.exit(exited.exit_code)
         raise _most_telling([outcome.error for outcome in _drain(outcomes) if outcome.error is not None], exited) from None

@@ -31,8 +31,8 @@ def train(config, vgg_weights=None, monitor=None):
     except torch.OutOfMemoryError:
         raise UserError('the GPU has too little memory; lower --batch-gpu, which may change as the run goes on') from None
     except OSError as error:
-        raise UserError(f'{error.filename or config.outdir}: {error.strerror or error}; the last training state in {config.outdir} '
-                        'is kept: mend the cause, and the same command goes on from it') from None
+        raise UserError(f'{error.filename or config.outdir}: {error.strerror or error}; what was whole in {config.outdir} '
+                        'stays so: mend the cause, and the same command goes on') from None
     finally:
         distributed.stop()
 
