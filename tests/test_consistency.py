@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,16 @@ import torch.nn.functional as F
 from dnnlib.errors import UserError
 from metrics.consistency import rendering
 from metrics.consistency.encodings import HashGrid, frequencies, frequency_width
-from metrics.consistency.fields import DistanceNetwork, Scene, contract, look_up, look_up_gradient, make_fields, refine
+from metrics.consistency.fields import (DistanceNetwork, Scene, Shaded, central_differences, contract, curvature, look_up,
+                                        look_up_around, make_fields, refine)
 from metrics.consistency.mesh import extract_surface
 from metrics.consistency.recipes import fast, make_recipe, published
-from metrics.consistency.rendering import render_rays, sample_depths, section_weights, shaded_sections
+from metrics.consistency.rendering import (possible_weights, render_rays, sample_depths, section_weights,
+                                           shaded_sections)
 from metrics.consistency.scoring import psnr, ssim
-from metrics.consistency.trainer import FitError, eikonal_loss, fit
+from metrics.consistency.trainer import (Batches, FitError, Reconstruction, eikonal_loss, fit, smoothness_loss,
+                                         training_loss)
+from metrics.consistency.views import Views, view_rays
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
 
@@ -67,6 +72,15 @@ def test_weights_have_the_right_gradients():
     assert torch.autograd.gradcheck(section_weights, (distance, sharpness))
 
 
+def test_possible_weights_by_hand():
+    """Sections of 0.8 that start and end 0.3 outside may reach 0.1 into a subject; the light before them is as it seems."""
+    hidden = 1 - logistic(-0.2) / logistic(0.6)
+    weights = possible_weights(torch.tensor([0.3, 0.3, 0.3]), torch.tensor([0.8, 0.8]), 2.0)
+    assert_close(weights, torch.tensor([hidden, hidden]), 1e-6)
+    falling = torch.tensor([0.5, -0.1, -0.7])  # by one per unit of length: nothing can hide
+    assert_close(possible_weights(falling, torch.tensor([0.6, 0.6]), 2.0), section_weights(falling, torch.tensor(2.0)), 1e-6)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sampling and rendering
 
@@ -75,7 +89,7 @@ def sphere_scene(radius=0.5, sharpness=400.0):
     """A sphere whose colours are its normals."""
     def shade(points, directions):
         normals = F.normalize(points, dim=-1)
-        return normals.abs(), normals
+        return Shaded(normals.abs(), normals, None)
     return Scene(lambda points: points.norm(dim=-1) - radius, lambda points: F.normalize(points, dim=-1), shade,
                  torch.tensor(sharpness), None)
 
@@ -95,6 +109,16 @@ def test_samples_ascend_and_gather_at_the_surface(recipe):
     crossing = torch.tensor([[2.5], [3 - math.sqrt(0.25 - 0.09)]])
     drawn = recipe.rounds * recipe.samples_per_round
     assert ((depths - crossing).abs() < 0.1).sum(dim=-1).min() > 0.8 * drawn
+
+
+@pytest.mark.parametrize('recipe', [fast(64), published()], ids=['fast', 'published'])
+def test_samples_find_a_sheet_between_two_even_samples(recipe):
+    """Thinner than their spacing, and just in the middle: at both its ends the section seems to be outside."""
+    spacing = 2 / (recipe.coarse_samples - 1)
+    def sheet(points):
+        return points[:, 2].abs() - spacing / 8
+    depths = sample_depths(sheet, *parallel_rays(0.0), torch.full([1, 1], 2.0), torch.full([1, 1], 4.0), recipe)
+    assert ((depths - 3).abs() < spacing / 8).sum() >= 3
 
 
 @pytest.mark.parametrize('recipe', [fast(64), published()], ids=['fast', 'published'])
@@ -151,7 +175,7 @@ def test_rendering_in_chunks_changes_nothing(monkeypatch):
     whole = rendering.render_all(sphere_scene(), origins, directions, fast(64), 'white')
     monkeypatch.setattr(rendering, '_RAYS_PER_CHUNK', 3)
     parts = rendering.render_all(sphere_scene(), origins, directions, fast(64), 'white')
-    assert_close(parts.colour, whole.colour, 1e-6)
+    assert_close(parts[0], whole[0], 1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,10 +205,33 @@ def test_hash_grid_interpolates_its_vertices(table):
     assert grid(torch.empty(0, 3)).shape == (0, 2)
 
 
+def vertex_features(side, table):
+    """The row of the table that each vertex of a grid of `side` cells looks up: [(side + 1)^3]."""
+    grid = HashGrid(levels=2, coarsest=2, finest=side, table=table, features=1).double()
+    with torch.no_grad():
+        grid.table[:, 0] = torch.arange(len(grid.table))
+    axis = torch.linspace(-1, 1, side + 1, dtype=torch.float64)
+    return grid(torch.cartesian_prod(axis, axis, axis))[:, 1].detach()
+
+
+def test_hash_grid_gives_every_vertex_a_row_of_its_own_while_they_last():
+    rows = vertex_features(side=8, table=10)
+    assert len(rows.round().unique()) == 9**3 and rows.min() >= 2**10 and rows.max() < 2 * 2**10
+
+
+def test_hash_grid_spreads_vertices_over_the_table():
+    rows = vertex_features(side=16, table=10)
+    assert len(rows.round().unique()) > 0.95 * 2**10 and rows.min() >= 2**10 and rows.max() < 2 * 2**10
+
+
 def test_refined_grid_is_the_same_function():
     grid, points = torch.randn(5, 5, 5), torch.rand(50, 3) * 2 - 1
     assert refine(grid).shape == (9, 9, 9)
     assert_close(look_up(refine(grid), points), look_up(grid, points), 1e-5)
+
+
+def look_up_gradient(grid, points, step):
+    return central_differences(look_up_around(grid, points, step), step)
 
 
 def test_grid_axes():
@@ -241,6 +288,16 @@ def test_network_gradient_is_that_of_the_distance():
     assert_close(gradient[:, 0], expected, 1e-4)
     eikonal_loss(gradient).backward()
     assert fields.distance_network.hidden[0].parametrizations.weight.original1.grad.abs().sum() > 0
+
+
+def test_curvature_by_hand():
+    """Of x^2 + 2 y^2 + 3 z^2 the Laplacian is 12; interpolation between vertices changes nothing at them."""
+    axis = torch.linspace(-1, 1, 9)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing='ij')
+    grid, vertices, step = x**2 + 2 * y**2 + 3 * z**2, torch.tensor([[0.0, 0.25, -0.5], [0.5, 0.5, 0.0]]), 0.25
+    turned = curvature(look_up_around(grid, vertices, step), look_up(grid, vertices), step)
+    assert_close(turned, torch.full([2], 12 * step), 1e-5)
+    assert smoothness_loss(torch.tensor([1.0, -3.0])).item() == 2 and smoothness_loss(torch.empty(0)).item() == 0
 
 
 def test_contraction():
@@ -330,10 +387,50 @@ def test_small_sphere_is_reconstructed():
 def test_same_seed_same_reconstruction():
     views = scenes.render(scenes.sphere, scenes.around(3), 16)
     state = torch.random.get_rng_state()
-    first, second, other = (fit(views, fast(16, steps=3, rays=32), 'white', seed) for seed in (1, 1, 2))
+    first = fit(views, fast(16, steps=3, rays=32), 'white', 1)
     assert torch.random.get_rng_state().equal(state), "torch's random numbers belong to the caller"
+    torch.rand(1)  # ... who may use them in between
+    second, other = (fit(views, fast(16, steps=3, rays=32), 'white', seed) for seed in (1, 2))
+    assert not first.fields.network[0].weight.equal(other.fields.network[0].weight)
     parameters = [torch.cat([p.flatten() for p in result.fields.parameters()]) for result in (first, second, other)]
     assert parameters[0].equal(parameters[1]) and not parameters[0].equal(parameters[2])
+
+
+def test_rays_meet_their_pixels():
+    """The colours tell view, row and column, of images that are not square."""
+    view, row, column = torch.meshgrid(torch.arange(3), torch.arange(6), torch.arange(10), indexing='ij')
+    labels = scenes.around(3)
+    views = Views('numbered', torch.stack([view, row, column], dim=-1).to(torch.uint8), labels, 2.0, None)
+    origins, directions, colours = Batches(views, fast(32, rays=200), torch.Generator().manual_seed(0), 'cpu').draw()
+    view, row, column = (colours * 255).round().long().unbind(dim=-1)
+    assert row.max() == 5 and column.max() == 9 and len(view.unique()) == 3
+    all_origins, all_directions = view_rays(labels, (6, 10))
+    assert_close(origins, all_origins[view, row * 10 + column], 1e-5)
+    assert_close(directions, all_directions[view, row * 10 + column], 1e-5)
+
+
+def test_sealed_hollows_are_no_surface():
+    fields = make_fields(fast(32))
+    axis = torch.linspace(-1, 1, fields.voxels[0] + 1)
+    radius = torch.cartesian_prod(axis, axis, axis).norm(dim=-1).reshape(fields.distances[0].shape)
+    fields.distances[0].data = (radius - 0.45).abs() - 0.2
+    mesh = extract_surface(Reconstruction(fields, fast(32), 'white', 2.0), 64)
+    assert mesh.body_count == 1 and mesh.is_watertight
+    assert abs(np.linalg.norm(mesh.vertices, axis=1) - 0.65).max() < 0.02
+
+
+def test_training_loss_has_three_parts():
+    views = scenes.render(scenes.sphere, scenes.around(2), 12, supersampling=1)
+    fields = make_fields(fast(32))
+
+    def loss(eikonal, smoothness):
+        recipe = fast(32, rays=64, eikonal_weight=eikonal, smoothness_weight=smoothness)
+        batches = Batches(views, recipe, torch.Generator().manual_seed(0), 'cpu')
+        return training_loss(fields, batches, recipe, 'white', step=0).item()
+
+    colour, eikonal, smoothness = loss(0, 0), loss(1, 0) - loss(0, 0), loss(0, 1) - loss(0, 0)
+    assert colour > 0.05 and eikonal > 1e-3 and smoothness > 0.1  # a sphere of coarse cells turns, and grows almost by one
+    assert loss(2, 3) == pytest.approx(colour + 2 * eikonal + 3 * smoothness, rel=1e-4)
 
 
 def test_divergence_is_said():
@@ -361,4 +458,4 @@ def test_scenes_are_reconstructed(shape):
           f'99 % {100 * errors.quantile(0.99):.3f}, worst {100 * errors.max():.3f}; cosine of the normals: mean '
           f'{cosines.mean():.4f}, median {cosines.median():.4f}')
     assert reached >= 35
-    assert errors.mean() < 0.003 and errors.quantile(0.99) < 0.01 and cosines.median() > 0.97
+    assert errors.max() < 0.01 and cosines.median() > 0.97

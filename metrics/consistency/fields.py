@@ -20,8 +20,7 @@ class Scene(NamedTuple):
     """A subject as the renderer sees it.
 
     distance: points [P, 3] -> signed distance [P], negative inside; gradient: points [P, 3] -> its gradients [P, 3]; shade:
-    points [P, 3], unit viewing directions [P, 3] -> colours [P, 3] in [0, 1] and gradients [P, 3]; sharpness: the s of the
-    logistic distribution;
+    points [P, 3], unit viewing directions [P, 3] -> Shaded; sharpness: the s of the logistic distribution;
     outside: points [P, 3] beyond the box, directions [P, 3] -> density [P] and colours [P, 3], or None.
     """
 
@@ -30,6 +29,15 @@ class Scene(NamedTuple):
     shade: Callable
     sharpness: torch.Tensor
     outside: Callable | None
+
+
+class Shaded(NamedTuple):
+    """colours [P, 3] in [0, 1], gradients [P, 3] of the distance, and its curvature [P], see `curvature`: None where
+    the fields have no grid to measure it on."""
+
+    colours: torch.Tensor
+    gradients: torch.Tensor
+    curvature: torch.Tensor | None
 
 
 class Sharpness(nn.Module):
@@ -113,12 +121,14 @@ class GridFields(_Fields):
             return look_up(grid, points)
 
         def gradient(points):
-            return look_up_gradient(grid, points, step)
+            return central_differences(look_up_around(grid, points, step), step)
 
         def shade(points, directions):
-            gradients = gradient(points)
+            around = look_up_around(grid, points, step)
+            gradients = central_differences(around, step)
             inputs = [self.features(points), F.normalize(gradients, dim=-1), frequencies(directions, self.view_frequencies)]
-            return torch.sigmoid(self.network(torch.cat(inputs, dim=-1))), gradients
+            colours = torch.sigmoid(self.network(torch.cat(inputs, dim=-1)))
+            return Shaded(colours, gradients, curvature(around, look_up(grid, points), step))
 
         return Scene(distance, gradient, shade, self.sharpness(), self.outside)
 
@@ -155,12 +165,22 @@ def look_up(grid, points):
     return F.grid_sample(grid[None, None], where, align_corners=True, padding_mode='border').flatten()
 
 
-def look_up_gradient(grid, points, step):
-    """Central differences [P, 3] of the trilinear function over +-step. With the voxel as step, this interpolates the
-    vertices' differences, so it is continuous, which the function's own gradient is not."""
+def look_up_around(grid, points, step):
+    """The trilinear function `step` ahead of and behind points [P, 3] along each axis: [2, 3, P]."""
     offsets = step * torch.cat([torch.eye(3), -torch.eye(3)]).to(points)
-    ends = look_up(grid, (points + offsets[:, None]).flatten(0, 1)).reshape(2, 3, -1)
-    return ((ends[0] - ends[1]) / (2 * step)).T
+    return look_up(grid, (points + offsets[:, None]).flatten(0, 1)).reshape(2, 3, -1)
+
+
+def central_differences(around, step):
+    """Gradients [P, 3] from `look_up_around`. With the voxel as step, this interpolates the vertices' differences, so it is
+    continuous, which the trilinear function's own gradient is not."""
+    return ((around[0] - around[1]) / (2 * step)).T
+
+
+def curvature(around, here, step):
+    """By how much the gradient turns over a step, summed over the axes: [P], the Laplacian times the step. here: the
+    function's values [P] at the points."""
+    return (around.sum(dim=(0, 1)) - 6 * here) / step
 
 
 class NetworkFields(_Fields):
@@ -192,7 +212,7 @@ class NetworkFields(_Fields):
     def _shade(self, points, directions):
         output, gradients = self._differentiate(points)
         inputs = [points, gradients, frequencies(directions, self.view_frequencies), output[:, 1:]]
-        return torch.sigmoid(self.colour_network(torch.cat(inputs, dim=-1))), gradients
+        return Shaded(torch.sigmoid(self.colour_network(torch.cat(inputs, dim=-1))), gradients, curvature=None)
 
     def _own_groups(self, recipe):
         networks = [*self.distance_network.parameters(), *self.colour_network.parameters()]

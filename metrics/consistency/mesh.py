@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import binary_fill_holes
 
 from shape_utils.grid import grid_axis
 from shape_utils.mesh import isosurface
@@ -22,11 +23,17 @@ def extract_surface(reconstruction, resolution=256):
     device = next(reconstruction.fields.parameters()).device
     axis = torch.as_tensor(grid_axis(2.0, resolution), dtype=torch.float32)
     # Slices of x keep the points of a fine grid out of memory.
-    distance = torch.stack([_distances(scene, x, axis, device) for x in axis])
+    distance = _fill_cavities(torch.stack([_distances(scene, x, axis, device) for x in axis]))
     # `isosurface` takes what is high inside and 0 outside: 1 - distance, which has its surface at 1.
     mesh = isosurface((1 - distance).numpy(), 1.0, box_size)
     mesh.visual.vertex_colors = _colours(scene, mesh.vertices * 2 / box_size, device)
     return mesh
+
+
+def _fill_cavities(distance):
+    """Signed distances [R, R, R] without sealed hollows: no view sees into them, so what the fit left there means nothing."""
+    solid = torch.as_tensor(binary_fill_holes((distance < 0).numpy()))
+    return distance.where(~solid, -distance.abs())
 
 
 def _distances(scene, x, axis, device):
@@ -38,5 +45,5 @@ def _distances(scene, x, axis, device):
 
 def _colours(scene, vertices, device):
     points = torch.as_tensor(np.asarray(vertices), dtype=torch.float32, device=device)
-    colours = [scene.shade(part, -F.normalize(scene.gradient(part), dim=-1))[0] for part in points.split(_CHUNK)]
+    colours = [scene.shade(part, -F.normalize(scene.gradient(part), dim=-1)).colours for part in points.split(_CHUNK)]
     return (torch.cat(colours).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

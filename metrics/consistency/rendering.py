@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from metrics.consistency.fields import Shaded
 from training.rendering.rays import intersect_box
 from training.rendering.sampling import invert_cdf
 
@@ -19,13 +20,13 @@ _RAYS_PER_CHUNK = 2**14
 
 class Rendered(NamedTuple):
     """colour [M, 3] in [0, 1]; depth [M], expected distance along the ray; normal [M, 3], weighted mean of unit normals;
-    opacity [M] of the surface; gradients [K, 3] of the distance at the shaded points."""
+    opacity [M] of the surface; shaded: the fields.Shaded of the K shaded points."""
 
     colour: torch.Tensor
     depth: torch.Tensor
     normal: torch.Tensor
     opacity: torch.Tensor
-    gradients: torch.Tensor
+    shaded: Shaded
 
 
 def section_weights(distance, sharpness):
@@ -35,17 +36,35 @@ def section_weights(distance, sharpness):
     distance: [..., S], signed, along a ray; sharpness: s > 0. Returns [..., S - 1]. Differentiable in both. Computed from
     logarithms: deep inside, Phi underflows, but the ratio of two Phi does not.
     """
-    log_passed = F.logsigmoid(distance * sharpness).diff(dim=-1).clamp(max=0)  # log(1 - alpha)
-    log_reached = F.pad(log_passed.cumsum(dim=-1)[..., :-1], (1, 0))
-    return -torch.expm1(log_passed) * log_reached.exp()
+    log_passed = _log_passed(distance, sharpness)
+    return -torch.expm1(log_passed) * _reached(log_passed)
+
+
+def possible_weights(distance, lengths, sharpness):
+    """`section_weights` as large as sections of `lengths` [..., S - 1] could have them, each if those before it are as they
+    seem: a distance changes by at most one per unit of length, so a section with both ends outside can hide a thin part."""
+    start, end = distance[..., :-1], distance[..., 1:]
+    lowest = torch.minimum((start + end - lengths) / 2, end)
+    least_passed = (F.logsigmoid(lowest * sharpness) - F.logsigmoid(start * sharpness)).clamp(max=0)
+    return -torch.expm1(least_passed) * _reached(_log_passed(distance, sharpness))
+
+
+def _log_passed(distance, sharpness):
+    """log(1 - alpha) of sections."""
+    return F.logsigmoid(distance * sharpness).diff(dim=-1).clamp(max=0)
+
+
+def _reached(log_passed):
+    """The light that reaches each section."""
+    return F.pad(log_passed.cumsum(dim=-1)[..., :-1], (1, 0)).exp()
 
 
 @torch.no_grad()
 def sample_depths(distance, origins, directions, near, far, recipe, generator=None):
     """Depths [M, S], ascending, from near to far: even ones, then rounds of up-sampling around the surface.
 
-    distance: points [P, 3] -> [P]; origins, directions: [M, 3]; near, far: [M, 1]. Each round draws from the weights under
-    a fixed sharpness, twice that of the round before (supplement, "up-sampling"). generator: moves the even samples at
+    distance: points [P, 3] -> [P]; origins, directions: [M, 3]; near, far: [M, 1]. Each round draws from the possible
+    weights under a fixed sharpness, twice that of the round before (supplement, "up-sampling"). generator: moves the even samples at
     random within their strata; None: none moves.
     """
     steps = torch.linspace(0, 1, recipe.coarse_samples, device=near.device)
@@ -57,7 +76,7 @@ def sample_depths(distance, origins, directions, near, far, recipe, generator=No
     values = _along(distance, origins, directions, depths)
     u = (torch.arange(recipe.samples_per_round, device=near.device) + 0.5) / recipe.samples_per_round
     for index in range(recipe.rounds):
-        masses = section_weights(values, recipe.first_round_sharpness * 2**index) + 1e-5
+        masses = possible_weights(values, depths.diff(dim=-1), recipe.first_round_sharpness * 2**index) + 1e-5
         finer = invert_cdf(depths, masses / masses.sum(dim=-1, keepdim=True), u.expand(len(depths), -1))
         depths, order = torch.sort(torch.cat([depths, finer], dim=-1), dim=-1)
         values = torch.cat([values, _along(distance, origins, directions, finer)], dim=-1).gather(-1, order)
@@ -84,15 +103,15 @@ def render_rays(scene, origins, directions, recipe, background, generator=None):
     opacity = weights.sum(dim=-1)
     ray, section = shaded_sections(weights.detach(), recipe)
     points = origins[ray] + directions[ray] * middles[ray, section, None]
-    colours, gradients = scene.shade(points, directions[ray])
+    shaded = scene.shade(points, directions[ray])
     shown = weights[ray, section]
     # The sections that are shaded stand for the others.
     shown = shown * (opacity / torch.zeros_like(opacity).index_add(0, ray, shown).clamp(min=1e-9))[ray]
-    colour = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * colours)
-    normal = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * F.normalize(gradients, dim=-1))
+    colour = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * shaded.colours)
+    normal = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * F.normalize(shaded.gradients, dim=-1))
     depth = (weights * middles).sum(dim=-1) / opacity.clamp(min=1e-6)
     behind = _background(scene, origins, directions, far, background)
-    return Rendered(colour + (1 - opacity)[:, None] * behind, depth, normal, opacity, gradients)
+    return Rendered(colour + (1 - opacity)[:, None] * behind, depth, normal, opacity, shaded)
 
 
 def shaded_sections(weights, recipe):
@@ -130,7 +149,8 @@ def _render_outside(outside, origins, directions, start):
 
 @torch.no_grad()
 def render_all(scene, origins, directions, recipe, background):
-    """`render_rays` for any number of rays [M, 3], in chunks, without gradients and without chance."""
-    parts = [render_rays(scene, *rays, recipe, background)
+    """Colour, depth, normal and opacity of `render_rays` for any number of rays [M, 3], in chunks, without gradients and
+    without chance."""
+    parts = [render_rays(scene, *rays, recipe, background)[:4]
              for rays in zip(origins.split(_RAYS_PER_CHUNK), directions.split(_RAYS_PER_CHUNK))]
-    return Rendered(*map(torch.cat, zip(*parts)))
+    return tuple(map(torch.cat, zip(*parts)))

@@ -37,7 +37,7 @@ class Reconstruction(NamedTuple):
         labels[:, [3, 7, 11]] *= 2 / self.box_size
         parts = [render_all(scene, *(x[0] for x in view_rays(label[None], size)), self.recipe, self.background)
                  for label in labels]
-        colour, depth, normal, opacity = (torch.stack(x) for x in list(zip(*parts))[:4])
+        colour, depth, normal, opacity = map(torch.stack, zip(*parts))
         shape = (len(labels), *size)
         return (colour.reshape(*shape, 3).clamp(0, 1), depth.reshape(shape) * self.box_size / 2, normal.reshape(*shape, 3),
                 opacity.reshape(shape))
@@ -52,7 +52,7 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
     fields = _seeded_fields(recipe, background, seed).to(device)
     groups = fields.parameter_groups(recipe)
     optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
-    batches = _Batches(views, recipe, keyed_generator((seed,), device), device)
+    batches = Batches(views, recipe, keyed_generator((seed,), device), device)
     for step in tqdm(range(recipe.steps), desc=views.name, unit='step', disable=None if progress else True, leave=False):
         for group in optimizer.param_groups:
             group['lr'] = group['base_rate'] * recipe.rate_factor(step)
@@ -74,14 +74,17 @@ def _seeded_fields(recipe, background, seed):
 
 
 def training_loss(fields, batches, recipe, background, step):
-    """Colour loss of a batch of rays plus the eikonal loss."""
+    """Colour loss of a batch of rays plus the eikonal and the smoothness loss."""
     scene = fields.build(progress=step / recipe.steps)
     origins, directions, target = batches.draw()
     rendered = render_rays(scene, origins, directions, recipe, background, batches.generator)
-    gradients = rendered.gradients
+    gradients = rendered.shaded.gradients
     if recipe.eikonal_points:
         gradients = torch.cat([gradients, scene.gradient(batches.points(recipe.eikonal_points))])
-    return colour_loss(rendered.colour, target, recipe.colour_loss) + recipe.eikonal_weight * eikonal_loss(gradients)
+    loss = colour_loss(rendered.colour, target, recipe.colour_loss) + recipe.eikonal_weight * eikonal_loss(gradients)
+    if recipe.smoothness_weight:
+        loss = loss + recipe.smoothness_weight * smoothness_loss(rendered.shaded.curvature)
+    return loss
 
 
 def colour_loss(colour, target, kind):
@@ -95,7 +98,13 @@ def eikonal_loss(gradients):
     return (gradients.norm(dim=-1) - 1).square().sum() / max(1, len(gradients))
 
 
-class _Batches:
+def smoothness_loss(curvature):
+    """Mean absolute curvature [K] of the distance (fields.curvature). Absolute, so that an edge costs what it turns by, be it
+    sharp or round."""
+    return curvature.abs().sum() / max(1, len(curvature))
+
+
+class Batches:
     """Random pixels of views, with their rays, and random points of the box."""
 
     def __init__(self, views, recipe, generator, device):
