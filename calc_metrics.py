@@ -191,10 +191,11 @@ def training_of(path):
 
 
 def default_label(request):
-    """The name of the folder that the judged network or images lie in."""
+    """The name of the folder that the judged network lies in, or of the judged images or views."""
     if request.network:
         return Path(request.network).resolve().parent.name
-    return Path(request.images).resolve().stem if request.images else None
+    images = request.images or request.group_options['views']
+    return Path(images).resolve().stem if isinstance(images, str | Path) else None
 
 
 def make_folder(path):

@@ -67,15 +67,28 @@ class ViewList(click.ParamType):
         return yaw, pitch
 
 
-class GridSize(click.ParamType):
-    """`4x2` -> (4, 2): columns and rows."""
+class _Pair(click.ParamType):
+    """`4x2` -> (4, 2): two positive numbers of at most `digits` digits."""
 
-    name = 'grid'
+    digits, failure = None, None
 
     def convert(self, value, param, ctx):
         if not isinstance(value, str):
             return value
-        match = re.fullmatch(r'([1-9]\d{0,2})x([1-9]\d{0,2})', value)
+        number = rf'([1-9]\d{{0,{self.digits - 1}}})'
+        match = re.fullmatch(f'{number}x{number}', value)
         if not match:
-            self.fail(f'{value!r} is not a grid; write columns x rows like 4x2', param, ctx)
+            self.fail(f'{value!r} {self.failure}', param, ctx)
         return int(match[1]), int(match[2])
+
+
+class GridSize(_Pair):
+    """`4x2` -> (4, 2): columns and rows."""
+
+    name, digits, failure = 'grid', 3, 'is not a grid; write columns x rows like 4x2'
+
+
+class PixelSize(_Pair):
+    """`135x240` -> (135, 240): width and height."""
+
+    name, digits, failure = 'pixels', 5, 'is not a size in pixels; write width x height like 135x240'

@@ -52,6 +52,7 @@ def _record(name, outcome, task, seconds, about):
     return {
         'metric': name, 'value': outcome.value, 'parts': outcome.parts, 'branch': task.branch, **about,
         'data': task.data, 'images': task.images, 'protocol': outcome.protocol,
+        'details': outcome.details,
         'seconds': seconds, 'processes': distributed.world_size(), 'device': _device_name(task.device),
         'gpus': distributed.world_size() if task.device.type == 'cuda' else 0,
         'versions': {'python': platform.python_version(), **{library: _version(library) for library in _LIBRARIES}},

@@ -55,7 +55,9 @@ class Outcome:
 
     value: float
     parts: dict = field(default_factory=dict)  # further numbers by name, such as {'precision': .., 'recall': ..}
-    protocol: dict = field(default_factory=dict)  # every choice that the value depends on, plain data
+    protocol: dict = field(default_factory=dict)  # every choice that the value depends on, plain data: values of equal
+    # protocols may be compared, so what is judged has no place in it
+    details: dict = field(default_factory=dict)  # further findings and where they lie, plain data
 
 
 @dataclass(frozen=True)

@@ -170,10 +170,23 @@ def test_only_the_heaviest_sections_are_shaded():
     assert section.tolist() == [0, 1, 2]
 
 
+def test_published_recipe_shades_all_sections():
+    weights = torch.tensor([[0.5, 0.0, 1e-30], [0.0, 0.0, 0.0]])
+    assert len(shaded_sections(weights, published())[0]) == 6
+
+
+def test_a_ray_that_is_not_shaded_shows_the_background():
+    """A faint subject whose every section weighs less than is shaded: its opacity must not darken white to grey."""
+    origins, directions = parallel_rays(0.75)
+    out = render_rays(sphere_scene(sharpness=25.0), origins, directions, fast(64), 'white')
+    assert 0 < section_weights(torch.tensor([2.0, 0.25]), torch.tensor(25.0)).item() < 0.01
+    assert out.colour.tolist() == [[1, 1, 1]] and out.opacity.item() == 0
+
+
 def test_rendering_in_chunks_changes_nothing(monkeypatch):
     origins, directions = parallel_rays(*torch.linspace(-0.9, 0.9, 7).tolist())
     whole = rendering.render_all(sphere_scene(), origins, directions, fast(64), 'white')
-    monkeypatch.setattr(rendering, '_RAYS_PER_CHUNK', 3)
+    monkeypatch.setattr(rendering, '_SAMPLES_PER_CHUNK', 3 * 72)
     parts = rendering.render_all(sphere_scene(), origins, directions, fast(64), 'white')
     assert_close(parts[0], whole[0], 1e-6)
 
@@ -231,7 +244,7 @@ def test_refined_grid_is_the_same_function():
 
 
 def look_up_gradient(grid, points, step):
-    return central_differences(look_up_around(grid, points, step), step)
+    return central_differences(look_up_around(grid, points, step)[1], step)
 
 
 def test_grid_axes():
@@ -250,6 +263,14 @@ def test_gradient_interpolates_the_differences_of_the_vertices():
     per_axis = torch.gradient(grid, spacing=step)
     expected = torch.stack([look_up(component, points) for component in per_axis], dim=-1)
     assert_close(look_up_gradient(grid, points, step), expected, 1e-4)
+
+
+def test_gradient_and_curvature_hold_up_to_the_faces():
+    axis = torch.linspace(-1, 1, 9)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing='ij')
+    here, around = look_up_around(x + 10 * y + 100 * z, torch.tensor([[1.0, -1.0, 0.95], [-0.9, 0.9, 1.0]]), 0.25)
+    assert_close(central_differences(around, 0.25), torch.tensor([[1.0, 10, 100]]).expand(2, 3), 1e-4)
+    assert_close(curvature(here, around, 0.25), torch.zeros(2), 1e-3)
 
 
 def test_gradient_learns():
@@ -295,7 +316,7 @@ def test_curvature_by_hand():
     axis = torch.linspace(-1, 1, 9)
     x, y, z = torch.meshgrid(axis, axis, axis, indexing='ij')
     grid, vertices, step = x**2 + 2 * y**2 + 3 * z**2, torch.tensor([[0.0, 0.25, -0.5], [0.5, 0.5, 0.0]]), 0.25
-    turned = curvature(look_up_around(grid, vertices, step), look_up(grid, vertices), step)
+    turned = curvature(*look_up_around(grid, vertices, step), step)
     assert_close(turned, torch.full([2], 12 * step), 1e-5)
     assert smoothness_loss(torch.tensor([1.0, -3.0])).item() == 2 and smoothness_loss(torch.empty(0)).item() == 0
 
@@ -311,11 +332,16 @@ def test_eikonal_loss_by_hand():
     assert eikonal_loss(torch.empty(0, 3)).item() == 0
 
 
-def test_every_parameter_learns():
-    recipe = fast(32, steps=1, rays=64, eikonal_points=16)
-    for fields in (make_fields(recipe, outside=True), make_fields(published(hidden=64), outside=True)):
-        grouped = [p for group in fields.parameter_groups(recipe) for p in group['params']]
-        assert {id(p) for p in grouped} == {id(p) for p in fields.parameters()} and len(grouped) == len(list(fields.parameters()))
+@pytest.mark.parametrize('recipe', [fast(32, rays=64), published(hidden=64, rays=16)], ids=['grid', 'networks'])
+def test_every_parameter_learns(recipe):
+    fields = make_fields(recipe, outside=True)
+    grouped = [p for group in fields.parameter_groups(recipe) for p in group['params']]
+    assert {id(p) for p in grouped} == {id(p) for p in fields.parameters()} and len(grouped) == len(list(fields.parameters()))
+    views = scenes.render(scenes.sphere, scenes.around(2), 12, supersampling=1)
+    batches = Batches(views, recipe, torch.Generator().manual_seed(0), 'cpu')
+    training_loss(fields, batches, recipe, 'learned', step=recipe.steps - 1).backward()
+    still = [name for name, p in fields.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still, 'parameters without a gradient'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -414,9 +440,11 @@ def test_sealed_hollows_are_no_surface():
     axis = torch.linspace(-1, 1, fields.voxels[0] + 1)
     radius = torch.cartesian_prod(axis, axis, axis).norm(dim=-1).reshape(fields.distances[0].shape)
     fields.distances[0].data = (radius - 0.45).abs() - 0.2
-    mesh = extract_surface(Reconstruction(fields, fast(32), 'white', 2.0), 64)
+    outside, inside = torch.tensor([[0.0, 0.0, 3.0]]), torch.tensor([[0.0, 0.0, 3.0], [0.1, 0.0, 0.0]])
+    mesh = extract_surface(Reconstruction(fields, fast(32), 'white', 2.0, outside), 64)
     assert mesh.body_count == 1 and mesh.is_watertight
     assert abs(np.linalg.norm(mesh.vertices, axis=1) - 0.65).max() < 0.02
+    assert extract_surface(Reconstruction(fields, fast(32), 'white', 2.0, inside), 64).body_count == 2, 'a room is seen'
 
 
 def test_training_loss_has_three_parts():
@@ -429,7 +457,7 @@ def test_training_loss_has_three_parts():
         return training_loss(fields, batches, recipe, 'white', step=0).item()
 
     colour, eikonal, smoothness = loss(0, 0), loss(1, 0) - loss(0, 0), loss(0, 1) - loss(0, 0)
-    assert colour > 0.05 and eikonal > 1e-3 and smoothness > 0.1  # a sphere of coarse cells turns, and grows almost by one
+    assert colour > 0.05 and eikonal > 1e-4 and smoothness > 0.1  # a sphere of coarse cells turns, and grows almost by one
     assert loss(2, 3) == pytest.approx(colour + 2 * eikonal + 3 * smoothness, rel=1e-4)
 
 

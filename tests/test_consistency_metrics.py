@@ -12,6 +12,7 @@ from PIL import Image
 
 import calc_metrics
 from dnnlib.errors import UserError
+from metrics import results
 from metrics.consistency import evaluation
 from metrics.consistency.evaluation import split_views
 from metrics.consistency.group import ViewSource
@@ -126,9 +127,9 @@ def test_subject_folders(tmp_path):
     assert subject_folders(tmp_path / 'a') == [tmp_path / 'a']
 
 
-def bad_views(**changes):
+def bad_views(box_size=scenes.BOX, **changes):
     views = scenes.render(scenes.sphere, scenes.frontal(2), 12, supersampling=1)
-    return dataclasses.replace(views, **{name: change(getattr(views, name).clone()) for name, change in changes.items()})
+    return dataclasses.replace(views, box_size=box_size, **{name: change(getattr(views, name).clone()) for name, change in changes.items()})
 
 
 def test_cameras_that_are_none():
@@ -144,7 +145,14 @@ def test_cameras_that_are_none():
         labels[0, 3] = torch.nan
         return labels
 
-    for change, message in ((stretched, 'view 1 is no rotation'), (mirrored, 'no rotation'), (unknown, 'not finite')):
+    def flat(labels):
+        labels[1, 16] = 0
+        return labels
+
+    for box_size in (0.0, float('nan'), float('inf')):
+        with pytest.raises(ViewsError, match='give its side in world units with --box'):
+            bad_views(box_size)
+    for change, message in ((flat, 'a focal length is not positive'), (stretched, 'view 1 is no rotation'), (mirrored, 'no rotation'), (unknown, 'not finite')):
         with pytest.raises(ViewsError, match=message):
             bad_views(labels=change)
 
@@ -174,8 +182,8 @@ def test_command_scores_both_branches(snapshot, tmp_path):
     for line in lines:
         protocol = line['protocol']
         assert protocol['yaw_range'] == 0.4 and protocol['views'] == 3 and protocol['recipe_changes'] == {'steps': 2, 'rays': 16}
-        assert line['value'] == pytest.approx(sum(protocol['per_subject'].values()) / 2)
-        folder = out / protocol['folder']
+        assert line['value'] == pytest.approx(sum(line['details']['per_subject'].values()) / 2)
+        folder = out / line['details']['folder']
         assert protocol['recipe_at_256_pixels']['steps'] == 2
         written = {f'seed{number:04d}.{suffix}' for number in (0, 1) for suffix in ('png', 'json')}
         assert {path.name for path in folder.iterdir()} == {'page.png', *written}
@@ -225,7 +233,7 @@ def test_two_processes_share_the_subjects(snapshot, tmp_path):
     succeed(*command, f'--outdir={tmp_path / "two"}', '--gpus=2')
     for metric in ('psnr_mv', 'reproj'):
         one, two = (record(tmp_path / name, metric) for name in ('one', 'two'))
-        assert one['protocol'] == two['protocol'] and one['value'] == two['value']
+        assert (one['protocol'], one['details'], one['value']) == (two['protocol'], two['details'], two['value'])
 
 
 def test_stored_views_are_scored(tmp_path):
@@ -234,16 +242,62 @@ def test_stored_views_are_scored(tmp_path):
     succeed('--metrics=psnr_mv', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', '--background=white',
             '--held-out=2', '--box=1', '--view-size=14x12', '--meshes', *QUICK)
     found = record(tmp_path / 'out', 'psnr_mv')
-    subject = json.loads((tmp_path / 'out' / found['protocol']['folder'] / 'views.json').read_text())
+    folder = tmp_path / 'out' / found['details']['folder']
+    subject = json.loads((folder / 'views.json').read_text())
     assert subject['judged_views'] == [1, 3] and subject['size'] == [12, 14] and subject['box_size'] == 1
-    assert (tmp_path / 'out' / found['protocol']['folder'] / 'views.ply').exists()
+    assert (folder / 'views.ply').exists() and found['label'] == 'views'
+
+
+def test_meshes_can_be_asked_for_later(tmp_path):
+    save_views(scenes.render(scenes.sphere, scenes.frontal(4), 16), tmp_path / 'views')
+    command = ['--metrics=psnr_mv', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', '--held-out=3', *QUICK]
+    succeed(*command)
+    succeed(*command, '--meshes')
+    assert len(list(tmp_path.glob('out/*/views.ply'))) == 1
+
+
+def test_subjects_keep_their_names(tmp_path):
+    for name in ('chair.1', 'chair.2'):
+        save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'views' / name)
+    succeed('--metrics=psnr_mv', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', *QUICK)
+    assert list(record(tmp_path / 'out', 'psnr_mv')['details']['per_subject']) == ['chair.1', 'chair.2']
+
+
+def test_the_folder_one_stands_in_is_scored(tmp_path, monkeypatch):
+    save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'mine')
+    monkeypatch.chdir(tmp_path / 'mine')
+    assert_one_clear_line(run('--metrics=psnr_mv', '--views=.', *QUICK), '--outdir=. lies in --views=.')
+    succeed('--metrics=psnr_mv', '--views=.', '--outdir=../out', *QUICK)
+    assert record(tmp_path / 'out', 'psnr_mv')['label'] == 'mine'
+
+
+def test_snapshots_compete(tmp_path):
+    """Results of other weights under the same protocol are rivals: which snapshot is the best depends on it."""
+    G = tiny_generator()
+    for name in ('first', 'second'):
+        with torch.no_grad():
+            G.decoder.output.bias += 0.1
+        save_snapshot(tmp_path / f'{name}.pkl', {'G_ema': G}, {})
+        succeed('--metrics=psnr_mv,reproj', f'--network={tmp_path / name}.pkl', '--branch=3d', '--subjects=1', '--views=2',
+                f'--outdir={tmp_path / "out"}', *QUICK)
+    for metric in ('psnr_mv', 'reproj'):
+        first, second = list(results.read_file(tmp_path / 'out' / f'metric-{metric}.jsonl'))
+        assert first['protocol'] == second['protocol'] and first['details'] != second['details']
+        assert not results.is_best({**second, 'value': first['value'] - 1}, [first])
+
+
+def test_a_network_with_stored_views_is_one_clear_line(snapshot, tmp_path):
+    save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'views')
+    assert_one_clear_line(run('--metrics=psnr_mv', f'--network={snapshot}', f'--views={tmp_path / "views"}',
+                              f'--outdir={tmp_path / "out"}', *QUICK), 'exclude each other')
 
 
 @pytest.mark.parametrize('arguments, message', [
     (['--subjects=0'], '--subjects=0: give at least one'),
     (['--views=1'], '--views=1: a scene is determined by two'),
-    (['--views=nowhere'], '--views=nowhere does not exist'),
     (['--held-out=9'], '--held-out=9 leaves'),
+    (['--yaw=nan'], 'give finite angles'),
+    (['--seed=4294967295', '--subjects=2'], 'choose a smaller --seed'),
 ])
 def test_bad_options_are_one_clear_line(snapshot, tmp_path, arguments, message):
     assert_one_clear_line(run('--metrics=psnr_mv', f'--network={snapshot}', '--branch=3d', f'--outdir={tmp_path}', '--subjects=1',
@@ -259,6 +313,7 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     def score(folder):
         return run('--metrics=psnr_mv', f'--views={folder}', f'--outdir={tmp_path / "out"}', *QUICK)
 
+    assert_one_clear_line(score('nowhere'), '--views=nowhere does not exist')
     (tmp_path / 'empty').mkdir()
     assert_one_clear_line(score(tmp_path / 'empty'), 'holds no subject')
     views = scenes.render(scenes.sphere, scenes.frontal(2), 12, supersampling=1)

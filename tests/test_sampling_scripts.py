@@ -14,7 +14,7 @@ from PIL import Image
 import gen_samples
 import gen_videos
 from dnnlib.errors import UserError
-from dnnlib.params import GridSize, SeedList, ViewList
+from dnnlib.params import GridSize, PixelSize, SeedList, ViewList
 from dnnlib.video import VideoWriter
 from metrics.consistency.texture_images import straightness
 from shape_utils.grid import density_grid
@@ -367,6 +367,9 @@ def test_parameter_types():
     for bad in ('0x2', '4', 'x'):
         with pytest.raises(click.BadParameter, match='columns x rows'):
             GridSize().convert(bad, None, None)
+    assert PixelSize().convert('135x1024', None, None) == (135, 1024)
+    with pytest.raises(click.BadParameter, match='width x height'):
+        PixelSize().convert('0x240', None, None)
 
 
 def test_3d_branch_of_stage_1_is_an_error(networks):

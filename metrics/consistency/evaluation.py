@@ -17,7 +17,7 @@ from dnnlib.errors import UserError
 from metrics.consistency import pictures
 from metrics.consistency.mesh import extract_surface
 from metrics.consistency.recipes import make_recipe
-from metrics.consistency.scoring import SSIM_SETTINGS, psnr, ssim
+from metrics.consistency.scoring import SSIM_SETTINGS, check_window, psnr, ssim
 from metrics.consistency.subjects import find_subjects
 from metrics.consistency.trainer import fit
 from metrics.processes import from_first
@@ -27,6 +27,7 @@ from torch_utils import distributed
 
 _POLL_SECONDS = 1.0
 FIXED_CHOICES = {
+    'version': 2,  # to be raised with every change of this package that moves a score: half-done runs then start anew
     'psnr': 'of 8-bit views in [0, 1]; mean over the views of a subject, then over the subjects',
     'ssim': {**SSIM_SETTINGS, 'library': 'scikit-image', 'channels': 'mean', 'mean': 'as psnr'},
 }
@@ -45,14 +46,15 @@ def evaluate(metrics, task):
     records = run.collect()
     parts = {'psnr_std': _deviation(records, 'psnr'), 'ssim_std': _deviation(records, 'ssim'), 'subjects': len(records),
              'seconds_per_subject': _mean(records, 'seconds')}
-    protocol = {**run.protocol, 'subjects': run.names, 'folder': run.folder.name}
-    return {metric: _outcome(metric, records, parts, protocol) for metric in metrics}
+    protocol = {**run.protocol, 'subjects': run.names}
+    details = {'content': run.subjects.fingerprint, 'folder': run.folder.name}
+    return {metric: _outcome(metric, records, parts, protocol, details) for metric in metrics}
 
 
-def _outcome(metric, records, parts, protocol):
+def _outcome(metric, records, parts, protocol, details):
     name = metric.removesuffix('_mv')
     per_subject = {record['subject']: record[name] for record in records}
-    return Outcome(_mean(records, name), parts, {**protocol, 'per_subject': per_subject})
+    return Outcome(_mean(records, name), parts, protocol, {**details, 'per_subject': per_subject})
 
 
 def _mean(records, name):
@@ -73,12 +75,13 @@ class Run:
         self.background = self.options['background'] or self.subjects.background
         given = {'steps': self.options['fit_steps'], 'rays': self.options['fit_rays']}
         self.recipe_changes = {name: value for name, value in given.items() if value is not None}
-        # What the recipe is at the subjects' own size stands in their files: here it only has to change when its numbers do.
+        # What the recipe is at the subjects' own size stands in their files.
         recipe = make_recipe(self.options['recipe'], 256, **self.recipe_changes).to_dict()
         self.protocol = {**self.subjects.about(), **FIXED_CHOICES, 'recipe': self.options['recipe'],
                          'recipe_at_256_pixels': recipe, 'recipe_changes': self.recipe_changes, 'background': self.background,
                          'held_out': self.options['held_out'], 'fit_seed': task.seed}
-        key = hashlib.blake2b(json.dumps(self.protocol, sort_keys=True).encode(), digest_size=4).hexdigest()
+        depends_on = json.dumps([self.protocol, self.subjects.fingerprint], sort_keys=True)
+        key = hashlib.blake2b(depends_on.encode(), digest_size=4).hexdigest()
         self.folder = Path(task.outdir) / f'consistency-{task.branch or "views"}-{key}'
 
     def prepare(self):
@@ -89,19 +92,17 @@ class Run:
 
     def work_on(self, index):
         """Score a subject, unless it is done; a failure is written down and stops no other subject."""
-        if self._file(index, '.json').exists():
+        if self._done(index):
             return
         try:
-            record = self._score(index)
+            self._score(index)
         except UserError as error:
             _write(self._file(index, '.error'), str(error))
-        else:
-            _write(self._file(index, '.json'), json.dumps(record, indent=1))
 
     def collect(self):
         """The records of all subjects, once every process has done its share. Raises UserError if any failed."""
         for index in range(len(self.names)):
-            while not (self._file(index, '.json').exists() or self._file(index, '.error').exists()):
+            while not (self._done(index) or self._file(index, '.error').exists()):
                 time.sleep(_POLL_SECONDS)
         failures = [path.read_text() for path in sorted(self.folder.glob('*.error'))]
         if failures:
@@ -111,9 +112,14 @@ class Run:
             self._write_page()
         return [json.loads(self._file(index, '.json').read_text()) for index in range(len(self.names))]
 
+    def _done(self, index):
+        wanted = ('.json', '.ply') if self.options['meshes'] else ('.json',)
+        return all(self._file(index, suffix).exists() for suffix in wanted)
+
     def _score(self, index):
         start = time.perf_counter()
         views = self.subjects.load(index)
+        check_window(views.size)
         rendered_after = time.perf_counter() - start
         recipe = make_recipe(self.options['recipe'], max(views.size), **self.recipe_changes)
         trained, judged = split_views(len(views), self.options['held_out'])
@@ -121,13 +127,14 @@ class Run:
         fitted_after = time.perf_counter() - start
         record, picture = judge(reconstruction, views.subset(judged))
         picture.save(self._file(index, '.png'))
+        record = {'subject': self.names[index], **record, 'judged_views': judged, 'size': list(views.size),
+                  'box_size': views.box_size, 'recipe': recipe.to_dict(),
+                  'sharpness': reconstruction.fields.sharpness().item(), 'seconds': time.perf_counter() - start,
+                  'seconds_views': rendered_after, 'seconds_fit': fitted_after - rendered_after,
+                  'device': str(self.task.device)}
+        _write(self._file(index, '.json'), json.dumps(record, indent=1))
         if self.options['meshes']:
             save_mesh(extract_surface(reconstruction), self._file(index, '.ply'))
-        seconds = time.perf_counter() - start
-        return {'subject': self.names[index], **record, 'judged_views': judged, 'size': list(views.size),
-                'box_size': views.box_size, 'recipe': recipe.to_dict(), 'sharpness': reconstruction.fields.sharpness().item(),
-                'seconds': seconds, 'seconds_views': rendered_after, 'seconds_fit': fitted_after - rendered_after,
-                'device': str(self.task.device)}
 
     def _write_page(self):
         strips = [Image.open(self._file(index, '.png')) for index in range(len(self.names))]

@@ -121,14 +121,14 @@ class GridFields(_Fields):
             return look_up(grid, points)
 
         def gradient(points):
-            return central_differences(look_up_around(grid, points, step), step)
+            return central_differences(look_up_around(grid, points, step)[1], step)
 
         def shade(points, directions):
-            around = look_up_around(grid, points, step)
+            here, around = look_up_around(grid, points, step)
             gradients = central_differences(around, step)
             inputs = [self.features(points), F.normalize(gradients, dim=-1), frequencies(directions, self.view_frequencies)]
             colours = torch.sigmoid(self.network(torch.cat(inputs, dim=-1)))
-            return Shaded(colours, gradients, curvature(around, look_up(grid, points), step))
+            return Shaded(colours, gradients, curvature(here, around, step))
 
         return Scene(distance, gradient, shade, self.sharpness(), self.outside)
 
@@ -166,20 +166,25 @@ def look_up(grid, points):
 
 
 def look_up_around(grid, points, step):
-    """The trilinear function `step` ahead of and behind points [P, 3] along each axis: [2, 3, P]."""
-    offsets = step * torch.cat([torch.eye(3), -torch.eye(3)]).to(points)
-    return look_up(grid, (points + offsets[:, None]).flatten(0, 1)).reshape(2, 3, -1)
+    """The trilinear function at points [P, 3], and `step` ahead of and behind them along each axis: [P], [2, 3, P].
+
+    Points within a step of the box's faces are moved inwards: beyond the faces there is no function to look up.
+    """
+    axes = step * torch.eye(3, dtype=points.dtype, device=points.device)
+    points = points.clamp(step - 1, 1 - step)
+    found = look_up(grid, torch.cat([points, *(points + axes[:, None]), *(points - axes[:, None])]))
+    return found[:len(points)], found[len(points):].reshape(2, 3, -1)
 
 
 def central_differences(around, step):
-    """Gradients [P, 3] from `look_up_around`. With the voxel as step, this interpolates the vertices' differences, so it is
+    """Gradients [P, 3] from what `look_up_around` found around. With the voxel as step, this interpolates the vertices' differences, so it is
     continuous, which the trilinear function's own gradient is not."""
     return ((around[0] - around[1]) / (2 * step)).T
 
 
-def curvature(around, here, step):
-    """By how much the gradient turns over a step, summed over the axes: [P], the Laplacian times the step. here: the
-    function's values [P] at the points."""
+def curvature(here, around, step):
+    """By how much the gradient turns over a step, summed over the axes: [P], the Laplacian times the step; from what
+    `look_up_around` found."""
     return (around.sum(dim=(0, 1)) - 6 * here) / step
 
 

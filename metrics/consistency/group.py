@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 import click
-import torch.distributed as dist
 
 from dnnlib.errors import UserError
-from dnnlib.params import GridSize
+from dnnlib.params import PixelSize
 from metrics.consistency import evaluation
 from metrics.consistency.recipes import RECIPES
 from metrics.consistency.rendering import BACKGROUNDS
@@ -41,7 +40,7 @@ OPTIONS = (
                  help="Consistency: what empty space shows.  [default: the network's; learned for stored views]"),
     click.option('--box', type=click.FloatRange(0, min_open=True),
                  help="Consistency: side of stored views' scene, world units.  [default: by the cameras]"),
-    click.option('--view-size', type=GridSize(), metavar='WxH', help='Consistency: resize stored views, in pixels.'),
+    click.option('--view-size', type=PixelSize(), metavar='WxH', help='Consistency: resize stored views, in pixels.'),
     click.option('--held-out', type=click.IntRange(0), default=0,
                  help='Consistency: judge every so-manieth view, and do not train on it; 0: train on and judge all.'),
     click.option('--fit-steps', type=click.IntRange(1), help="Consistency: steps of NeuS.  [default: the recipe's]"),
@@ -64,18 +63,15 @@ def evaluate_reprojection(metrics, task):
     if failures:
         raise UserError(f'{len(failures)} of {len(subjects.names)} subjects could not be scored; {failures[0]}')
     _, scores, shares = zip(*found)
-    protocol = {**subjects.about(), 'depth_tolerance': DEPTH_TOLERANCE, 'per_subject': dict(zip(subjects.names, scores)),
+    protocol = {**subjects.about(), 'depth_tolerance': DEPTH_TOLERANCE,
                 'psnr': 'over visible pixels of neighbours in the order of the views, both ways; mean over pairs, then subjects'}
-    return {'reproj': Outcome(sum(scores) / len(scores), {'visible': sum(shares) / len(shares)}, protocol)}
+    details = {'content': subjects.fingerprint, 'per_subject': dict(zip(subjects.names, scores))}
+    return {'reproj': Outcome(sum(scores) / len(scores), {'visible': sum(shares) / len(shares)}, protocol, details)}
 
 
 def _from_all(items):
     """The lists of all processes, joined."""
-    if distributed.world_size() == 1:
-        return items
-    lists = [None] * distributed.world_size()
-    dist.all_gather_object(lists, items)
-    return [item for part in lists for item in part]
+    return [item for part in distributed.share(distributed.gather(items)) for item in part]
 
 
 RECONSTRUCTION = Group(evaluation.evaluate, OPTIONS)

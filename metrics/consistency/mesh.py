@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import binary_fill_holes
+from scipy import ndimage
 
 from shape_utils.grid import grid_axis
 from shape_utils.mesh import isosurface
@@ -23,17 +23,23 @@ def extract_surface(reconstruction, resolution=256):
     device = next(reconstruction.fields.parameters()).device
     axis = torch.as_tensor(grid_axis(2.0, resolution), dtype=torch.float32)
     # Slices of x keep the points of a fine grid out of memory.
-    distance = _fill_cavities(torch.stack([_distances(scene, x, axis, device) for x in axis]))
+    distance = torch.stack([_distances(scene, x, axis, device) for x in axis])
+    distance = fill_hollows(distance, reconstruction.eyes)
     # `isosurface` takes what is high inside and 0 outside: 1 - distance, which has its surface at 1.
     mesh = isosurface((1 - distance).numpy(), 1.0, box_size)
     mesh.visual.vertex_colors = _colours(scene, mesh.vertices * 2 / box_size, device)
     return mesh
 
 
-def _fill_cavities(distance):
-    """Signed distances [R, R, R] without sealed hollows: no view sees into them, so what the fit left there means nothing."""
-    solid = torch.as_tensor(binary_fill_holes((distance < 0).numpy()))
-    return distance.where(~solid, -distance.abs())
+def fill_hollows(distance, eyes):
+    """Signed distances [R, R, R] over the box, without hollows that no view sees into: sealed, with none of the eyes [V, 3] in
+    them. What a fit leaves there means nothing."""
+    hollow, _ = ndimage.label(distance.numpy() >= 0)
+    seen = {0, *(label for axis in range(3) for face in (0, -1) for label in np.unique(hollow.take(face, axis)))}
+    inside = eyes[(eyes.abs() < 1).all(dim=-1)]
+    nearest = ((inside + 1) / 2 * (len(distance) - 1)).round().long().tolist()
+    seen |= {hollow[tuple(index)] for index in nearest}
+    return torch.where(torch.from_numpy(np.isin(hollow, list(seen))), distance, -distance)
 
 
 def _distances(scene, x, axis, device):

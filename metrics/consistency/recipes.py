@@ -22,7 +22,7 @@ class Recipe:
     rounds: int  # of up-sampling
     samples_per_round: int
     first_round_sharpness: float  # s of the first round; it doubles from round to round
-    negligible_weight: float  # sections below it are given no colour
+    negligible_weight: float  # sections below it are given no colour; 0: all are, and have a part in the eikonal loss
     most_shaded: int  # sections of a ray that are given a colour; 0: all
     initial_radius: float  # of the sphere that the surface starts as
     initial_variance: float  # v of s = exp(10 v)
@@ -69,7 +69,8 @@ class Recipe:
 
 
 def published(**changes):
-    """NeuS as published (Wang et al. 2021, section 4.1 and supplement; METHOD: section 7)."""
+    """The networks, samples, losses and schedule of NeuS as published (Wang et al. 2021, section 4.1 and supplement; METHOD:
+    section 7); up-sampling is this package's own (rendering.possible_weights)."""
     recipe = Recipe(
         name='neus', fields='mlp', steps=300_000, rays=512, coarse_samples=64, rounds=4, samples_per_round=16,
         first_round_sharpness=64, negligible_weight=0.0, most_shaded=0, initial_radius=0.5, initial_variance=0.3,
@@ -79,8 +80,8 @@ def published(**changes):
 
 
 def fast(image_side, **changes):
-    """The fast recipe for images of `image_side` pixels; the grids are as fine as the pixels make use of: a voxel per pixel,
-    or beyond 128 pixels, where such a grid would cost more than it gives, per two."""
+    """The fast recipe for images of `image_side` pixels; the grids are as fine as the pixels make use of: about a
+    voxel per pixel up to 128 pixels; beyond, where such a grid would cost more than it gives, per two."""
     side = min(max(image_side, 32), 512)
     voxels = 2 ** round(math.log2(side))
     recipe = Recipe(

@@ -15,7 +15,7 @@ from training.rendering.sampling import invert_cdf
 OUTSIDE_SAMPLES = 32
 BACKGROUNDS = ('white', 'black', 'learned')
 _FARTHEST = 1e3  # where the samples beyond the box end
-_RAYS_PER_CHUNK = 2**14
+_SAMPLES_PER_CHUNK = 2**18
 
 
 class Rendered(NamedTuple):
@@ -100,7 +100,7 @@ def render_rays(scene, origins, directions, recipe, background, generator=None):
     depths = sample_depths(scene.distance, origins, directions, near, far, recipe, generator)
     weights = section_weights(_along(scene.distance, origins, directions, depths), scene.sharpness) * hit
     middles = (depths[:, 1:] + depths[:, :-1]) / 2
-    opacity = weights.sum(dim=-1)
+    opacity = weights.sum(dim=-1) * (weights >= recipe.negligible_weight).any(dim=-1)  # what is not shaded is not seen
     ray, section = shaded_sections(weights.detach(), recipe)
     points = origins[ray] + directions[ray] * middles[ray, section, None]
     shaded = scene.shade(points, directions[ray])
@@ -115,9 +115,9 @@ def render_rays(scene, origins, directions, recipe, background, generator=None):
 
 
 def shaded_sections(weights, recipe):
-    """Ray and section numbers, both [K], of the sections that are given a colour: those of more than negligible weight, and
+    """Ray and section numbers, both [K], of the sections that are given a colour: those of not negligible weight, and
     of these the heaviest `recipe.most_shaded` of a ray (0: all)."""
-    heavy = weights > recipe.negligible_weight
+    heavy = weights >= recipe.negligible_weight
     if recipe.most_shaded:
         least = weights.topk(min(recipe.most_shaded, weights.shape[-1]), dim=-1).values[:, -1:]
         heavy &= weights >= least
@@ -151,6 +151,7 @@ def _render_outside(outside, origins, directions, start):
 def render_all(scene, origins, directions, recipe, background):
     """Colour, depth, normal and opacity of `render_rays` for any number of rays [M, 3], in chunks, without gradients and
     without chance."""
+    rays_per_chunk = max(1, _SAMPLES_PER_CHUNK // (recipe.coarse_samples + recipe.rounds * recipe.samples_per_round))
     parts = [render_rays(scene, *rays, recipe, background)[:4]
-             for rays in zip(origins.split(_RAYS_PER_CHUNK), directions.split(_RAYS_PER_CHUNK))]
+             for rays in zip(origins.split(rays_per_chunk), directions.split(rays_per_chunk))]
     return tuple(map(torch.cat, zip(*parts)))

@@ -14,8 +14,8 @@ DEPTH_TOLERANCE = 0.02  # share of the box's side: two depths that differ by les
 def neighbour_psnr(views, tolerance=DEPTH_TOLERANCE):
     """PSNR of every view against its neighbours, warped into it, over the pixels that both see.
 
-    views: Views with depth, neighbours next to each other. Returns PSNR [P] in dB and the share of visible pixels [P] of the
-    ordered pairs that have any. Raises UserError for views without usable depth.
+    views: Views with depth, neighbours next to each other. Returns the PSNR, in dB, of the ordered pairs with visible pixels,
+    and the share of visible pixels of all ordered pairs. Raises UserError for views without usable depth.
     """
     if views.depth is None:
         raise UserError(f'{views.name}: reproj needs the depth of the views, which only --network renders: leave it out')

@@ -18,13 +18,18 @@ def psnr(images, references):
     return -10 * error.clamp(min=_SMALLEST_ERROR).log10()
 
 
+def check_window(size):
+    """Raises UserError for images of `size` (height, width) that are smaller than SSIM's window."""
+    if min(size) < SSIM_WINDOW:
+        raise UserError(f'images of {size[1]}x{size[0]} pixels are smaller than the window of SSIM ({SSIM_WINDOW}): use larger '
+                        'ones')
+
+
 def ssim(images, references):
     """Structural similarity [V] of images [V, H, W, 3] in [0, 1]: scikit-image's, with SSIM_SETTINGS, mean over channels.
 
     Raises UserError for images smaller than its window.
     """
-    if min(images.shape[1:3]) < SSIM_WINDOW:
-        raise UserError(f'images of {images.shape[2]}x{images.shape[1]} pixels are smaller than the window of SSIM '
-                        f'({SSIM_WINDOW}): use larger ones')
+    check_window(images.shape[1:3])
     pairs = zip(images.double().cpu().numpy(), references.double().cpu().numpy())
     return torch.from_numpy(np.array([structural_similarity(*pair, channel_axis=2, **SSIM_SETTINGS) for pair in pairs]))

@@ -1,14 +1,20 @@
 """Where the subjects of a run come from: a generator's seeds, or folders of pictures with cameras."""
 
 import hashlib
+import math
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from metrics.consistency.views import folder_views, generated_views, protocol_labels, subject_folders
+from metrics.consistency.views import folder_views, generated_views, protocol_labels, subject_folders, subject_name
+
+_SEEDS = 2**32
 
 
 class GeneratedSubjects:
-    """Seeds `task.seed`, `task.seed` + 1, ... of a generator, seen by the protocol's cameras."""
+    """Seeds `task.seed`, `task.seed` + 1, ... of a generator, seen by the protocol's cameras.
+
+    fingerprint: of the weights.
+    """
 
     def __init__(self, task):
         options, config = task.options, task.generator.config
@@ -16,7 +22,13 @@ class GeneratedSubjects:
             raise UserError(f'--subjects={options["subjects"]}: give at least one subject')
         if options['views'] < 2:
             raise UserError(f'--views={options["views"]}: a scene is determined by two views at least, better by 30')
+        if not math.isfinite(options['yaw']) or not math.isfinite(options['pitch']):
+            raise UserError(f'--yaw={options["yaw"]} --pitch={options["pitch"]}: give finite angles, in radians')
+        if task.seed + options['subjects'] > _SEEDS:
+            raise UserError(f'--seed={task.seed} --subjects={options["subjects"]}: seeds end at {_SEEDS - 1}; choose a smaller '
+                            '--seed')
         self.task = task
+        self.fingerprint = weights_fingerprint(task.generator)
         self.labels = protocol_labels(task.generator, options['views'], options['yaw'], options['pitch'])
         self.names = [f'seed{task.seed + index:04d}' for index in range(options['subjects'])]
         # Rays that leave the box have met no more than they met: what is left shows the renderer's own background.
@@ -33,7 +45,7 @@ class GeneratedSubjects:
         """Every choice that the views depend on, plain data."""
         options, task, rendering = self.task.options, self.task, self.task.generator.config.rendering
         return {
-            'source': 'generator', 'weights': weights_fingerprint(task.generator), 'branch': task.branch, 'seed': task.seed,
+            'source': 'generator', 'branch': task.branch, 'seed': task.seed,
             'conditioning_camera': 'frontal', 'truncation_psi': task.truncation_psi, 'truncation_cutoff': task.truncation_cutoff,
             'views': options['views'], 'yaw_range': options['yaw'], 'yaw_order': 'even steps from -yaw to yaw',
             'pitch_range': options['pitch'], 'pitch_order': 'multiples of the golden ratio',
@@ -43,27 +55,34 @@ class GeneratedSubjects:
 
 
 class StoredSubjects:
-    """Folders of pictures with a camera file; see views.subject_folders."""
+    """Folders of pictures with a camera file; see views.subject_folders. fingerprint: of all their files."""
 
     def __init__(self, task):
         options = task.options
         self.path, self.box_size = options['views'], options['box']
         self.size = options['view_size'] and options['view_size'][::-1]
         self.folders = subject_folders(self.path)
-        self.names = [folder.stem for folder in self.folders]
+        inside = Path(task.outdir).resolve()
+        if self.path.is_dir() and inside.is_relative_to(self.path.resolve()):
+            raise UserError(f'--outdir={task.outdir} lies in --views={self.path}, where results would count as views: name a '
+                            'folder outside')
+        self.fingerprint = files_fingerprint(self.path)
+        self.names = [subject_name(folder) for folder in self.folders]
         self.background = 'learned'
 
     def load(self, index):
         return folder_views(self.folders[index], self.size, self.box_size)
 
     def about(self):
-        return {'source': str(self.path), 'files': files_fingerprint(self.path), 'size': self.size,
-                'box_size': self.box_size or 'by the cameras'}
+        return {'source': str(self.path), 'size': self.size, 'box_size': self.box_size or 'by the cameras'}
 
 
 def find_subjects(task):
     """The subjects that a metrics.registry.Task names. Raises UserError when it names none."""
     if isinstance(task.options['views'], Path):
+        if task.generator is not None:
+            raise UserError(f'--network and --views={task.options["views"]} exclude each other: give the number of views of a '
+                            'network, or leave it out')
         return StoredSubjects(task)
     if task.generator is None:
         raise UserError('consistency is measured on views of the same subjects: give --network, or --views=DIR with a camera '

@@ -24,6 +24,7 @@ class Reconstruction(NamedTuple):
     recipe: object
     background: str
     box_size: float
+    eyes: torch.Tensor  # where the training cameras stood, [V, 3], in units of half the box's side
 
     @torch.no_grad()
     def render(self, labels, size):
@@ -45,7 +46,8 @@ class Reconstruction(NamedTuple):
 
 @torch.enable_grad()
 def fit(views, recipe, background, seed=0, device='cpu', progress=False):
-    """Reconstruct `views`. Returns a Reconstruction. The same seed gives the same on the same device.
+    """Reconstruct `views`. Returns a Reconstruction. The same seed gives the same on a CPU; on a GPU,
+    sums of gradients depend on their order.
 
     background: 'white', 'black' or 'learned', what is seen where the box is empty. Raises FitError when it diverges.
     """
@@ -63,13 +65,14 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
         last = step + 1 == recipe.steps
         if (last or step % 100 == 99) and not loss.isfinite():
             raise FitError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
-    return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size)
+    return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size,
+                          scene_labels(views)[:, [3, 7, 11]])
 
 
 def _seeded_fields(recipe, background, seed):
     """Fields that depend on the seed alone; torch's own random numbers are left as they were."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
         return make_fields(recipe, outside=background == 'learned')
 
 

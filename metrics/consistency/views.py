@@ -1,6 +1,7 @@
 """Views of one subject: pictures with known cameras, from a generator or from a folder."""
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,12 +42,14 @@ class Views:
     depth: torch.Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        if len(self.images) < 2:
-            raise ViewsError(f'{self.name} has {len(self.images)} view{"s" * (len(self.images) != 1)}: a scene is determined '
-                             'by two views at least, better by 30')
         if not self.labels.isfinite().all():
             raise ViewsError(f'{self.name}: a camera is not finite: correct its label')
-        rotation = split_label(self.labels)[0][:, :3, :3].double()
+        poses, intrinsics = split_label(self.labels)
+        if (intrinsics[:, [0, 1], [0, 1]] <= 0).any():
+            raise ViewsError(f'{self.name}: a focal length is not positive: correct its label')
+        if not 0 < self.box_size < math.inf:
+            raise ViewsError(f'{self.name}: a box of side {self.box_size:g} holds no scene: give its side in world units with --box')
+        rotation = poses[:, :3, :3].double()
         off = (rotation @ rotation.transpose(1, 2) - torch.eye(3)).abs().amax(dim=(1, 2))
         if off.max() > _LARGEST_SKEW or (torch.linalg.det(rotation) < 0).any():
             raise ViewsError(f'{self.name}: the camera of view {int(off.argmax())} is no rotation and translation: give '
@@ -143,6 +146,12 @@ def subject_folders(path):
     return folders
 
 
+def subject_name(path):
+    """The name of a folder or zip of views."""
+    path = Path(path).resolve()
+    return path.name if path.is_dir() else path.stem
+
+
 def _has_cameras(path):
     return any((path / name).is_file() for name in CAMERA_FILES)
 
@@ -156,14 +165,21 @@ def folder_views(path, size=None, box_size=None):
     Raises DatasetError or ViewsError for unusable folders.
     """
     store, views = load_views(path, CAMERA_RADIUS)
-    pictures = [_picture(store, view) for view in views]
-    width, height = pictures[0].size if size is None else size[::-1]
-    odd = next((view.name for view, picture in zip(views, pictures) if picture.size != (width, height)), None)
-    if size is None and odd:
-        raise ViewsError(f'{path}: image {odd} is not {width}x{height} pixels as the first one: make them alike')
-    images = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
+    name = subject_name(path)
+    if len(views) < 2:
+        raise ViewsError(f'{name} has {len(views)} view{"s" * (len(views) != 1)}: a scene is determined by two views at least, '
+                         'better by 30')
+    images = []
+    for view in views:  # one at a time: many photographs at full size do not fit into memory
+        picture = _picture(store, view)
+        width, height = size[::-1] if size else images[0].shape[1::-1] if images else picture.size
+        if size is None and picture.size != (width, height):
+            raise ViewsError(f'{path}: image {view.name} is not {width}x{height} pixels as the first one: make them alike, or give '
+                             '--view-size')
+        images.append(np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)))
     labels = torch.from_numpy(np.stack([view.label() for view in views])).float()
-    return Views(Path(path).name, torch.from_numpy(np.stack(images)), labels, box_size or box_of_cameras(labels))
+    box_size = box_of_cameras(labels) if box_size is None else box_size
+    return Views(name, torch.from_numpy(np.stack(images)), labels, box_size)
 
 
 def _picture(store, view):
