@@ -17,8 +17,8 @@ from metrics.consistency.recipes import fast, make_recipe, published
 from metrics.consistency.rendering import (possible_weights, render_rays, sample_depths, section_weights,
                                            shaded_sections)
 from metrics.consistency.scoring import psnr, ssim
-from metrics.consistency.trainer import (Batches, FitError, Reconstruction, eikonal_loss, fit, smoothness_loss,
-                                         training_loss)
+from metrics.consistency.trainer import (Batches, FitError, Reconstruction, eikonal_loss, fit, seeded_fields,
+                                         smoothness_loss, training_loss)
 from metrics.consistency.views import Views, view_rays
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
@@ -417,7 +417,8 @@ def test_same_seed_same_reconstruction():
     assert torch.random.get_rng_state().equal(state), "torch's random numbers belong to the caller"
     torch.rand(1)  # ... who may use them in between
     second, other = (fit(views, fast(16, steps=3, rays=32), 'white', seed) for seed in (1, 2))
-    assert not first.fields.network[0].weight.equal(other.fields.network[0].weight)
+    initial = [seeded_fields(fast(16), 'white', seed).network[0].weight for seed in (1, 1, 2)]
+    assert initial[0].equal(initial[1]) and not initial[0].equal(initial[2])
     parameters = [torch.cat([p.flatten() for p in result.fields.parameters()]) for result in (first, second, other)]
     assert parameters[0].equal(parameters[1]) and not parameters[0].equal(parameters[2])
 

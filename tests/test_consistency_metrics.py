@@ -282,8 +282,9 @@ def test_snapshots_compete(tmp_path):
                 f'--outdir={tmp_path / "out"}', *QUICK)
     for metric in ('psnr_mv', 'reproj'):
         first, second = list(results.read_file(tmp_path / 'out' / f'metric-{metric}.jsonl'))
-        assert first['protocol'] == second['protocol'] and first['details'] != second['details']
+        assert first['protocol'] == second['protocol'] and first['details']['content'] != second['details']['content']
         assert not results.is_best({**second, 'value': first['value'] - 1}, [first])
+    assert len(list((tmp_path / 'out').glob('consistency-*'))) == 2, 'other weights are fitted anew'
 
 
 def test_a_network_with_stored_views_is_one_clear_line(snapshot, tmp_path):

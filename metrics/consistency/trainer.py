@@ -51,7 +51,7 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
 
     background: 'white', 'black' or 'learned', what is seen where the box is empty. Raises FitError when it diverges.
     """
-    fields = _seeded_fields(recipe, background, seed).to(device)
+    fields = seeded_fields(recipe, background, seed).to(device)
     groups = fields.parameter_groups(recipe)
     optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
     batches = Batches(views, recipe, keyed_generator((seed,), device), device)
@@ -69,7 +69,7 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
                           scene_labels(views)[:, [3, 7, 11]])
 
 
-def _seeded_fields(recipe, background, seed):
+def seeded_fields(recipe, background, seed):
     """Fields that depend on the seed alone; torch's own random numbers are left as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
