@@ -448,6 +448,13 @@ def test_sealed_hollows_are_no_surface():
     assert extract_surface(Reconstruction(fields, fast(32), 'white', 2.0, inside), 64).body_count == 2, 'a room is seen'
 
 
+def test_a_mesh_of_nothing_is_said():
+    fields = make_fields(fast(32))
+    fields.distances[0].data.fill_(0.3)
+    with pytest.raises(UserError, match='no surface to write as a mesh'):
+        extract_surface(Reconstruction(fields, fast(32), 'white', 2.0, torch.zeros(1, 3)), 16)
+
+
 def test_training_loss_has_three_parts():
     views = scenes.render(scenes.sphere, scenes.around(2), 12, supersampling=1)
     fields = make_fields(fast(32))

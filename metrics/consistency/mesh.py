@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from dnnlib.errors import UserError
 from shape_utils.grid import grid_axis
 from shape_utils.mesh import isosurface
 
@@ -25,6 +26,8 @@ def extract_surface(reconstruction, resolution=256):
     # Slices of x keep the points of a fine grid out of memory.
     distance = torch.stack([_distances(scene, x, axis, device) for x in axis])
     distance = fill_hollows(distance, reconstruction.eyes)
+    if not (distance < 0).any():
+        raise UserError('the reconstruction has no surface to write as a mesh: leave out --meshes, or fit it longer')
     # `isosurface` takes what is high inside and 0 outside: 1 - distance, which has its surface at 1.
     mesh = isosurface((1 - distance).numpy(), 1.0, box_size)
     mesh.visual.vertex_colors = _colours(scene, mesh.vertices * 2 / box_size, device)
