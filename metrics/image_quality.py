@@ -13,7 +13,7 @@ from dnnlib.errors import UserError
 from metrics import detector as detectors
 from metrics import registry
 from metrics.collection import collect
-from metrics.images import GeneratedImages, ImageFiles, StoredImages, check_resolution, load_data
+from metrics.images import GeneratedImages, ImageFiles, StoredImages, check_render_resolution, check_resolution, load_data
 from metrics.processes import from_first
 from metrics.real_statistics import real_statistics
 from metrics.registry import Group, Outcome
@@ -26,13 +26,14 @@ class ImageMetric:
     """A metric by its numbers. Subclasses add `statistic` (metrics/statistics.py) and `compare`.
 
     count: judged images, None: as many as both sets have; real: real images it takes: a number, ALL or None; least: images
-    that a set must have.
+    that a set must have; same_size: whether judged and real images must be of one resolution (the detector resizes its own).
     """
 
     name: str
     count: int | None
     real: int | str | None
     least: ClassVar[int] = 2
+    same_size: ClassVar[bool] = False
 
     def compare(self, judged, real, task):
         """(value, parts, protocol) from what the statistic's collectors found; `real` is None where none are taken."""
@@ -63,6 +64,9 @@ def evaluate(metrics, task):
     """Outcomes of ImageMetrics by name; see registry.Group."""
     data = load_data(task) if task.generator is not None or any(metric.real for metric in metrics) else None
     judged = _judged_images(task, data)
+    for metric in metrics:
+        if metric.same_size and task.generator is not None:
+            check_render_resolution(metric.name, task, judged, data)
     present = None if task.generator is not None else len(judged), None if data is None else len(data)
     counts = {metric: metric.counts(*present) for metric in metrics}
     layers = sorted({metric.statistic.layer for metric in metrics if metric.statistic.layer})

@@ -18,14 +18,16 @@ class GeneratedImages:
     """Images of a generator: number i has a latent and a camera keyed by (seed, i), the camera from the training labels.
 
     task: registry.Task with a generator; labels: [M, 25]. The camera conditions the generator, too.
+    Attribute: `resolution`, pixels per side of the images.
     """
 
     def __init__(self, task, labels):
         self.task, self.labels = task, labels
-        config = task.generator.config
-        self.resolution = config.image_resolution
+        whole = task.generator.config.image_resolution
         # 'coarse' is by default rendered at 64 x 64; here its images stand beside the data's.
-        self.render_resolution = task.render_resolution or (self.resolution if task.branch == 'coarse' else None)
+        self.render_resolution = task.render_resolution or (whole if task.branch == 'coarse' else None)
+        # '3d' and 'coarse' give the volume render itself; S2D brings '2d' to the network's size.
+        self.resolution = whole if task.branch == '2d' else self.render_resolution or whole
 
     def batches(self, count):
         """(numbers: a range, images: uint8 [n, 3, R, R] on the device) of this process's share of the first `count`."""
@@ -158,3 +160,11 @@ def check_resolution(path, images, data):
     if images.resolution != data.resolution:
         raise UserError(f'--images={path} holds images of {images.resolution}x{images.resolution} pixels, the data '
                         f'{data.resolution}x{data.resolution}: compare images of one resolution')
+
+
+def check_render_resolution(metric, task, images, data):
+    """Raises UserError unless the generated images are of the data's resolution, for a metric that needs that."""
+    if images.resolution != data.resolution:
+        raise UserError(f'--render-resolution={task.render_resolution} gives images of {images.resolution}x{images.resolution} '
+                        f'pixels in the {task.branch} branch, but {metric} needs the size of the data, '
+                        f'{data.resolution}x{data.resolution}: leave out --render-resolution or {metric}')

@@ -40,6 +40,7 @@ class Patches:
 
 class SlicedWasserstein(ImageMetric):
     statistic = Patches()
+    same_size = True
 
     def counts(self, judged, real):
         if self.count is not None:

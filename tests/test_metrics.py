@@ -244,6 +244,13 @@ def test_image_i_does_not_depend_on_its_batch(branch):
     assert (generated(branch=branch, seed=1).make(range(6)).int() - whole).abs().max() > 2
 
 
+@pytest.mark.parametrize('branch, render_resolution, expected', [
+    ('2d', 16, 32), ('3d', 48, 48), ('coarse', 16, 16), ('2d', None, 32), ('3d', None, 32), ('coarse', None, 32)])
+def test_the_resolution_is_that_of_the_images(branch, render_resolution, expected):
+    source = generated(branch=branch, render_resolution=render_resolution)
+    assert source.resolution == expected and source.make(range(1)).shape[-1] == expected
+
+
 def test_the_camera_comes_from_the_labels_and_conditions_the_generator():
     source = generated(truncation_psi=0.7)
     z, c = source.draw_inputs(range(30))

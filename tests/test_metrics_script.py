@@ -180,6 +180,28 @@ def test_data_of_another_resolution_is_named(refused, tmp_path, folder):
     assert '32x32' in line and '64x64' in line
 
 
+@pytest.mark.parametrize('size', [64, 16])
+def test_swd_refuses_renders_of_another_size_than_the_data(refused, folder, size):
+    line = refused('--metrics=swd', f'--network={folder / "stage2.pkl"}', '--branch=3d', f'--render-resolution={size}')
+    assert f'--render-resolution={size} gives images of {size}x{size} pixels' in line and '32x32' in line
+
+
+def test_the_inception_metrics_take_renders_of_another_size_and_say_which(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
+    monkeypatch.setattr(detector, '_load', lambda weights, layers: small_detector.SmallExtractor('small', list(layers)))
+    (tmp_path / 'weights.pth').write_bytes(b'any')
+    succeed(tmp_path, '--metrics=fid20_full', f'--network={folder / "stage2.pkl"}', '--branch=3d', '--render-resolution=16',
+            f'--detector={tmp_path / "weights.pth"}', f'--cache-dir={tmp_path}')
+    protocol = results.read(tmp_path)[0]['protocol']
+    assert (protocol['resolution'], protocol['render_resolution']) == (16, 16)
+
+
+def test_swd_takes_any_render_resolution_of_the_2d_branch(folder, tmp_path):
+    succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--branch=2d', '--render-resolution=16')
+    protocol = results.read(tmp_path)[0]['protocol']
+    assert (protocol['resolution'], protocol['render_resolution']) == (32, 16)
+
+
 def test_contradictions_and_gaps_are_named(refused, folder):
     network, images = f'--network={folder / "stage2.pkl"}', f'--images={folder / "images"}'
     assert '--metrics is missing' in refused(network)
