@@ -10,7 +10,7 @@ from training.config import PRESETS, ConfigError, GeneratorConfig, RenderingConf
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, minibatch_std
 from training.networks.generator import Generator
 from training.networks.stylegan2 import modulated_conv2d
-from training.networks.superresolution import Superresolution
+from training.networks.superresolution import RenderSizeError
 from training.rendering.viewpoints import view_label
 
 
@@ -200,11 +200,26 @@ def test_modulated_convolution_is_a_convolution_per_sample():
         assert_close(y[i:i + 1], torch.nn.functional.conv2d(x[i:i + 1], own, padding=1), 1e-5)
 
 
-def test_superresolution_resizes_larger_renders_only_where_told():
-    for resize_larger, expected in ((True, 8), (False, 16)):
-        S = Superresolution(tiny_config(sr_resize_larger=resize_larger))
-        assert S._fit(torch.zeros(1, 3, 16, 16)).shape[-1] == expected
-        assert S._fit(torch.zeros(1, 3, 4, 4)).shape[-1] == 8
+@pytest.mark.parametrize('resize_larger, render_resolution', [(True, 16), (True, 4), (False, 8), (False, 4)])
+def test_the_2d_image_has_the_networks_size_whatever_the_render(resize_larger, render_resolution):
+    G = tiny_generator(sr_resize_larger=resize_larger)
+    assert G(*inputs(G), render_resolution=render_resolution)['image'].shape == (2, 3, 32, 32)
+
+
+def test_renders_that_superresolution_would_not_resize_are_refused():
+    G = tiny_generator(sr_resize_larger=False)
+    with pytest.raises(RenderSizeError, match="takes volume renders of 8 pixels per side at most, not 16: .* or branch '3d'"):
+        G(*inputs(G), render_resolution=16)
+    assert G(*inputs(G), branch='3d', render_resolution=16)['image'].shape == (2, 3, 16, 16)
+    raw, ws = torch.zeros(1, 3, 16, 16), torch.zeros(1, G.backbone.num_ws, 16)
+    with pytest.raises(RenderSizeError):
+        G.superresolution(raw, torch.zeros(1, 8, 16, 16), ws)
+
+
+def test_a_configuration_whose_renders_would_not_be_resized_is_refused():
+    with pytest.raises(ConfigError, match=r'render_resolution \(16\) must not exceed 8'):
+        tiny_config(sr_resize_larger=False, render_resolution=16)
+    assert tiny_config(sr_resize_larger=True, render_resolution=16).render_resolution == 16
 
 
 def test_minibatch_std_by_hand():

@@ -125,6 +125,15 @@ def test_render_resolution_sets_the_size_of_volume_renders(networks, tmp_path):
                                'samples_2d_depth.png': (12, 12), 'samples_3d_depth.png': (12, 12)}
 
 
+@pytest.mark.parametrize('script, output', [(gen_samples, 'outdir'), (gen_videos, 'output')])
+def test_renders_too_large_for_super_resolution_are_named(script, output, networks, tmp_path):
+    save_snapshot(tmp_path / 'small.pkl', {'G_ema': tiny_generator(sr_resize_larger=False)}, {})
+    target = tmp_path / ('out' if output == 'outdir' else 'out.mp4')
+    result = run(script, f'--network={tmp_path / "small.pkl"}', '--seeds=0', '--render-resolution=12', f'--{output}={target}')
+    assert_one_clear_line(result, 'takes volume renders of 8 pixels per side at most, not 12')
+    assert not target.is_file() and not list(tmp_path.glob('out/*'))
+
+
 def test_stage_1_has_no_3d_branch(networks, tmp_path):
     succeed(gen_samples, '--network=stage1.pkl', '--seeds=0', f'--outdir={tmp_path}')
     assert set(sizes(tmp_path)) == {'samples_2d.png', 'samples_coarse.png'}

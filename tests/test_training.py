@@ -162,6 +162,12 @@ def test_every_option_reaches_the_configuration(option):
     assert any(entry != json.loads(json.dumps(base)) for entry in resolved)
 
 
+def test_renders_that_super_resolution_would_not_resize_are_refused_before_training():
+    assert invoke('--preset=ffhq512', '--data=d', '--dry-run', '--render-resolution=256').exit_code == 0
+    result = invoke('--preset=ffhq256', '--data=d', '--dry-run', '--render-resolution=256')
+    assert result.exit_code == 1 and result.output.startswith('Error: render_resolution (256) must not exceed 128')
+
+
 def test_training_everything_from_the_first_image_keeps_the_ramps():
     config = json.loads(invoke('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').output)['stage2']
     assert (config['loss']['blur_fade_kimg'], config['loss']['swap_start'], config['ema_rampup']) == (123, 1.0, 0.05)

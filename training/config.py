@@ -140,6 +140,14 @@ class GeneratorConfig(Config):
         check(self.residual <= (self.aware_stream or self.aware_latent), 'residual needs aware_stream or aware_latent: S3D continues it')
         check(self.render_resolution <= self.image_resolution, f'render_resolution ({self.render_resolution}) must not exceed '
               f'image_resolution ({self.image_resolution})')
+        largest = self.largest_s2d_render
+        check(self.render_resolution <= largest, f'render_resolution ({self.render_resolution}) must not exceed {largest}, '
+              'the input of S2D, which does not resize larger renders here (sr_resize_larger is False)')
+
+    @property
+    def largest_s2d_render(self):
+        """Pixels per side of the largest volume render that S2D takes; infinity where it resizes larger ones."""
+        return math.inf if self.sr_resize_larger else self.sr_input_resolution
 
     @property
     def plane_axes(self):

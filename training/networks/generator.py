@@ -91,10 +91,13 @@ class Generator(nn.Module):
         `density_bounds` gave for these planes and this branch, to share it between views. precision: what fused kernels
         may round to, one of config.RENDER_PRECISIONS; None takes the configuration's. Returns 'image' [N, 3, H, W],
         'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth' [N, 1, h, w], world units along the ray.
-        Raises ValueError for a branch or a combination that does not exist.
+        Raises ValueError for a branch or a combination that does not exist, RenderSizeError for a render that is too large
+        for S2D.
         """
         self._check_branch(branch, ws, patch)
         origins, directions, size = self._rays(c, branch, render_resolution, patch)
+        if branch == '2d':
+            self.superresolution.check_input(size)  # before the work on the render
         colours = self.config.plane_channels if branch == '2d' else RGB_CHANNELS
         field = self._field(planes, fine=branch == '3d', colours=colours, precision=precision)
         pixels, depth, _ = render_rays(field, origins, directions, self.config.rendering, sampling, random,

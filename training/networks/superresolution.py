@@ -3,10 +3,15 @@
 import torch.nn.functional as F
 from torch import nn
 
+from dnnlib.errors import UserError
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training.networks.stylegan2 import RESAMPLE_TAPS, SynthesisBlock, working_dtype
 
 IMAGE_CHANNELS = 3
+
+
+class RenderSizeError(UserError, ValueError):
+    """A volume render that S2D cannot bring to the network's size; the message is one line with the cause and the cure."""
 
 
 class Superresolution(nn.Module):
@@ -18,7 +23,7 @@ class Superresolution(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.input_resolution = config.sr_input_resolution
-        self.resize_larger, self.antialias = config.sr_resize_larger, config.sr_antialias
+        self.largest, self.antialias = config.largest_s2d_render, config.sr_antialias
         self.noise_mode, self.precision = config.sr_noise_mode, config.precision
         first_up = config.image_resolution // config.sr_input_resolution // 2
         first, second = config.sr_channels
@@ -30,7 +35,11 @@ class Superresolution(nn.Module):
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, image_raw, features, ws, noise_mode=None, random=None):
-        """image_raw: [N, 3, h, w]; features: [N, C, h, w]; ws: [N, num_ws, w_dim]. Returns [N, 3, H, W] in fp32."""
+        """image_raw: [N, 3, h, w]; features: [N, C, h, w]; ws: [N, num_ws, w_dim]. Returns [N, 3, H, W] in fp32.
+
+        Raises RenderSizeError for h and w that it does not take.
+        """
+        self.check_input(image_raw.shape[-1])
         ws = ws[:, -1:].expand(-1, 3, -1)
         image, x = self._fit(image_raw), self._fit(features)
         x = x.to(working_dtype(self.precision, x.device))
@@ -41,9 +50,15 @@ class Superresolution(nn.Module):
             image = image + own.float()
         return image
 
+    def check_input(self, size):
+        """Raises RenderSizeError for a render of `size` pixels per side whose image would not be of the network's size."""
+        if size > self.largest:
+            raise RenderSizeError(f"branch '2d' of this network takes volume renders of {self.largest} pixels per side at most, "
+                                  f"not {size}: choose a smaller render resolution, or branch '3d'")
+
     def _fit(self, x):
         """Resize a render to S2D's input."""
         size = self.input_resolution
-        if x.shape[-1] == size or (x.shape[-1] > size and not self.resize_larger):
+        if x.shape[-1] == size:
             return x
         return F.interpolate(x, size=(size, size), mode='bilinear', align_corners=False, antialias=self.antialias)
