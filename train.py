@@ -239,6 +239,8 @@ def continued(saved, preset, data, run_dir, options):
 def prepare(config):
     """Find everything that is wrong before anything is written. Returns the file for LPIPS, or None."""
     from metrics import registry
+    from metrics.detector import check_weights
+    from metrics.image_quality import check_counts
     from training.dataset import PosedImageDataset
     from training.perceptual import find_vgg_weights, load_lpips
     from training.snapshots import load_networks
@@ -247,7 +249,11 @@ def prepare(config):
     for name in config.metrics:
         registry.find(name)
     check(config.detector is None or os.path.isfile(config.detector), f'--detector={config.detector}: no such file')
-    check_images(PosedImageDataset(config.data, resolution=config.generator.image_resolution))
+    dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution)
+    check_counts(config.metrics, len(dataset) * (2 if config.mirror else 1))
+    check_images(dataset)
+    if config.detector is not None:
+        check_weights(config.detector)
     if config.init_from is not None and not has_state(config.outdir):
         load_networks(config.init_from)
     if config.stage2.kimg == 0 or config.stage2.loss.imitation != 'lpips':

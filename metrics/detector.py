@@ -89,6 +89,11 @@ class Detector:
         return dict(zip(self.layers, self._network(images)))
 
 
+def check_weights(weights):
+    """Raises DetectorError unless a file holds weights of the detector. Takes two seconds or so."""
+    _load(weights, (FEATURES,))
+
+
 def _load(weights, layers):
     """torch-fidelity's network with weights from a file, which is opened as plain data."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -60,6 +60,14 @@ def needs_detector(name):
     return family.group is GROUP and family.build(match).statistic.layer is not None
 
 
+def check_counts(names, real):
+    """Raises UserError where a metric of generated images, by its name, takes more than the `real` images that there are."""
+    for group, metrics in registry.by_group(names):
+        if group is GROUP:
+            for metric in metrics:
+                metric.counts(None, real)
+
+
 def evaluate(metrics, task):
     """Outcomes of ImageMetrics by name; see registry.Group."""
     data = load_data(task) if task.generator is not None or any(metric.real for metric in metrics) else None

@@ -1,12 +1,14 @@
 """Metrics of a run while it trains: computed for snapshots, written beside them, the best snapshot kept."""
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dnnlib.errors import UserError
 from metrics import registry, results
 from metrics.detector import DetectorError, find_weights
-from metrics.evaluation import evaluate_branches
+from metrics.evaluation import evaluate
 from metrics.image_quality import needs_detector
 from torch_utils import distributed
 
@@ -28,9 +30,10 @@ class Monitor:
     _checked: bool = field(default=False, init=False)
 
     def judge(self, generator, device, branches, about, log):
-        """Records of all metrics and branches. Every process must call it.
+        """Records of all metrics and branches that could be computed. Every process must call it.
 
-        Without the detector's weights, `log` is told so once, and the metrics that need it are left out from then on.
+        `log` is told of those that could not. Without the detector's weights it is told so once, and the metrics that need
+        it are left out from then on. Raises LostContact.
         """
         self._leave_out_what_cannot_be(log)
         if not self.names:
@@ -38,7 +41,21 @@ class Monitor:
         options = {**registry.default_options(), 'detector': self.detector}
         task = registry.Task(device=device, generator=generator, data=self.data, mirror=self.mirror, outdir=Path(self.outdir),
                              workers=self.workers, progress=False, options=options)
-        return list(evaluate_branches(self.names, task, branches, about))
+        records = []
+        for branch in branches:
+            for names in registry.names_by_group(self.names):
+                records += self._records_of(names, dataclasses.replace(task, branch=branch), about, log)
+        return records
+
+    def _records_of(self, names, task, about, log):
+        """Records of metrics that are computed together; none if that fails, which neither costs the others nor ends the run."""
+        try:
+            return list(evaluate(names, task, about))
+        except distributed.LostContact:
+            raise
+        except UserError as error:
+            log(f'no {", ".join(names)} of this snapshot, {task.branch} branch: {error}')
+            return []
 
     def _leave_out_what_cannot_be(self, log):
         needing = [name for name in self.names if needs_detector(name)]
@@ -65,12 +82,18 @@ class Monitor:
         path = Path(self.outdir) / f'metric-{name}.jsonl'
         return list(results.read_file(path)) if path.exists() else []
 
-    def keep(self, records, snapshot):
-        """Write the records, unless there are some of this moment; copy their snapshot if it is the best. For one process.
+    def _is_written(self, record):
+        """Whether this metric and branch were judged at this moment before: by a run that was interrupted, and goes on."""
+        return any(all(other.get(key) == record[key] for key in ('kimg', 'branch')) for other in self._records(record['metric']))
 
-        Returns lines for the log.
+    def keep(self, records, snapshot, branches):
+        """Write the records that are not there yet; copy their snapshot if it is the best. For one process.
+
+        The first metric of the last of `branches` decides; without its record no snapshot is the best. Returns lines for
+        the log.
         """
-        if not records or self.judged(records[0]['kimg']):
+        new = [record for record in records if not self._is_written(record)]
+        if not new:
             return []
-        best = results.keep_best(self.outdir, records, snapshot)
-        return [*map(results.one_line, records), *([f'the best snapshot so far: {results.BEST}'] if best else [])]
+        best = results.keep_best(self.outdir, new, snapshot, self.names[0], branches[-1])
+        return [*map(results.one_line, new), *([f'the best snapshot so far: {results.BEST}'] if best else [])]

@@ -121,6 +121,14 @@ def find(name):
     raise UserError(f'{name!r} is no metric; there are: {", ".join(family.form for family in families())}')
 
 
+def names_by_group(names):
+    """Lists of the names whose metrics are computed together, each list in the order of `names`."""
+    grouped = {}
+    for name in dict.fromkeys(names):
+        grouped.setdefault(find(name)[0].group, []).append(name)
+    return list(grouped.values())
+
+
 def by_group(names):
     """[(Group, its metrics as `build` made them)] of metrics' names."""
     grouped = {}

@@ -48,26 +48,20 @@ def one_line(record):
     return f'{" ".join([record["metric"], *about])}: {record["value"]:.6g}' + (f' ({parts})' if parts else '')
 
 
-def keep_best(outdir, records, snapshot):
+def keep_best(outdir, records, snapshot, metric, branch):
     """Write the records of a snapshot, and keep it as network-snapshot-best.pkl if it is the best so far; returns whether.
 
-    For one process of a training loop. records: of all metrics and branches, the metric named first coming first.
+    For one process of a training loop. metric, branch: whose record decides; where `records` lack it, nothing is the best.
     """
-    decisive = deciding(records)
-    path = Path(outdir) / f'metric-{decisive["metric"]}.jsonl'
-    best = is_best(decisive, list(read_file(path)) if path.exists() else [])
+    path = Path(outdir) / f'metric-{metric}.jsonl'
+    earlier = list(read_file(path)) if path.exists() else []
+    best = any(is_best(record, earlier) for record in records if (record['metric'], record['branch']) == (metric, branch))
     for record in records:
         append(outdir, record)
     if best:
         with open(snapshot, 'rb') as source, replacing(os.path.join(outdir, BEST)) as target:
             shutil.copyfileobj(source, target)
     return best
-
-
-def deciding(records):
-    """The record that decides which snapshot is the best: of the metric named first, the 3D branch's where there is one."""
-    first = [record for record in records if record['metric'] == records[0]['metric']]
-    return next((record for record in first if record['branch'] == '3d'), first[0])
 
 
 def is_best(record, earlier):

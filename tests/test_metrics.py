@@ -483,21 +483,17 @@ def test_the_best_snapshot_is_judged_among_results_of_the_same_kind():
     assert results.is_best(record(9.0, metric='is50k'), [record(8.0, metric='is50k')])
 
 
-def test_the_first_metric_of_the_3d_branch_decides():
-    found = [record(1.0, branch='2d'), record(2.0, branch='2d', metric='swd'), record(3.0), record(4.0, metric='swd')]
-    assert results.deciding(found)['value'] == 3.0
-    assert results.deciding(found[:2])['value'] == 1.0
-
-
 def test_the_best_snapshot_is_kept(tmp_path):
     kept = []
     for number, value in enumerate([5.0, 6.0, 4.0]):
         snapshot = tmp_path / f'network-snapshot-{number}.pkl'
         snapshot.write_text(str(number))
         records = [record(value - 4, branch='2d'), record(value), record(1.0, metric='swd')]
-        kept.append((results.keep_best(tmp_path, records, snapshot), (tmp_path / 'network-snapshot-best.pkl').read_text()))
+        best = results.keep_best(tmp_path, records, snapshot, 'fid50k_full', '3d')
+        kept.append((best, (tmp_path / 'network-snapshot-best.pkl').read_text()))
     assert kept == [(True, '0'), (False, '0'), (True, '2')]
-    assert len(results.read(tmp_path)) == 9 and not list(tmp_path.glob('*.tmp'))
+    assert not results.keep_best(tmp_path, [record(0.0, branch='2d'), record(0.0, metric='swd')], snapshot, 'fid50k_full', '3d')
+    assert len(results.read(tmp_path)) == 11 and not list(tmp_path.glob('*.tmp'))
 
 
 def test_results_are_read_back_and_a_broken_line_costs_a_warning(tmp_path):

@@ -7,7 +7,8 @@ import torch
 from click.testing import CliRunner
 
 import train as train_script
-from metrics import results
+from dnnlib.errors import UserError
+from metrics import registry, results
 from metrics.monitoring import Monitor
 from tests.interruption import train_in_child
 from tests.tiny import tiny_run
@@ -72,7 +73,48 @@ def test_without_the_detector_one_warning_and_the_training_goes_on(data, tmp_pat
 
 def test_metrics_that_cannot_be_computed_do_not_end_the_training(data, tmp_path):
     outdir = trained(data, tmp_path / 'run', ['swd64'])  # of 24 images
-    assert (outdir / 'log.txt').read_text().count('no metrics of this snapshot') == 4
+    assert (outdir / 'log.txt').read_text().count('no swd64 of this snapshot') == 6 and not list(outdir.glob('metric-*'))
+
+
+@pytest.fixture
+def fragile(monkeypatch):
+    """A function that makes a metric 'fragile' known, which fails in the branches named."""
+    def make(*failing):
+        def evaluate(metrics, task):
+            if task.branch in failing:
+                raise UserError('it broke')
+            return {'fragile': registry.Outcome(1.0)}
+        family = registry.Family('fragile', registry.Group(evaluate), '', False, 'fragile', lambda match: match[0])
+        monkeypatch.setitem(registry._FAMILIES, 'fragile', family)
+    return make
+
+
+def test_a_metric_that_fails_does_not_cost_the_others(data, tmp_path, fragile):
+    fragile('2d', '3d')
+    outdir = trained(data, tmp_path / 'run', ['swd8', 'fragile'])
+    assert [record['branch'] for record in results.read(outdir)] == ['2d', '2d', '2d', '3d', '2d', '3d']
+    assert (outdir / 'log.txt').read_text().count('no fragile of this snapshot, 3d branch: it broke') == 2
+    assert (outdir / 'network-snapshot-best.pkl').exists()
+
+
+def test_a_branch_that_fails_does_not_cost_the_other_and_the_best_is_not_judged_by_it(data, tmp_path, fragile):
+    fragile('3d')
+    outdir = trained(data, tmp_path / 'run', ['fragile', 'swd8'])
+    found = [(record['metric'], record['branch']) for record in results.read(outdir)]
+    assert found == [('fragile', '2d')] * 4 + [('swd8', branch) for branch in ('2d', '2d', '2d', '3d', '2d', '3d')]
+    assert (outdir / 'log.txt').read_text().count('the best snapshot so far') == 1  # the first one: later ones are no better
+
+
+def test_results_that_were_written_before_an_interruption_are_not_written_twice(tmp_path):
+    monitor = Monitor(['swd8', 'swd9'], '', False, str(tmp_path))
+    records = [dict(metric='swd8', value=value, branch=branch, kimg=1.0, label='', parts={}, protocol={})
+               for branch, value in (('2d', 2.0), ('3d', 1.0))]
+    (tmp_path / 'a.pkl').write_bytes(b'a')
+    assert monitor.keep(records[:1], tmp_path / 'a.pkl', ('2d', '3d')) == ['swd8 2d 1 kimg: 2']
+    assert monitor.keep(records, tmp_path / 'a.pkl', ('2d', '3d')) == [
+        'swd8 3d 1 kimg: 1', 'the best snapshot so far: network-snapshot-best.pkl']
+    assert monitor.keep(records, tmp_path / 'a.pkl', ('2d', '3d')) == []
+    assert len(results.read(tmp_path)) == 2
 
 
 def test_a_signal_during_metrics_ends_the_run_and_the_next_start_does_them_again(data, tmp_path):
@@ -86,7 +128,30 @@ def test_a_signal_during_metrics_ends_the_run_and_the_next_start_does_them_again
     assert train_in_child(config, monitor=monitor_of(config)) == (0, '') and results.read(tmp_path / 'run') == records
 
 
-def test_an_unknown_metric_is_refused_before_anything_is_written(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
-    result = CliRunner().invoke(train_script.main, ['--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "run"}', '--metrics=fun'])
-    assert result.exit_code == 1 and "'fun' is no metric" in result.output and not (tmp_path / 'run').exists()
+@pytest.fixture
+def refused(data, tmp_path, monkeypatch):
+    """A function that starts train.py with options, and returns the one line that it must end with before it writes anything."""
+    def call(*options):
+        monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
+        monkeypatch.setattr(train_script, 'start', lambda *a: pytest.fail('it began to train'))
+        result = CliRunner().invoke(train_script.main, ['--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "run"}', *options])
+        assert result.exit_code == 1 and result.output.startswith('Error: ') and result.output.count('\n') == 1, result.output
+        assert not (tmp_path / 'run').exists()
+        return result.output
+    return call
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_written(refused):
+    assert "'fun' is no metric" in refused('--metrics=fun')
+
+
+def test_a_metric_that_takes_more_real_images_than_there_are_is_refused_at_once(refused):
+    assert 'swd25 needs 25 images, but there are only 24 of --data' in refused('--metrics=swd,swd25')
+    assert 'swd49 needs 49 images, but there are only 48 of --data' in refused('--metrics=swd48,swd49', '--mirror=true')
+
+
+@pytest.mark.parametrize('content', ['no weights', {'a': torch.zeros(1)}])
+def test_a_detector_file_that_holds_none_is_refused_at_once(refused, tmp_path, content):
+    path = tmp_path / 'detector.pth'
+    path.write_text(content) if isinstance(content, str) else torch.save(content, path)
+    assert "detector.pth holds no weights of torch-fidelity's Inception" in refused('--metrics=swd', f'--detector={path}')

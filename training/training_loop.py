@@ -186,26 +186,16 @@ class Run:
         """
         snapshot = self.saver.snapshot_path(self.images_seen // 1000) if self.first else None
         about = {'snapshot': snapshot, 'kimg': self.images_seen / 1000, 'label': os.path.basename(self.config.outdir)}
+        branches = ('2d', '3d') if stage.networks.G_ema.config.residual else ('2d',)
         if self.first:
             self.saver.finish_writing()
         distributed.wait_for_all()
         with self.clock.measure('metrics'), self.requests.obeyed_at_once(distributed.exit_code_when_stopped()):
-            records = self._evaluate(stage.networks.G_ema, about)
+            records = self.monitor.judge(stage.networks.G_ema, self.device, branches, about, self.log)
         if self.first:
-            for line in self.monitor.keep(records, snapshot):
+            for line in self.monitor.keep(records, snapshot, branches):
                 self.log(line)
             self.reporter.add_metrics(records, self.images_seen)
-
-    def _evaluate(self, generator, about):
-        """Records of the metrics; none if they cannot be computed, which does not end the training."""
-        branches = ('2d', '3d') if generator.config.residual else ('2d',)
-        try:
-            return self.monitor.judge(generator, self.device, branches, about, self.log)
-        except distributed.LostContact:
-            raise
-        except UserError as error:
-            self.log(f'no metrics of this snapshot: {error}')
-            return []
 
     def _save_state(self, stage, to_be_shown):
         with self.clock.measure('saving'):
