@@ -134,6 +134,9 @@ def test_stage_1_has_no_3d_branch():
 @pytest.mark.parametrize('options, message', [
     (dict(branch='4d'), 'branch must be one of'),
     (dict(branch='2d', patch=torch.zeros(2, 2, dtype=torch.int64)), 'patches exist for'),
+    (dict(branch='3d', patch=torch.zeros(2, 2)), r'patch must be integers of shape \[N, 2\], got torch.float32'),
+    (dict(branch='3d', patch=torch.zeros(2, dtype=torch.int64)), r'patch must be .* of shape \[2\]'),
+    (dict(branch='coarse', patch=torch.zeros(2, 1, dtype=torch.int64)), r'patch must be .* of shape \[2, 1\]'),
     (dict(sampling='best'), 'sampling must be one of'),
     (dict(precision='fp8'), 'precision must be one of'),
     (dict(noise_mode='loud'), 'noise_mode must be one of'),

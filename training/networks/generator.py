@@ -167,6 +167,8 @@ class Generator(nn.Module):
             raise ValueError("branch '2d' needs ws, for its super-resolution")
         if branch == '2d' and patch is not None:
             raise ValueError("patches exist for branches '3d' and 'coarse' only")
+        if patch is not None and (patch.ndim != 2 or patch.shape[1] != 2 or patch.is_floating_point()):
+            raise ValueError(f'patch must be integers of shape [N, 2], got {patch.dtype} of shape {list(patch.shape)}')
 
 
 def _as_image(values, size):
