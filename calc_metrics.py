@@ -128,11 +128,25 @@ def judge(request):
     try:
         subject = load_subject(request)
         for record in evaluate_branches(request.metrics, subject.task, subject.branches, subject.about):
-            if distributed.rank() == 0:
-                results.append(subject.task.outdir, record)
-                click.echo(results.one_line(record))
+            from_first(functools.partial(publish, subject.task.outdir, record))
     finally:
         distributed.stop()
+
+
+def publish(outdir, record):
+    """Print a result and write it. It may have taken hours, so that neither is left out because the other fails."""
+    try:
+        click.echo(results.one_line(record))
+    finally:
+        write(outdir, record)
+
+
+def write(outdir, record):
+    try:
+        results.append(outdir, record)
+    except OSError as error:
+        raise UserError(f'{results.file_of(outdir, record["metric"])} cannot be written ({error.strerror}); the result is printed '
+                        'above: make room, or name another folder with --outdir') from None
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Monitor:
         return all(any(record.get('kimg') == kimg for record in self._records(name)) for name in self.names)
 
     def _records(self, name):
-        path = Path(self.outdir) / f'metric-{name}.jsonl'
+        path = results.file_of(self.outdir, name)
         return list(results.read_file(path)) if path.exists() else []
 
     def _is_written(self, record):

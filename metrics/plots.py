@@ -8,7 +8,7 @@ from dnnlib.errors import UserError
 def plot_metrics(records, path):
     """Draw every metric against kimg, a panel each and a line per branch, as a PNG. The last result of a kimg counts.
 
-    Raises UserError when no record says at which kimg it was measured.
+    Raises UserError when no record says at which kimg it was measured, or when the file cannot be written.
     """
     curves = {}
     for record in records:
@@ -24,4 +24,7 @@ def plot_metrics(records, path):
         axes.set(title=metric, xlabel='kimg')
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, format='png', dpi=120)
+    try:
+        figure.savefig(path, format='png', dpi=120)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written ({error.strerror}): name another file with --output') from None

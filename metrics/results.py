@@ -14,9 +14,14 @@ from torch_utils.stats import append_json_line
 BEST = 'network-snapshot-best.pkl'
 
 
+def file_of(outdir, metric):
+    """The file of a metric's results, by its name, in a folder."""
+    return Path(outdir) / f'metric-{metric}.jsonl'
+
+
 def append(outdir, record):
-    """Write a record as a line of metric-<name>.jsonl in a folder."""
-    append_json_line(os.path.join(outdir, f'metric-{record["metric"]}.jsonl'), record)
+    """Write a record as a line of metric-<name>.jsonl in a folder. Raises OSError."""
+    append_json_line(file_of(outdir, record['metric']), record)
 
 
 def read(folder):
@@ -53,7 +58,7 @@ def keep_best(outdir, records, snapshot, metric, branch):
 
     For one process of a training loop. metric, branch: whose record decides; where `records` lack it, nothing is the best.
     """
-    path = Path(outdir) / f'metric-{metric}.jsonl'
+    path = file_of(outdir, metric)
     earlier = list(read_file(path)) if path.exists() else []
     best = any(is_best(record, earlier) for record in records if (record['metric'], record['branch']) == (metric, branch))
     for record in records:

@@ -78,6 +78,30 @@ def test_results_are_plotted_over_kimg(folder, tmp_path):
     assert Image.open(tmp_path / 'metrics.png').size[0] > 300
 
 
+def test_a_plot_that_cannot_be_written_is_named(folder, tmp_path):
+    succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage1.pkl"}')
+    target = tmp_path / 'nodir' / 'x.png'
+    result = CliRunner().invoke(calc_metrics.main, ['plot', str(tmp_path), f'--output={target}'])
+    assert result.exit_code == 1
+    assert result.output == f'Error: {target} cannot be written (No such file or directory): name another file with --output\n'
+
+
+def test_a_result_that_cannot_be_written_is_printed_and_the_file_named(folder, tmp_path):
+    file = tmp_path / 'metric-swd20.jsonl'
+    file.mkdir()
+    result = run(tmp_path, '--metrics=swd20', f'--network={folder / "stage1.pkl"}')
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    found, error = [line.strip() for line in result.output.splitlines() if line.strip().startswith(('swd20', 'Error'))]
+    assert found.startswith('swd20 2d 8 kimg: ') and error.startswith(f'Error: {file} cannot be written (Is a directory)')
+
+
+def test_a_result_that_cannot_be_printed_is_written(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(calc_metrics.results, 'one_line', lambda record: (_ for _ in ()).throw(OSError('no terminal')))
+    with pytest.raises(OSError, match='no terminal'):
+        calc_metrics.publish(tmp_path, {'metric': 'swd20', 'value': 1.0})
+    assert [record['value'] for record in results.read(tmp_path)] == [1.0]
+
+
 def request_for(metrics, outdir, group_options, **changes):
     """A Request as the command line's defaults make it."""
     values = dict(network=None, images=None, data=None, mirror=None, branch='both', label=None, seed=0, batch=16, trunc=1.0,
