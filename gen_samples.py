@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
+from dnnlib.files import make_output_folder
 from dnnlib.params import SeedList, ViewList
 from shape_utils.files import FORMATS, save_mesh
 from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
 from torch_utils.images import depth_to_image, image_grid, to_pil, to_uint8
+from torch_utils.memory import naming_memory
 from training.rendering.viewpoints import view_label
 from training.subjects import (BRANCH_CHOICES, choose_branches, default_device, load_generator, make_subject,
                                render_subjects, seed_ws)
@@ -78,11 +80,12 @@ def main(**options):
     generate(SampleOptions(**options))
 
 
+@naming_memory('lower --batch or --render-resolution')
 def generate(options):
     """Write all pictures and meshes of `options`. Raises UserError, at the end, if a subject has no surface."""
     G = load_generator(options.network, options.device)
     branches = choose_branches(G, options.branch)
-    options.outdir.mkdir(parents=True, exist_ok=True)
+    make_output_folder(options.outdir)
     pictures, shapeless = {}, []
     with tqdm(total=len(options.seeds), unit='subject') as progress:
         for start in range(0, len(options.seeds), options.batch):

@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
+from dnnlib.files import make_output_folder
 from dnnlib.params import GridSize, SeedList
 from dnnlib.video import VideoWriter
 from metrics.consistency.texture_images import straightness, texture_image
 from torch_utils.images import image_grid, to_uint8
+from torch_utils.memory import naming_memory
 from training.rendering.viewpoints import full_orbit, portrait_orbit, view_label
 from training.subjects import (BRANCH_CHOICES, choose_branches, closed_path, default_device, load_generator,
                                make_subject, render_subjects, seed_ws)
@@ -94,6 +96,7 @@ def main(**options):
     generate(VideoOptions(**options))
 
 
+@naming_memory('lower --render-resolution')
 def generate(options):
     """Write the video of `options`; a broken-off one leaves no file. With --epi, a texture image."""
     if options.epi:
@@ -106,7 +109,7 @@ def generate(options):
     G = load_generator(options.network, options.device)
     branches = choose_branches(G, options.branch)
     labels = camera_path(G.config, options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(options.output.parent)
     with VideoWriter(options.output, options.fps, options.crf) as video:
         total = len(options.seeds) // options.cells * options.frames
         for index, subjects in enumerate(tqdm(casts(G, options), total=total, unit='frame')):
@@ -125,6 +128,7 @@ def write_texture_images(options):
     G = load_generator(options.network, options.device)
     branches = choose_branches(G, options.branch)
     labels = view_label(G.config, torch.linspace(-options.yaw_range, options.yaw_range, options.frames))
+    make_output_folder(options.output.parent)
     cells, lines = [], []
     for seed, w in zip(tqdm(options.seeds, unit='subject'), seed_ws(G, options.seeds, options.trunc, options.trunc_cutoff)):
         images = [_texture_image(G, make_subject(G, w[None]), labels, branch, options) for branch in branches]
@@ -133,7 +137,6 @@ def write_texture_images(options):
         cells += images
     width = max(image.shape[-1] for image in cells)
     cells = [F.interpolate(image[None], size=(options.frames, width))[0] for image in cells]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     image_grid(torch.stack(cells), columns=len(branches)).save(options.output)
     click.echo('\n'.join(lines))
 

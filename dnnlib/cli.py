@@ -1,16 +1,20 @@
 """What the command-line scripts share."""
 
+import errno
 import functools
 
 import click
 
 from dnnlib.errors import UserError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # Python does not say of which file
+
 
 def friendly_errors(command):
     """Decorator of a click command's function: a `UserError` ends the script with `Error: ...` and exit code 1.
 
-    All other exceptions are bugs and keep their traceback. Stands directly above the function, below the options.
+    So does an OSError that names a file, or that says that the disk is full. All other exceptions are bugs and keep
+    their traceback. Stands directly above the function, below the options.
     """
     @functools.wraps(command)
     def wrapper(*args, **kwargs):
@@ -18,4 +22,9 @@ def friendly_errors(command):
             return command(*args, **kwargs)
         except UserError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            file = error.filename2 or error.filename  # of a renaming the new name, which the user gave
+            if file is None and error.errno not in _NO_ROOM:
+                raise
+            raise click.ClickException(f'{file or "an output"}: {error.strerror}; choose another path or make room') from None
     return wrapper

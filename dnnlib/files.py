@@ -4,17 +4,32 @@ import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 import time
 import warnings
 
 from dnnlib.errors import UserError
 
 
+def make_output_folder(folder):
+    """Make a folder, unless it is there, and try to write in it: a program should know before it works for hours.
+
+    Raises UserError naming the folder.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except FileExistsError:
+        raise UserError(f'{folder} is a file, and a folder is needed there; choose another path') from None
+    except OSError as error:
+        raise UserError(f'{folder} cannot be written: {error.strerror}; choose another path or make room') from None
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A new binary file that takes the place of `path` when the block ends well; else `path` stays as it was.
 
-    It is written beside, synced to the disk, and renamed. Raises OSError.
+    It is written beside, synced to the disk, and renamed. Raises OSError with the name `path`.
     """
     beside = f'{path}.tmp'
     try:
@@ -24,7 +39,7 @@ def replacing(path):
             os.fsync(file.fileno())
     except BaseException as error:
         remove(beside)  # a full disk needs the room
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, beside):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     os.replace(beside, path)
@@ -33,7 +48,7 @@ def replacing(path):
 
 def remove(path):
     """Delete a file, if it is there."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.unlink(path)
 
 

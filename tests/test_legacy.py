@@ -658,3 +658,18 @@ def test_convert_refuses_in_one_line(tmp_path):
     assert code == 1 and output.startswith('Error: ') and 'os.system' in output and len(output.splitlines()) == 1
     assert not (tmp_path / 'out.pkl').exists()
     assert issubclass(LegacyError, UserError)
+
+
+def test_convert_names_a_target_that_cannot_be_written(tmp_path):
+    save_snapshot(tmp_path / 'own.pkl', own_networks(), {})
+    (tmp_path / 'file').write_text('')
+    for options in ([tmp_path / 'file/x.pkl'], ['/proc/x.pkl'], [tmp_path / 'x.pkl', '--safetensors', '/proc/x.safetensors']):
+        code, output = run('convert', tmp_path / 'own.pkl', *options)
+        assert code == 1 and output.startswith('Error: ') and len(output.splitlines()) == 1 and 'choose another path' in output
+    assert not (tmp_path / 'x.pkl').exists()
+
+
+def test_convert_makes_the_folder_of_its_target(tmp_path):
+    save_snapshot(tmp_path / 'own.pkl', own_networks(), {})
+    assert run('convert', tmp_path / 'own.pkl', tmp_path / 'new' / 'x.pkl')[0] == 0
+    assert (tmp_path / 'new' / 'x.pkl').is_file()

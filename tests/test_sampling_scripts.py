@@ -1,6 +1,7 @@
 """gen_samples.py, gen_videos.py and what they are made of."""
 
 import math
+import os
 
 import click
 import imageio_ffmpeg
@@ -384,3 +385,65 @@ def test_parameter_types():
 def test_3d_branch_of_stage_1_is_an_error(networks):
     with pytest.raises(UserError, match='no 3D branch'):
         subjects.choose_branches(networks['stage1'], '3d')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outputs that cannot be written, and full memories
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """Folders in which not even the superuser can write: one that would lie in a file, and one of the kernel's."""
+    (tmp_path / 'file').write_text('')
+    return [tmp_path / 'file', tmp_path / 'file' / 'sub', '/proc']
+
+
+def forbid(monkeypatch, script):
+    def rendered(*_):
+        raise AssertionError('this was to be found out before')
+    monkeypatch.setattr(script, 'render_subjects', rendered)
+
+
+def test_unwritable_samples_are_refused_before_any_work(networks, nowhere, monkeypatch):
+    forbid(monkeypatch, gen_samples)
+    for folder in nowhere[1:]:
+        result = run(gen_samples, '--network=stage2.pkl', '--seeds=0', f'--outdir={folder}')
+        assert_one_clear_line(result, f'{folder} cannot be written: ')
+
+
+@pytest.mark.parametrize('arguments', [['film.mp4'], ['film.png', '--epi', '--frames=3']])
+def test_unwritable_videos_are_refused_before_any_work(networks, nowhere, arguments, monkeypatch):
+    forbid(monkeypatch, gen_videos)
+    for folder in nowhere:
+        result = run(gen_videos, '--network=stage2.pkl', '--seeds=0', f'--output={folder}/{arguments[0]}', *arguments[1:])
+        assert_one_clear_line(result, f'{folder} ')
+        assert 'choose another path' in result.output
+
+
+def test_an_encoder_that_fails_is_one_line_and_leaves_no_file(tmp_path):
+    frame = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(UserError, match='film.mp4 could not be written by ffmpeg'):
+        with VideoWriter(tmp_path / 'absent' / 'film.mp4', fps=10) as video:
+            for _ in range(10**4):  # more than the pipe to an encoder that has ended would take
+                video.add(frame)
+    with pytest.raises(UserError, match='film.mp4 could not be written by ffmpeg'):
+        with VideoWriter(tmp_path / 'absent' / 'film.mp4', fps=10) as video:
+            video.add(frame)
+    with pytest.raises(UserError, match='film.mp4 could not be written by ffmpeg'):
+        with VideoWriter(tmp_path / 'film.mp4', fps=10) as video:
+            video.add(frame)
+            video._encoder.close()
+            os.truncate(tmp_path / 'film.part.mp4', 40)  # as on a full disk
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('script, arguments, cure', [
+    (gen_samples, ['--outdir=out'], 'lower --batch'), (gen_videos, ['--output=out/film.mp4'], 'lower --render-resolution')])
+def test_a_full_gpu_is_one_clear_line(script, arguments, cure, networks, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(script, 'render_subjects', full)
+    monkeypatch.chdir(tmp_path)
+    network = f'--network={tmp_path / "network.pkl"}'
+    save_snapshot(tmp_path / 'network.pkl', {'G_ema': networks['stage2']}, {})
+    assert_one_clear_line(run(script, network, '--seeds=0', *arguments), f'too little memory; {cure}')

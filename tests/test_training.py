@@ -242,6 +242,14 @@ def test_an_unwritable_run_folder_is_named(data, tmp_path, monkeypatch):
     assert result.exit_code == 1 and 'cannot be written' in result.output
 
 
+def test_a_full_gpu_is_one_line_with_the_cure(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(distributed, 'start', full)
+    with pytest.raises(UserError, match='too little memory; lower --batch-gpu'):
+        train(tiny_run('', str(tmp_path)))
+
+
 def test_a_run_folder_in_use_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
     (tmp_path / 'mine').mkdir()

@@ -5,11 +5,13 @@
 """
 
 import json
+import os
 
 import click
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
+from dnnlib.files import make_output_folder, replacing
 from training.reference_networks import LegacyError, build_from_reference
 from training.snapshots import describe, load_networks, save_snapshot
 
@@ -19,13 +21,14 @@ __all__ = ['LegacyError', 'build_from_reference']
 def save_safetensors(path, networks):
     """All tensors as '<network>.<name>', classes and configurations as JSON in the metadata."""
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError:
         raise UserError('--safetensors needs the package safetensors: pip install safetensors') from None
     entries = {name: describe(module) for name, module in networks.items()}
     tensors = {f'{name}.{key}': value for name, entry in entries.items() for key, value in entry['state'].items()}
     metadata = {name: json.dumps({'class': entry['class'], 'config': entry['config']}) for name, entry in entries.items()}
-    save_file(tensors, path, {'format': 'pt', **metadata})
+    with replacing(path) as file:
+        file.write(save(tensors, {'format': 'pt', **metadata}))
 
 
 @click.group()
@@ -51,6 +54,8 @@ def info(source):
 @friendly_errors
 def convert(source, target, safetensors):
     """Write the networks of SOURCE to TARGET in this project's format."""
+    for path in filter(None, (target, safetensors)):
+        make_output_folder(os.path.dirname(path) or '.')
     networks = load_networks(source)
     if safetensors:
         save_safetensors(safetensors, networks)

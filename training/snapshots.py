@@ -45,7 +45,7 @@ def describe_all(networks):
 
 
 def save_snapshot(path, networks, about):
-    """Write networks (by name, None left out) and `about` (plain data); beside first, then renamed."""
+    """Write networks (by name, None left out) and `about` (plain data); beside first, then renamed. Raises OSError."""
     write_snapshot(path, describe_all(networks), about)
 
 

@@ -9,6 +9,7 @@ from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.checkpoint import copy_to_cpu
 from torch_utils.interrupts import StopRequests
+from torch_utils.memory import naming_memory
 from torch_utils.stats import Statistics
 from training.dataset import PosedImageDataset
 from training.reporting import Clock, Reporter, SampleGrid
@@ -17,6 +18,7 @@ from training.snapshots import describe_all, load_networks
 from training.stage import Networks, Stage
 
 
+@naming_memory('lower --batch-gpu, which may change as the run goes on')
 def train(config, vgg_weights=None, monitor=None):
     """Run both stages of a RunConfig in this process, which may be one of several; go on from a saved state if there is one.
 
@@ -28,8 +30,6 @@ def train(config, vgg_weights=None, monitor=None):
         distributed.start(config.timeout_minutes)
         with StopRequests() as requests, contextlib.closing(Run(config, vgg_weights, monitor, requests)) as run:
             return run.go()
-    except torch.OutOfMemoryError:
-        raise UserError('the GPU has too little memory; lower --batch-gpu, which may change as the run goes on') from None
     except OSError as error:
         raise UserError(f'{error.filename or config.outdir}: {error.strerror or error}; what was whole in {config.outdir} '
                         'stays so: mend the cause, and the same command goes on') from None
