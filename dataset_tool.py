@@ -11,10 +11,11 @@ from dataset_prep.archive import DatasetWriter
 from dataset_prep.convert import converted_image, load_views, summary
 from dataset_prep.demo import demo_items
 from dnnlib.cli import friendly_errors
+from dnnlib.params import FiniteRange
 from training.dataset import DatasetError, mirror_label
 from training.rendering.cameras import FFHQ_FOCAL
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+_POSITIVE = FiniteRange(min=0, min_open=True)
 
 
 def _output_options(command):
@@ -41,7 +42,7 @@ def main():
 @click.option('--identities', type=click.IntRange(min=1), help='Number of different heads.  [default: one per image]')
 @click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Same seed, same bytes.')
 @click.option('--focal', type=_POSITIVE, default=FFHQ_FOCAL, help='In image widths.  [default: 4.2647]')
-@click.option('--radius', type=click.FloatRange(min=1), default=2.7, show_default=True,
+@click.option('--radius', type=FiniteRange(min=1), default=2.7, show_default=True,
               help='Distance of the cameras from the origin.')
 @friendly_errors
 def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, radius):

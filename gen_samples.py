@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
-from dnnlib.params import SeedList, ViewList
+from dnnlib.params import FiniteFloat, FiniteRange, SeedList, ViewList
 from shape_utils.files import FORMATS, save_mesh
 from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
 from torch_utils.images import depth_to_image, image_grid, to_pil, to_uint8
@@ -54,7 +54,7 @@ class SampleOptions:
 @click.option('--network', required=True, metavar='PATH', help='Network snapshot.')
 @click.option('--seeds', type=SeedList(), required=True, help='One subject each, like 0-15,20.')
 @click.option('--outdir', type=click.Path(file_okay=False, path_type=Path), required=True, help='Where the files go.')
-@click.option('--trunc', type=click.FloatRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')
+@click.option('--trunc', type=FiniteRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')
 @click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Truncate only the first so many ws.  [default: all]')
 @click.option('--branch', type=click.Choice(BRANCH_CHOICES), default='both', show_default=True, help='What to render.')
 @click.option('--views', type=ViewList(), default='0/0', show_default=True,
@@ -65,7 +65,7 @@ class SampleOptions:
 @click.option('--shapes', is_flag=True, help='Write a mesh per seed, too (marching cubes).')
 @click.option('--shape-resolution', type=click.IntRange(8, 2048), default=256, show_default=True,
               help='Points per side of the grid.')
-@click.option('--shape-level', type=float, default=DEFAULT_LEVEL, show_default=True,
+@click.option('--shape-level', type=FiniteFloat(), default=DEFAULT_LEVEL, show_default=True,
               help='Density at the surface, per world unit.')
 @click.option('--shape-format', type=click.Choice([*FORMATS, 'both']), default='both', show_default=True)
 @click.option('--render-resolution', type=click.IntRange(1, 4096),

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
-from dnnlib.params import GridSize, SeedList
+from dnnlib.params import FiniteFloat, FiniteRange, GridSize, SeedList
 from dnnlib.video import VideoWriter
 from metrics.consistency.texture_images import straightness, texture_image
 from torch_utils.images import image_grid, to_uint8
@@ -73,15 +73,15 @@ class VideoOptions:
 @click.option('--frames', type=click.IntRange(min=1), default=120, show_default=True,
               help='Frames per orbit; interpolate: also from one subject to the next.')
 @click.option('--fps', type=click.IntRange(1, 240), default=30, show_default=True, help='Frames per second.')
-@click.option('--yaw-range', type=float, default=0.35, show_default=True, help='Largest yaw in radians.')
-@click.option('--pitch-range', type=click.FloatRange(-1.5, 1.5), default=0.15, show_default=True,
+@click.option('--yaw-range', type=FiniteFloat(), default=0.35, show_default=True, help='Largest yaw in radians.')
+@click.option('--pitch-range', type=FiniteRange(-1.5, 1.5), default=0.15, show_default=True,
               help='Largest pitch in radians; full orbit: the constant height above the subject.')
 @click.option('--full-orbit', is_flag=True, help='Once around the subject, for objects; --yaw-range has no say then.')
 @click.option('--epi', is_flag=True,
               help='Write a spatio-temporal texture image instead: a line of pixels, stacked over yaws from -YAW to YAW.')
-@click.option('--epi-line', type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True,
+@click.option('--epi-line', type=FiniteRange(0, 1, max_open=True), default=0.5, show_default=True,
               help='Which line: share of the height, from the top.')
-@click.option('--trunc', type=click.FloatRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')
+@click.option('--trunc', type=FiniteRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')
 @click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Truncate only the first so many ws.  [default: all]')
 @click.option('--render-resolution', type=click.IntRange(1, 4096),
               help='Pixels per side of the volume render.  [default: the network\'s]')

@@ -17,7 +17,7 @@ import click
 import torch
 
 from dnnlib.cli import friendly_errors
-from dnnlib.params import NameList
+from dnnlib.params import FiniteFloat, FiniteRange, NameList
 from torch_utils import distributed
 from training.config import AUTO, PRESETS, RENDER_PRECISIONS, ConfigError, check, resolve
 from training.resuming import check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
@@ -41,9 +41,9 @@ def near_or_far(value):
     if value == AUTO:
         return value
     try:
-        return float(value)
-    except ValueError:
-        raise click.BadParameter(f"{value} is neither a number nor 'auto'") from None
+        return FiniteFloat().convert(value, None, None)
+    except click.BadParameter:
+        raise click.BadParameter(f"{value} is neither a finite number nor 'auto'") from None
 
 
 # Options by the part of the configuration that they override: {option name: field name}.
@@ -131,27 +131,27 @@ def summary(config):
 @click.option('--gpus', type=click.IntRange(1), help='Processes, one per GPU (on a machine without: CPU processes).')
 @click.option('--batch', type=click.IntRange(1), help='Images per step over all processes.')
 @click.option('--batch-gpu', type=click.IntRange(1), help='Images per process and pass; smaller saves memory.')
-@click.option('--stage1-kimg', type=click.FloatRange(0), help='Length of stage 1; 0 trains everything together from the start.')
-@click.option('--stage2-kimg', type=click.FloatRange(0), help='Length of stage 2.')
+@click.option('--stage1-kimg', type=FiniteRange(0), help='Length of stage 1; 0 trains everything together from the start.')
+@click.option('--stage2-kimg', type=FiniteRange(0), help='Length of stage 2.')
 @click.option('--init-from', type=click.Path(dir_okay=False), help='Snapshot whose weights the run starts from.')
 @click.option('--seed', type=click.IntRange(0, 2**32 - 1), help='Random seed.')
 @click.option('--mirror', type=bool, help='Double the set by mirrored copies.')
 @click.option('--augment', type=click.Choice(['none', 'ada']), help='Augmentation of what the discriminators see.')
-@click.option('--ada-target', type=click.FloatRange(0, 1), help="ADA's target for sign(D(real)).")
-@click.option('--gamma', type=click.FloatRange(0), help='R1 weight of both discriminators.')
-@click.option('--gamma-patch', type=click.FloatRange(0), help='R1 weight of the patch discriminator, where it differs.')
+@click.option('--ada-target', type=FiniteRange(0, 1), help="ADA's target for sign(D(real)).")
+@click.option('--gamma', type=FiniteRange(0), help='R1 weight of both discriminators.')
+@click.option('--gamma-patch', type=FiniteRange(0), help='R1 weight of the patch discriminator, where it differs.')
 @click.option('--imitation', type=click.Choice(['lpips', 'pyramid', 'none']), help='What the 3D branch imitates with.')
-@click.option('--imitation-weight', type=click.FloatRange(0), help='Weight of the imitation loss.')
+@click.option('--imitation-weight', type=FiniteRange(0), help='Weight of the imitation loss.')
 @click.option('--lpips-weights', metavar='FILE', help="torchvision's VGG-16 weights for LPIPS; else torch's cache or a download.")
-@click.option('--patch-weight', type=click.FloatRange(0), help="lambda_p, of the generator's patch term.")
-@click.option('--density-weight', type=click.FloatRange(0), help='Weight of the density regularisation.')
-@click.option('--blur-fade', type=click.FloatRange(0), help='Thousands of images over which the blur fades (times batch / 32).')
-@click.option('--swap', type=click.FloatRange(0, 1), help="Probability of conditioning on a neighbour's camera, after its ramp.")
+@click.option('--patch-weight', type=FiniteRange(0), help="lambda_p, of the generator's patch term.")
+@click.option('--density-weight', type=FiniteRange(0), help='Weight of the density regularisation.')
+@click.option('--blur-fade', type=FiniteRange(0), help='Thousands of images over which the blur fades (times batch / 32).')
+@click.option('--swap', type=FiniteRange(0, 1), help="Probability of conditioning on a neighbour's camera, after its ramp.")
 @click.option('--pose-conditioning', type=bool, help='Condition the generator on the camera.')
-@click.option('--glr', type=click.FloatRange(0, min_open=True), help="Generator's learning rate.")
-@click.option('--dlr', type=click.FloatRange(0, min_open=True), help="Discriminators' learning rate.")
-@click.option('--lr-rampup', type=click.FloatRange(0), help='Thousands of images over which the learning rates of a stage rise.')
-@click.option('--ema-kimg', type=click.FloatRange(0), help="Half-life of the generator's average (default: batch * 10 / 32).")
+@click.option('--glr', type=FiniteRange(0, min_open=True), help="Generator's learning rate.")
+@click.option('--dlr', type=FiniteRange(0, min_open=True), help="Discriminators' learning rate.")
+@click.option('--lr-rampup', type=FiniteRange(0), help='Thousands of images over which the learning rates of a stage rise.')
+@click.option('--ema-kimg', type=FiniteRange(0), help="Half-life of the generator's average (default: batch * 10 / 32).")
 @click.option('--share-fakes', type=bool, help='The players of a step share its fakes: one generator pass instead of three.')
 @click.option('--render-resolution', type=int, help='Pixels per side of the volume render and of a patch.')
 @click.option('--plane-resolution', type=int, help='Side of the coarse tri-planes; the residual ones have twice that.')
@@ -162,16 +162,16 @@ def summary(config):
 @click.option('--d-channel-max', type=int, help="Discriminators' channels at most.")
 @click.option('--near', type=near_or_far, help="Where rays start, world units, or 'auto'.")
 @click.option('--far', type=near_or_far, help="Where rays end, world units, or 'auto'.")
-@click.option('--box', type=click.FloatRange(0, min_open=True), help='Side of the cube that the tri-planes cover.')
+@click.option('--box', type=FiniteRange(0, min_open=True), help='Side of the cube that the tri-planes cover.')
 @click.option('--samples', type=int, help='Stratified samples per ray.')
 @click.option('--importance-samples', type=int, help='Importance samples per ray.')
 @click.option('--white-background', type=bool, help='Composite on white.')
-@click.option('--camera-radius', type=click.FloatRange(0, min_open=True), help='Distance of the viewer cameras from the origin.')
-@click.option('--focal', type=click.FloatRange(0, min_open=True), help='Focal length of the viewer cameras, image widths.')
+@click.option('--camera-radius', type=FiniteRange(0, min_open=True), help='Distance of the viewer cameras from the origin.')
+@click.option('--focal', type=FiniteRange(0, min_open=True), help='Focal length of the viewer cameras, image widths.')
 @click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='Of S2D and the highest resolutions of the discriminators.')
 @click.option('--render-precision', type=click.Choice(RENDER_PRECISIONS), help='Of the fused renderer, where it runs.')
 @click.option('--tf32', type=bool, help='TF32 matrix products and convolutions.')
-@click.option('--tick', type=click.FloatRange(0, min_open=True), help='Thousands of images between status lines.')
+@click.option('--tick', type=FiniteRange(0, min_open=True), help='Thousands of images between status lines.')
 @click.option('--snap', type=click.IntRange(1), help='Ticks between snapshots and sample grids.')
 @click.option('--metrics', type=NameList(), help='Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd; or none.')
 @click.option('--metrics-every', type=click.IntRange(1), help='Snapshots from one evaluation to the next.')
@@ -180,9 +180,9 @@ def summary(config):
 @click.option('--threads', type=click.IntRange(1), help='CPU threads per process.')
 @click.option('--state-every', metavar='INTERVAL', help='How often to save the training state, such as 15min or 50kimg.')
 @click.option('--keep-states', type=click.IntRange(1), help='Training states that are kept.')
-@click.option('--max-minutes', type=click.FloatRange(0), help='Stop after so long, to be resumed (exit code 75); 0: never.')
+@click.option('--max-minutes', type=FiniteRange(0), help='Stop after so long, to be resumed (exit code 75); 0: never.')
 @click.option('--max-bad-steps', type=click.IntRange(1), help='Steps in a row whose gradients may be not finite.')
-@click.option('--timeout', type=click.FloatRange(0, min_open=True), help='Minutes that a process waits for the others.')
+@click.option('--timeout', type=FiniteRange(0, min_open=True), help='Minutes that a process waits for the others.')
 @click.option('--dry-run', is_flag=True, help='Print the resolved configuration and stop.')
 @friendly_errors
 def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):

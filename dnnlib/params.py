@@ -1,4 +1,4 @@
-"""Parameter types of the command lines: seeds, viewpoints and grid sizes."""
+"""Parameter types of the command lines: finite numbers, seeds, viewpoints and grid sizes."""
 
 import math
 import re
@@ -7,6 +7,24 @@ import click
 
 _LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState
 _MOST_SEEDS = 10**6  # a longer list is a slip of the keyboard, and would fill the memory before it failed
+
+
+class _Finite:
+    """Number types that take neither `inf` nor `nan`."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f'{value} is not a finite number', param, ctx)
+        return number
+
+
+class FiniteFloat(_Finite, click.types.FloatParamType):
+    """A finite number."""
+
+
+class FiniteRange(_Finite, click.FloatRange):
+    """A finite number within bounds, those of click.FloatRange."""
 
 
 class SeedList(click.ParamType):

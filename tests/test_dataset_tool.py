@@ -277,6 +277,14 @@ def test_fox(tmp_path):
 # Mistakes
 
 
+@pytest.mark.parametrize('option', ['--focal=inf', '--focal=nan', '--radius=inf'])
+def test_numbers_must_be_finite(option, tmp_path):
+    assert 'is not a finite number' in run('demo', '--dest', tmp_path / 'set.zip', '--images', 2, option, code=2)
+    if 'radius' in option:
+        assert 'is not a finite number' in run('convert', '--source', 'x', '--dest', 'y', '--resolution', 8, option, code=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_existing_destinations_are_kept(tmp_path):
     (tmp_path / 'set.zip').write_bytes(b'precious')
     options = ('demo', '--dest', tmp_path / 'set.zip', '--images', 2, '--resolution', 16)

@@ -157,6 +157,8 @@ def test_one_subject_without_surface_does_not_cost_the_others(networks, tmp_path
     (['--seeds=0', '--branch=4d'], "'4d' is not one of"),
     (['--seeds=0', '--network=nowhere.pkl'], 'nowhere.pkl: no such'),
     (['--seeds=0', '--device=toaster'], '--device=toaster cannot be used'),
+    (['--seeds=0', '--trunc=nan'], "'--trunc': nan is not a finite number"),
+    (['--seeds=0', '--shape-level=inf'], "'--shape-level': inf is not a finite number"),
 ])
 def test_bad_input_is_one_clear_line(networks, tmp_path, arguments, message):
     result = run(gen_samples, '--network=stage2.pkl', f'--outdir={tmp_path}', *arguments)
@@ -255,6 +257,7 @@ def test_texture_image_is_a_line_of_every_yaw_of_the_move(networks, tmp_path):
     (['--output=texture.png', '--full-orbit'], 'leave out --mode and --full-orbit'),
     (['--output=texture.png', '--mode=interpolate'], 'leave out --mode and --full-orbit'),
     (['--output=texture.png', '--frames=1'], '--frames=1 is too few'),
+    (['--output=texture.png', '--yaw-range=nan'], "'--yaw-range': nan is not a finite number"),
 ])
 def test_bad_texture_images_are_one_clear_line(networks, arguments, message):
     assert_one_clear_line(run(gen_videos, '--network=stage2.pkl', '--seeds=0', '--epi', *arguments), message)

@@ -4,6 +4,7 @@ import functools
 import json
 import zipfile
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -188,9 +189,15 @@ def broken(path, content=b'not a snapshot'):
     (['--preset=demo', '--batch=12', '--batch-gpu=6'], 'minibatch statistics'),
     (['--preset=demo', '--stage1-kimg=0', '--stage2-kimg=0'], 'nothing to train'),
     (['--preset=demo', '--near=3', '--far=2'], 'below far'),
-    (['--preset=demo', '--near=close'], 'neither a number'),
+    (['--preset=demo', '--near=close'], 'neither a finite number'),
     (['--preset=ffhq512', '--g-channel-base=8'], 'channel_base'),
     (['--preset=ffhq512', '--d-channel-max=0'], 'channel_max'),
+    (['--preset=demo', '--stage2-kimg=inf'], "'--stage2-kimg': inf is not a finite number"),
+    (['--preset=demo', '--gamma=nan'], "'--gamma': nan is not a finite number"),
+    (['--preset=demo', '--far=inf'], "inf is neither a finite number nor 'auto'"),
+    (['--preset=demo', '--stage1-kimg=1e300'], '--stage1-kimg and --stage2-kimg can be'),
+    (['--preset=demo', '--tick=1e300'], '--tick=1e+300'),
+    (['--preset=demo', '--timeout=1e300'], '--timeout=1e+300'),
     (['--preset=demo', '--data=absent.zip'], 'absent.zip'),
     (['--preset=ffhq512'], 'resolution'),
     (['--preset=demo', '--init-from=BROKEN'], 'is no snapshot'),
@@ -207,6 +214,27 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, data, tmp_
     assert result.exit_code != 0 and message in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert not (tmp_path / 'runs').exists()
+
+
+def test_no_option_takes_numbers_that_are_not_finite():
+    for option in train_script.main.params:
+        for value in ('inf', 'nan', '1e400'):
+            if isinstance(option.type, click.types.FloatParamType):
+                result = invoke(f'{option.opts[0]}={value}')
+                assert result.exit_code == 2 and f"Invalid value for '{option.opts[0]}'" in result.output
+
+
+@pytest.mark.parametrize('part, field', [('generator.rendering', 'far'), ('generator.rendering', 'camera_pivot'), ('stage1', 'kimg'),
+                                         ('stage2.loss', 'r1_gamma'), ('optimizer', 'g_lr'), ('', 'tick_kimg')])
+@pytest.mark.parametrize('number', [float('inf'), float('nan')])
+def test_saved_numbers_must_be_finite(part, field, number):
+    values = tiny_run('d', 'o').to_dict()
+    inner = values
+    for name in filter(None, part.split('.')):
+        inner = inner[name]
+    inner[field] = (number, 0.0, 0.0) if field == 'camera_pivot' else number
+    with pytest.raises(UserError, match=f'{field} must be finite'):
+        RunConfig.from_dict(values)
 
 
 def with_a_broken_image(data, path):

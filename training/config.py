@@ -25,6 +25,10 @@ RENDER_PRECISIONS = ('fp32', 'tf32x3', 'tf32', 'fp16', 'bf16')
 RAW_RESIZE_FILTERS = ('antialiased', 'classic', 'none')
 
 
+MOST_KIMG = 1e9  # more is a slip of the keyboard, and larger than counters can be
+MOST_MINUTES = 1e6
+
+
 class ConfigError(UserError):
     """A configuration that cannot work, with the name of the option and the cure."""
 
@@ -56,6 +60,12 @@ class Config:
     def replace(self, **changes):
         return dataclasses.replace(self, **changes)
 
+    def check_finite(self):
+        """Raise ConfigError for a field that is infinite or not a number."""
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            check(all(math.isfinite(n) for n in numbers if isinstance(n, float)), f'{name} must be finite, got {value}')
+
 
 def _restore(hint, value):
     """JSON knows neither tuples nor our classes."""
@@ -80,6 +90,7 @@ class RenderingConfig(Config):
     precision: str = 'fp32'  # what the fused renderer may round to; the PyTorch renderer computes in fp32 throughout
 
     def __post_init__(self):
+        self.check_finite()
         check((self.near == AUTO) == (self.far == AUTO), "near and far must both be numbers or both be 'auto'")
         if self.near != AUTO:
             check(0 <= self.near < self.far, f'near ({self.near}) must be at least 0 and below far ({self.far})')
@@ -198,6 +209,7 @@ class LossConfig(Config):
     swap_fade_kimg: float = 1000.0
 
     def __post_init__(self):
+        self.check_finite()
         check(self.imitation in ('lpips', 'pyramid', 'none'), f"imitation must be 'lpips', 'pyramid' or 'none', got {self.imitation!r}")
         for name in ('swap_start', 'swap_end'):
             check(0 <= getattr(self, name) <= 1, f'{name} must lie in [0, 1], got {getattr(self, name)}')
@@ -212,6 +224,10 @@ class StageConfig(Config):
     ema_rampup: float | None = 0.05  # None: no ramp
     ada_kimg: float = 500.0
 
+    def __post_init__(self):
+        self.check_finite()
+        check(self.kimg <= MOST_KIMG, f'--stage1-kimg and --stage2-kimg can be {MOST_KIMG:.0f} at most, got {self.kimg}')
+
 
 @dataclass(frozen=True)
 class OptimizerConfig(Config):
@@ -225,6 +241,9 @@ class OptimizerConfig(Config):
     density_interval: int = 4
     r1_interval: int = 16
     lr_rampup_kimg: float = 0.0  # a stage's learning rates rise linearly over so many thousand images; 0: at once
+
+    def __post_init__(self):
+        self.check_finite()
 
 
 @dataclass(frozen=True)
@@ -268,6 +287,7 @@ class RunConfig(Config):
     detector: str | None = None  # file of the metrics' feature detector; None: torch-fidelity's cache or download
 
     def __post_init__(self):
+        self.check_finite()
         check(self.batch >= 1 and self.gpus >= 1, '--batch and --gpus must be at least 1')
         check(self.batch % self.gpus == 0, f'--batch={self.batch} does not divide by --gpus={self.gpus}; choose a multiple')
         per_pass = self.batch_per_pass
@@ -283,6 +303,8 @@ class RunConfig(Config):
         check(self.keep_states >= 1 and self.max_bad_steps >= 1, '--keep-states and --max-bad-steps must be at least 1')
         check(self.metrics_every >= 1, '--metrics-every must be at least 1')
         parse_interval(self.state_every)
+        check(0 < self.tick_kimg <= MOST_KIMG, f'--tick={self.tick_kimg} must be above 0 and at most {MOST_KIMG:.0f}')
+        check(0 < self.timeout_minutes <= MOST_MINUTES, f'--timeout={self.timeout_minutes} must be above 0 and at most {MOST_MINUTES:.0f}')
         check(self.stage1.kimg >= 0 and self.stage2.kimg >= 0, '--stage1-kimg and --stage2-kimg cannot be negative')
         check(self.stage1.kimg + self.stage2.kimg > 0, 'nothing to train: --stage1-kimg and --stage2-kimg are both 0')
 
