@@ -209,6 +209,8 @@ def choose_run_dir(preset, outdir, run_id, run_dir, resume):
     """The folder of the run that the options name, or a new one."""
     named = {name: value for name, value in (('--run-id', run_id), ('--run-dir', run_dir), ('--resume', resume)) if value is not UNSET}
     check(len(named) <= 1, f'{" and ".join(named)} name the run twice; give one of them')
+    for name, value in named.items():
+        check(value.strip('./' if name == '--run-id' else None), f'{name}={value} names no run; give it a name, or leave it out')
     check(named or not distributed.under_torchrun(), 'under torchrun, name the run with --run-id or --run-dir: '
           'a process that is started again must find it')
     if resume is not UNSET:

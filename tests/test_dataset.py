@@ -232,7 +232,7 @@ def test_deep_greyscale_is_refused(folder):
 
 def test_other_resolution(folder):
     assert PosedImageDataset(folder, resolution=SIZE).resolution == SIZE
-    fails('holds images of 8x8 pixels, but resolution 64 was asked for', folder, resolution=64)
+    fails('holds images of 8x8 pixels, but 64x64 are wanted: choose a --preset of 8 pixels', folder, resolution=64)
 
 
 def test_limit(folder):

@@ -502,6 +502,13 @@ def test_options_that_change_nothing_are_taken(copy, data):
     assert config['generator']['plane_resolution'] == 16  # the run's own, not the preset's
 
 
+def test_a_run_may_be_the_current_folder(data, tmp_path, monkeypatch):
+    begin(tiny_run(str(data), str(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    for option in ('--resume=.', '--run-dir=.'):
+        assert invoke(option, '--dry-run').exit_code == 0
+
+
 def test_the_same_options_again_are_no_change(data, tmp_path):
     arguments = ['--preset=demo', f'--data={data}', f'--outdir={tmp_path}', '--run-id=a', '--gamma=2', '--gamma-patch=3', '--swap=0.3',
                  '--near=2', '--far=4', '--stage1-kimg=0', '--blur-fade=3', '--dry-run']
@@ -515,11 +522,15 @@ def test_the_same_options_again_are_no_change(data, tmp_path):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['--resume=absent'], 'no such folder'), (['--resume=latest'], 'there is no run in'),
+    (['--resume=absent'], 'no such folder'), (['--resume=latest'], 'there is no run in'), (['--resume=EMPTY'], 'holds no run: name'),
+    (['--resume=EMPTY', '--preset=demo', '--data=d'], 'holds no run: name'), (['--run-id='], '--run-id= names no run'),
+    (['--run-id=.'], '--run-id=. names no run'), (['--run-dir='], '--run-dir= names no run'),
     (['--resume=latest', '--run-id=x'], 'name the run twice'), (['--data=d'], '--preset is missing'),
     (['--preset=demo'], '--data is missing'), (['--preset=demo', '--data=d', '--state-every=often'], '--state-every=often'),
     (['--preset=demo', '--data=d', '--state-every=0min'], '--state-every=0min'),
 ])
 def test_bad_ways_to_name_a_run(arguments, message, tmp_path):
+    (tmp_path / 'elsewhere' / 'empty').mkdir(parents=True)
+    arguments = [argument.replace('EMPTY', str(tmp_path / 'elsewhere' / 'empty')) for argument in arguments]
     result = invoke(*arguments, f'--outdir={tmp_path}')
     assert result.exit_code == 1 and message in result.output

@@ -199,7 +199,7 @@ def broken(path, content=b'not a snapshot'):
     (['--preset=demo', '--tick=1e300'], '--tick=1e+300'),
     (['--preset=demo', '--timeout=1e300'], '--timeout=1e+300'),
     (['--preset=demo', '--data=absent.zip'], 'absent.zip'),
-    (['--preset=ffhq512'], 'resolution'),
+    (['--preset=ffhq512'], 'choose a --preset of 32 pixels'),
     (['--preset=demo', '--init-from=BROKEN'], 'is no snapshot'),
     (['--preset=demo', '--init-from=absent.pkl'], 'absent.pkl'),
     (['--preset=demo', '--imitation=lpips', '--lpips-weights=absent.pth'], 'absent.pth'),

@@ -193,8 +193,8 @@ class PosedImageDataset(torch.utils.data.Dataset):
         self.resolution = self._check_sizes()
         if resolution is not None and resolution != self.resolution:
             raise DatasetError(
-                f'{self._store.path} holds images of {self.resolution}x{self.resolution} pixels, but resolution '
-                f'{resolution} was asked for: ask for {self.resolution}, or resize the set with '
+                f'{self._store.path} holds images of {self.resolution}x{self.resolution} pixels, but {resolution}x{resolution} '
+                f'are wanted: choose a --preset of {self.resolution} pixels, or resize the set with '
                 f'dataset_tool.py convert --resolution={resolution}')
         labels = read_labels(self._store, self._names)
         self.labels = torch.cat([labels, mirror_label(labels)]) if mirror else labels

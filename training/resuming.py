@@ -22,9 +22,11 @@ def run_to_resume(resume, outdir):
     """The folder that --resume means: itself, or for 'latest' the run in outdir that was last written to."""
     if resume != LATEST:
         check(os.path.isdir(resume), f'--resume={resume}: no such folder')
+        check(_is_run(resume) or has_state(resume), f'--resume={resume} holds no run: name the folder that has {OPTIONS_FILE}, '
+              'or start a run there with --run-dir')
         return resume
     runs = [os.path.join(outdir, name) for name in _names(outdir)]
-    runs = [run for run in runs if os.path.isfile(os.path.join(run, OPTIONS_FILE))]
+    runs = [run for run in runs if _is_run(run)]
     check(runs, f'--resume=latest: there is no run in {outdir}; name its folder, or give --outdir')
     return max(runs, key=_last_written)
 
@@ -108,6 +110,10 @@ def _first_difference(first, second, prefix=''):
     for key, value in first.items():
         if value != second[key]:
             return _first_difference(value, second[key], f'{prefix}{key}.') if isinstance(value, dict) else (prefix + key, value)
+
+
+def _is_run(folder):
+    return os.path.isfile(os.path.join(folder, OPTIONS_FILE))
 
 
 def _names(folder):
