@@ -24,6 +24,8 @@ class DatasetWriter:
 
     def __init__(self, dest, overwrite=False):
         self.dest = pathlib.Path(dest)
+        if self.dest.name in ('', '..'):
+            raise DatasetError(f'--dest={dest} names no file or folder that could be made: give one like heads.zip')
         self._part = self.dest.with_name(self.dest.name + '.partial')
         self._overwrite = overwrite
         self._labels = []

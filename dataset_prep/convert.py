@@ -19,6 +19,7 @@ TRANSFORMS_FILE = 'transforms.json'
 _SUFFIXES_TRIED = ('', '.png', '.jpg', '.jpeg', '.PNG', '.JPG', '.JPEG')
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 _DEGENERATE = 1e-3  # a mean direction shorter than this, or axes this parallel, determine nothing
+_LARGEST = 1e9  # entries of a pose beyond it are no camera's, and squares must stay finite
 _BOX_PER_VIEW = 1.6  # side of the published presets' boxes, in widths of the view at the world's origin
 _PRESET_NEAR, _PRESET_FAR = 0.45, 0.6  # FFHQ: radius - 0.45 and radius + 0.6 for a box of side 1
 
@@ -219,9 +220,18 @@ def _frame_view(store, frame):
     if frame.get('is_fisheye') or frame.get('k3') or frame.get('k4'):
         raise DatasetError(f'{store.path}: {TRANSFORMS_FILE} describes a fisheye lens or k3/k4: undistort the images '
                            'first, for example with COLMAP\'s image_undistorter')
+    if not _is_invertible(pose):
+        raise DatasetError(f'{store.path}: the frame of {name} in {TRANSFORMS_FILE} has a "transform_matrix" that is no camera '
+                           'pose, a rotation and a position: correct it')
     pose = pose @ _OPENGL_TO_OPENCV
     pose[:3, :3] /= np.cbrt(abs(np.linalg.det(pose[:3, :3])))  # some tools leave a scale in the matrix
     return View(name, pose, intrinsics, distortion)
+
+
+def _is_invertible(pose):
+    """Whether the 3x3 part of a finite pose [4, 4] has axes of some length in three directions, and numbers of some sense."""
+    lengths = np.linalg.svd(pose[:3, :3], compute_uv=False)  # of the longest to the shortest axis
+    return np.abs(pose).max() < _LARGEST and lengths[0] > 1 / _LARGEST and lengths[2] > _DEGENERATE * lengths[0]
 
 
 def _image_file(store, file_path):

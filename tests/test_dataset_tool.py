@@ -315,6 +315,13 @@ def test_interruption_leaves_nothing(tmp_path, name, error):
     assert not any((tmp_path / 'new').iterdir())
 
 
+@pytest.mark.parametrize('dest', ['.', '/', '', '..'])
+def test_destinations_without_a_name(dest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert 'names no file or folder' in refused('demo', '--dest', dest, '--images', 2, '--resolution', 16, '--overwrite')
+    assert not list(tmp_path.iterdir())
+
+
 def test_unwritable_destination(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(DatasetError, match='cannot be written'):
@@ -358,6 +365,16 @@ def test_convert_with_bad_frames(photographs, tmp_path):
         assert 'the frame of images/0.png' in convert_error(photographs, tmp_path)
     write_transforms(photographs, frames, is_fisheye=True)
     assert 'fisheye' in convert_error(photographs, tmp_path)
+
+
+@pytest.mark.parametrize('scale', [0, np.diag([1, 1, 0]), np.ones((3, 3)), 1e200, 1e-200])
+def test_convert_names_a_frame_without_rotation(photographs, tmp_path, scale):
+    frames = read_frames(photographs)
+    pose = np.array(frames[2]['transform_matrix'])
+    pose[:3, :3] = pose[:3, :3] * scale if np.isscalar(scale) else scale
+    frames[2]['transform_matrix'] = pose.tolist()
+    write_transforms(photographs, frames)
+    assert 'the frame of images/2.png' in convert_error(photographs, tmp_path)
 
 
 def with_position(frame, position):
