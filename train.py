@@ -11,6 +11,7 @@ if __name__ == '__main__':  # until the run listens to signals itself: the impor
 
 import functools
 import json
+import math
 import sys
 
 import click
@@ -24,7 +25,7 @@ from training.resuming import check_unchanged, has_state, new_run_dir, run_to_re
 
 UNSET = None
 AWARE = ('stream', 'latent')
-MOST_IMAGES_CHECKED = 5000  # a second or two
+MOST_IMAGES_CHECKED = 300  # two seconds at 512x512
 
 
 def process_count(option):
@@ -253,11 +254,13 @@ def prepare(config):
     check(config.detector is None or os.path.isfile(config.detector), f'--detector={config.detector}: no such file')
     dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution)
     check_counts(config.metrics, len(dataset) * (2 if config.mirror else 1))
-    check_images(dataset)
     if config.detector is not None:
         check_weights(config.detector)
-    if config.init_from is not None and not has_state(config.outdir):
-        load_networks(config.init_from)
+    if not has_state(config.outdir):
+        if int(os.environ.get('RANK', 0)) == 0:  # under torchrun every process comes here
+            check_images(dataset)
+        if config.init_from is not None:
+            check_initial_weights(config, load_networks(config.init_from))
     if config.stage2.kimg == 0 or config.stage2.loss.imitation != 'lpips':
         return None
     weights = str(find_vgg_weights(config.lpips_weights))
@@ -272,9 +275,27 @@ def check_gpus(wanted):
 
 
 def check_images(dataset):
-    """Read every image of a small set, and some of a large one: a broken one should show before hours of training."""
-    for index in range(0, len(dataset), max(len(dataset) // MOST_IMAGES_CHECKED, 1)):
+    """Read every image of a small set, and a spread of a large one, which shows what is wrong with all of them.
+
+    A single broken image of a large set may be met in training only; the run ends then, and goes on from its last state.
+    """
+    for index in range(0, len(dataset), math.ceil(len(dataset) / MOST_IMAGES_CHECKED)):
         dataset[index]
+
+
+def check_initial_weights(config, networks):
+    """Raise ConfigError for networks of --init-from that would leave most of the generator untrained."""
+    from training.networks.generator import Generator
+    from training.snapshots import matching
+
+    given = networks.get('G', networks.get('G_ema'))
+    check(given is not None, f'--init-from={config.init_from} holds no generator, only: {", ".join(networks) or "nothing"}; '
+          'give a network-snapshot-*.pkl')
+    with torch.device('meta'):  # shapes alone
+        own = Generator(config.generator.replace(residual=config.stage1.kimg == 0)).state_dict()
+    taken = len(matching(own, given.state_dict()))
+    check(2 * taken >= len(own), f'--init-from={config.init_from} fits {taken} of the {len(own)} tensors of the generator: it was '
+          'trained with other sizes; give one of the same --preset and options, or leave it out')
 
 
 def start(config, vgg_weights):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import zipfile
 
 import click
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 
 import train as train_script
 from dnnlib.errors import UserError
-from tests.tiny import tiny_run
+from tests.tiny import tiny_generator, tiny_run
 from torch_utils import distributed
 from training.config import RunConfig, resolve
 from training.snapshots import SnapshotError, load_networks, save_snapshot
@@ -125,6 +126,58 @@ def test_init_from_takes_weights(finished, data, tmp_path):
     log = (outdir / 'log.txt').read_text()
     assert f'weights from {snapshot}' in log
     assert 'D_patch: took' in log and 'anew' not in log
+
+
+def init_from(path, data, tmp_path, **changes):
+    """What train.py prints before it would start a run with the weights of a snapshot."""
+    from dnnlib.cli import friendly_errors
+    config = tiny_run(str(data), str(tmp_path / 'run'), init_from=str(path), **changes)
+    command = click.command()(friendly_errors(lambda: train_script.prepare(config) and None))
+    return CliRunner().invoke(command, [])
+
+
+def test_weights_that_do_not_fit_are_refused(finished, data, tmp_path):
+    whole = finished[0] / 'network-snapshot-000000.pkl'
+    stage = tiny_run('', '').stage1
+    assert init_from(whole, data, tmp_path).exit_code == 0
+    assert init_from(whole, data, tmp_path, stage1=stage.replace(kimg=0)).exit_code == 0
+    save_snapshot(tmp_path / 'D.pkl', {'D': load_networks(whole)['D']}, {})
+    result = init_from(tmp_path / 'D.pkl', data, tmp_path)
+    assert result.exit_code == 1 and 'D.pkl holds no generator, only: D; give' in result.output
+    save_snapshot(tmp_path / 'other.pkl', {'G_ema': tiny_generator(w_dim=24, plane_channels=4, channel_max=4)}, {})
+    result = init_from(tmp_path / 'other.pkl', data, tmp_path)
+    assert result.exit_code == 1 and re.search(r'other.pkl fits \d+ of the \d+ tensors of the generator', result.output)
+
+
+class Counting(list):
+    """A set of images that counts how many are read."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        self.read += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('images, most', [(5, 5), (299, 299), (599, 300), (70000, 300)])
+def test_a_spread_of_a_large_set_is_checked(images, most):
+    dataset = Counting(range(images))
+    train_script.check_images(dataset)
+    assert 0.9 * most < dataset.read <= most
+
+
+def test_images_are_checked_once_for_all_processes_and_before_the_first_step(data, tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr(train_script, 'check_images', checked.append)
+    config = tiny_run(str(data), str(tmp_path))
+    train_script.prepare(config)
+    assert len(checked) == 1
+    monkeypatch.setenv('RANK', '1')
+    train_script.prepare(config)
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setattr(train_script, 'has_state', lambda outdir: True)
+    train_script.prepare(config)
+    assert len(checked) == 1
 
 
 # The script

@@ -92,10 +92,15 @@ def copy_matching(target, state):
     Returns the names taken, and those of `target` that were not in `state` or had another shape.
     """
     own = target.state_dict()
-    taken = [name for name, value in own.items() if name in state and state[name].shape == value.shape]
+    taken = matching(own, state)
     for name in taken:
         own[name].copy_(state[name])
     return taken, [name for name in own if name not in taken]
+
+
+def matching(own, state):
+    """The names in the state dict `own` that are in `state`, too, with tensors of the same shape."""
+    return [name for name, value in own.items() if name in state and state[name].shape == value.shape]
 
 
 def _first_line(error):
