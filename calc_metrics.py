@@ -14,9 +14,11 @@ import torch
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
+from dnnlib.params import FiniteRange
 from metrics import evaluate_branches, registry, results, tables
 from metrics.processes import from_first
 from torch_utils import distributed
+from torch_utils.memory import naming_memory
 from training.reference_networks import is_pickle
 from training.snapshots import read_snapshot
 from training.subjects import choose_branches, load_generator
@@ -87,14 +89,14 @@ def group_options(command):
 @click.option('--label', help="The method's name in tables.  [default: the name of the run's or image folder]")
 @click.option('--seed', type=click.IntRange(0, 2**32 - 1), default=0, help='Of latents, cameras and subsets.')
 @click.option('--batch', type=click.IntRange(1), default=16, help='Images at once and per process.')
-@click.option('--trunc', type=click.FloatRange(0), default=1.0, help='Truncation psi; 1: none.')
+@click.option('--trunc', type=FiniteRange(0), default=1.0, help='Truncation psi; 1: none.')
 @click.option('--trunc-cutoff', type=click.IntRange(0), help='Truncate only the first so many ws.  [default: all]')
 @click.option('--render-resolution', type=click.IntRange(1, 4096),
               help="Pixels per side of the volume render.  [default: the network's]")
 @click.option('--samples', type=click.IntRange(4), help="Stratified samples per ray.  [default: the network's]")
 @click.option('--importance-samples', type=click.IntRange(0), help="Importance samples per ray.  [default: the network's]")
 @click.option('--sampling', type=click.Choice(['deterministic', 'stratified']), default='deterministic', help='Along rays.')
-@click.option('--skip', type=click.FloatRange(0, 1, max_open=True), default=0.0,
+@click.option('--skip', type=FiniteRange(0, 1, max_open=True), default=0.0,
               help='Leave out samples that provably weigh less than this; 0: none.')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help='Noise of the synthesis.')
 @click.option('--gpus', type=click.IntRange(1), default=1, help='Processes, one per GPU (without one: CPU processes).')
@@ -122,6 +124,7 @@ def check_gpus(wanted):
         raise UserError(f'--gpus={wanted}, but this machine has {present}; use --gpus={present} or fewer')
 
 
+@naming_memory('lower --batch, --render-resolution or --fit-rays')
 def judge(request):
     """Compute, print and write what a Request asks for, in this process, which may be one of several."""
     distributed.start()

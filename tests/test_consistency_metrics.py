@@ -297,12 +297,17 @@ def test_a_network_with_stored_views_is_one_clear_line(snapshot, tmp_path):
     (['--subjects=0'], '--subjects=0: give at least one'),
     (['--views=1'], '--views=1: a scene is determined by two'),
     (['--held-out=9'], '--held-out=9 leaves'),
-    (['--yaw=nan'], 'give finite angles'),
     (['--seed=4294967295', '--subjects=2'], 'choose a smaller --seed'),
 ])
 def test_bad_options_are_one_clear_line(snapshot, tmp_path, arguments, message):
     assert_one_clear_line(run('--metrics=psnr_mv', f'--network={snapshot}', '--branch=3d', f'--outdir={tmp_path}', '--subjects=1',
                               '--views=2', *QUICK, *arguments), message)
+
+
+@pytest.mark.parametrize('option', ['--yaw=nan', '--pitch=inf', '--box=nan', '--trunc=nan', '--skip=nan'])
+def test_numbers_that_are_not_finite_are_refused(snapshot, option):
+    result = run('--metrics=psnr_mv', f'--network={snapshot}', option)
+    assert result.exit_code == 2 and option.split('=')[0] in result.output
 
 
 def test_images_without_cameras_are_one_clear_line(tmp_path):

@@ -156,6 +156,13 @@ def refused(folder, tmp_path):
     return call
 
 
+def test_a_full_gpu_is_named(refused, folder, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(calc_metrics, 'evaluate_branches', full)
+    assert 'lower --batch' in refused('--metrics=swd', f'--network={folder / "stage2.pkl"}')
+
+
 def test_missing_weights_are_named(refused, folder, tmp_path, monkeypatch):
     def offline(*arguments, **options):
         raise OSError('no route to host')

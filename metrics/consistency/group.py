@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import UserError
-from dnnlib.params import PixelSize
+from dnnlib.params import FiniteRange, PixelSize
 from metrics.consistency import evaluation
 from metrics.consistency.recipes import RECIPES
 from metrics.consistency.rendering import BACKGROUNDS
@@ -32,13 +32,13 @@ OPTIONS = (
     click.option('--views', type=ViewSource(), default=30, metavar='N|DIR',
                  help="Consistency: views per subject of a network; or a folder or zip of any method's views or photographs, "
                       'with dataset.json or transforms.json (or a folder of such folders).'),
-    click.option('--yaw', type=click.FloatRange(0), default=0.4, help='Consistency: views lie within +- this yaw, radians.'),
-    click.option('--pitch', type=click.FloatRange(0, 1.5), default=0.0,
+    click.option('--yaw', type=FiniteRange(0), default=0.4, help='Consistency: views lie within +- this yaw, radians.'),
+    click.option('--pitch', type=FiniteRange(0, 1.5), default=0.0,
                  help='Consistency: views lie within +- this pitch, radians.'),
     click.option('--recipe', type=click.Choice(RECIPES), default=RECIPES[0], help='Consistency: how NeuS is trained.'),
     click.option('--background', type=click.Choice(BACKGROUNDS),
                  help="Consistency: what empty space shows.  [default: the network's; learned for stored views]"),
-    click.option('--box', type=click.FloatRange(0, min_open=True),
+    click.option('--box', type=FiniteRange(0, min_open=True),
                  help="Consistency: side of stored views' scene, world units.  [default: by the cameras]"),
     click.option('--view-size', type=PixelSize(), metavar='WxH', help='Consistency: resize stored views, in pixels.'),
     click.option('--held-out', type=click.IntRange(0), default=0,

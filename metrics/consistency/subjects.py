@@ -1,7 +1,6 @@
 """Where the subjects of a run come from: a generator's seeds, or folders of pictures with cameras."""
 
 import hashlib
-import math
 from pathlib import Path
 
 from dnnlib.errors import UserError
@@ -22,8 +21,6 @@ class GeneratedSubjects:
             raise UserError(f'--subjects={options["subjects"]}: give at least one subject')
         if options['views'] < 2:
             raise UserError(f'--views={options["views"]}: a scene is determined by two views at least, better by 30')
-        if not math.isfinite(options['yaw']) or not math.isfinite(options['pitch']):
-            raise UserError(f'--yaw={options["yaw"]} --pitch={options["pitch"]}: give finite angles, in radians')
         if task.seed + options['subjects'] > _SEEDS:
             raise UserError(f'--seed={task.seed} --subjects={options["subjects"]}: seeds end at {_SEEDS - 1}; choose a smaller '
                             '--seed')
