@@ -32,8 +32,8 @@ class ViewsError(UserError):
 @dataclass(frozen=True)
 class Views:
     """images: uint8 [V, H, W, 3]; labels: float32 [V, 25], world units; box_size: side of the scene's cube, world units;
-    depth: [V, h, w], distance along the ray, world units, or None where it is unknown. Raises ViewsError for views that
-    determine no scene."""
+    depth: [V, h, w], distance along the ray, world units, or None where it is unknown. Raises ViewsError for cameras and
+    boxes that are none."""
 
     name: str
     images: torch.Tensor
