@@ -181,6 +181,7 @@ def test_a_ray_that_is_not_shaded_shows_the_background():
     out = render_rays(sphere_scene(sharpness=25.0), origins, directions, fast(64), 'white')
     assert 0 < section_weights(torch.tensor([2.0, 0.25]), torch.tensor(25.0)).item() < 0.01
     assert out.colour.tolist() == [[1, 1, 1]] and out.opacity.item() == 0
+    assert 2 < out.depth.item() < 4, 'its expected depth is still that of the little there is'
 
 
 def test_rendering_in_chunks_changes_nothing(monkeypatch):

@@ -177,8 +177,8 @@ def look_up_around(grid, points, step):
 
 
 def central_differences(around, step):
-    """Gradients [P, 3] from what `look_up_around` found around. With the voxel as step, this interpolates the vertices' differences, so it is
-    continuous, which the trilinear function's own gradient is not."""
+    """Gradients [P, 3] from what `look_up_around` found around. With the voxel as step, this interpolates the vertices'
+    differences, so it is continuous, which the trilinear function's own gradient is not."""
     return ((around[0] - around[1]) / (2 * step)).T
 
 

@@ -100,7 +100,8 @@ def render_rays(scene, origins, directions, recipe, background, generator=None):
     depths = sample_depths(scene.distance, origins, directions, near, far, recipe, generator)
     weights = section_weights(_along(scene.distance, origins, directions, depths), scene.sharpness) * hit
     middles = (depths[:, 1:] + depths[:, :-1]) / 2
-    opacity = weights.sum(dim=-1) * (weights >= recipe.negligible_weight).any(dim=-1)  # what is not shaded is not seen
+    weight = weights.sum(dim=-1)
+    opacity = weight * (weights >= recipe.negligible_weight).any(dim=-1)  # what is not shaded is not seen
     ray, section = shaded_sections(weights.detach(), recipe)
     points = origins[ray] + directions[ray] * middles[ray, section, None]
     shaded = scene.shade(points, directions[ray])
@@ -109,7 +110,7 @@ def render_rays(scene, origins, directions, recipe, background, generator=None):
     shown = shown * (opacity / torch.zeros_like(opacity).index_add(0, ray, shown).clamp(min=1e-9))[ray]
     colour = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * shaded.colours)
     normal = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * F.normalize(shaded.gradients, dim=-1))
-    depth = (weights * middles).sum(dim=-1) / opacity.clamp(min=1e-6)
+    depth = (weights * middles).sum(dim=-1) / weight.clamp(min=1e-6)
     behind = _background(scene, origins, directions, far, background)
     return Rendered(colour + (1 - opacity)[:, None] * behind, depth, normal, opacity, shaded)
 
