@@ -5,7 +5,6 @@ python calc_metrics.py table RUN... ; python calc_metrics.py plot RUN
 """
 
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
+from dnnlib.files import make_output_folder, source_name
 from dnnlib.params import FiniteRange
 from metrics import evaluate_branches, registry, results, tables
 from metrics.processes import from_first
@@ -171,7 +171,7 @@ def load_subject(request):
         set_samples(generator, request.samples, request.importance_samples)
         trained = training_of(request.network)
     outdir = request.outdir or (Path(request.network).parent if request.network else Path('.'))
-    from_first(functools.partial(make_folder, outdir))
+    from_first(functools.partial(make_output_folder, outdir))
     options = trained.get('options', {})
     same = ('images', 'seed', 'batch', 'render_resolution', 'sampling', 'skip', 'noise_mode', 'workers')
     task = registry.Task(
@@ -212,16 +212,7 @@ def default_label(request):
     if request.network:
         return Path(request.network).resolve().parent.name
     images = request.images or request.group_options['views']
-    return Path(images).resolve().stem if isinstance(images, str | Path) else None
-
-
-def make_folder(path):
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--outdir={path} cannot be made: {error.strerror}; name another') from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f'the results cannot be written to {path}: name another folder with --outdir')
+    return source_name(images) if isinstance(images, str | Path) else None
 
 
 @main.command()

@@ -25,6 +25,13 @@ def make_output_folder(folder):
         raise UserError(f'{folder} cannot be written: {error.strerror}; choose another path or make room') from None
 
 
+def source_name(path):
+    """The name of a folder, or of a file without its ending; of `.`, that of the folder it stands for."""
+    path = os.path.realpath(path)
+    name = os.path.basename(path)
+    return name if os.path.isdir(path) else os.path.splitext(name)[0]
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A new binary file that takes the place of `path` when the block ends well; else `path` stays as it was.

@@ -131,8 +131,5 @@ def names_by_group(names):
 
 def by_group(names):
     """[(Group, its metrics as `build` made them)] of metrics' names."""
-    grouped = {}
-    for name in dict.fromkeys(names):
-        family, match = find(name)
-        grouped.setdefault(family.group, []).append(family.build(match))
-    return list(grouped.items())
+    found = [[find(name) for name in together] for together in names_by_group(names)]
+    return [(families[0][0].group, [family.build(match) for family, match in families]) for families in found]

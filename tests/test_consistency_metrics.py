@@ -258,9 +258,10 @@ def test_meshes_can_be_asked_for_later(tmp_path):
 
 def test_subjects_keep_their_names(tmp_path):
     for name in ('chair.1', 'chair.2'):
-        save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'views' / name)
-    succeed('--metrics=psnr_mv', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', *QUICK)
-    assert list(record(tmp_path / 'out', 'psnr_mv')['details']['per_subject']) == ['chair.1', 'chair.2']
+        save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'chairs.v1' / name)
+    succeed('--metrics=psnr_mv', f'--views={tmp_path / "chairs.v1"}', f'--outdir={tmp_path / "out"}', *QUICK)
+    found = record(tmp_path / 'out', 'psnr_mv')
+    assert list(found['details']['per_subject']) == ['chair.1', 'chair.2'] and found['label'] == 'chairs.v1'
 
 
 def test_the_folder_one_stands_in_is_scored(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from metrics.consistency.views import folder_views, generated_views, protocol_labels, subject_folders, subject_name
+from dnnlib.files import source_name
+from metrics.consistency.views import folder_views, generated_views, protocol_labels, subject_folders
 
 _SEEDS = 2**32
 
@@ -64,7 +65,7 @@ class StoredSubjects:
             raise UserError(f'--outdir={task.outdir} lies in --views={self.path}, where results would count as views: name a '
                             'folder outside')
         self.fingerprint = files_fingerprint(self.path)
-        self.names = [subject_name(folder) for folder in self.folders]
+        self.names = [source_name(folder) for folder in self.folders]
         self.background = 'learned'
 
     def load(self, index):

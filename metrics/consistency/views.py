@@ -11,6 +11,7 @@ from PIL import Image
 
 from dataset_prep.convert import TRANSFORMS_FILE, load_views, undistort
 from dnnlib.errors import UserError
+from dnnlib.files import source_name
 from torch_utils.images import to_uint8
 from training.dataset import LABEL_FILE, open_image
 from training.rendering.cameras import split_label
@@ -146,12 +147,6 @@ def subject_folders(path):
     return folders
 
 
-def subject_name(path):
-    """The name of a folder or zip of views."""
-    path = Path(path).resolve()
-    return path.name if path.is_dir() else path.stem
-
-
 def _has_cameras(path):
     return any((path / name).is_file() for name in CAMERA_FILES)
 
@@ -165,7 +160,7 @@ def folder_views(path, size=None, box_size=None):
     Raises DatasetError or ViewsError for unusable folders.
     """
     store, views = load_views(path, CAMERA_RADIUS)
-    name = subject_name(path)
+    name = source_name(path)
     if len(views) < 2:
         raise ViewsError(f'{name} has {len(views)} view{"s" * (len(views) != 1)}: a scene is determined by two views at least, '
                          'better by 30')
