@@ -81,7 +81,7 @@ def group_options(command):
               help=f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.')
 @click.option('--network', metavar='PATH', help='Network snapshot to judge.')
 @click.option('--images', metavar='ZIP|DIR', help='Images of any other method to judge, instead of a network.')
-@click.option('--data', metavar='ZIP|DIR', help='The real images, with cameras.  [default: what the network was trained on]')
+@click.option('--data', metavar='ZIP|DIR', help='The real images; a network needs their cameras, too.  [default: what it was trained on]')
 @click.option('--mirror', type=bool, help='Double the data by mirrored copies.  [default: as in training]')
 @click.option('--branch', type=click.Choice(BRANCHES), default='both', help='Of the network.')
 @click.option('--outdir', type=click.Path(file_okay=False, path_type=Path),

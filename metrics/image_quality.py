@@ -13,10 +13,11 @@ from dnnlib.errors import UserError
 from metrics import detector as detectors
 from metrics import registry
 from metrics.collection import collect
-from metrics.images import GeneratedImages, ImageFiles, StoredImages, check_render_resolution, check_resolution, load_data
+from metrics.images import GeneratedImages, StoredImages, check_render_resolution, check_resolution, load_data
 from metrics.processes import from_first
 from metrics.real_statistics import real_statistics
 from metrics.registry import Group, Outcome
+from training.dataset import ImageDataset
 
 ALL = 'all'  # every real image
 
@@ -97,7 +98,7 @@ def _judged_images(task, data):
         return GeneratedImages(task, data.labels)
     if task.images is None:
         raise UserError('there is nothing to judge: give --network=PATH or --images=DIR')
-    judged = StoredImages(ImageFiles(task.images), task)
+    judged = StoredImages(ImageDataset(task.images), task)
     if data is not None:
         check_resolution(task.images, judged, data)
     return judged

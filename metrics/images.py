@@ -1,13 +1,12 @@
 """Where images come from: a generator, or files. All give 8-bit images in a fixed order, batch by batch."""
 
-import numpy as np
 import torch
 
 from dnnlib.errors import UserError
 from metrics.processes import my_batches
 from torch_utils.images import to_uint8
 from torch_utils.random import keyed_generator
-from training.dataset import DatasetError, FileStore, PosedImageDataset, epoch_order, image_names, open_image
+from training.dataset import ImageDataset, PosedImageDataset, epoch_order
 from training.loading import CarryErrors
 
 
@@ -81,34 +80,10 @@ class ImageRandom:
         return self._made
 
 
-class ImageFiles(torch.utils.data.Dataset):
-    """The images of a zip or folder, sorted by name, uint8 [3, R, R]; cameras are not needed.
-
-    Attribute: `resolution`. Raises DatasetError for anything wrong with the files, on reading also for mixed sizes.
-    """
-
-    def __init__(self, path):
-        self._store = FileStore(path)
-        self._names = image_names(self._store)
-        if not self._names:
-            raise DatasetError(f'{path} contains no images: give a zip or folder with PNG files')
-        self.resolution = open_image(self._store, self._names[0]).size[0]
-
-    def __len__(self):
-        return len(self._names)
-
-    def __getitem__(self, index):
-        image = open_image(self._store, self._names[index])
-        if image.size != (self.resolution, self.resolution):
-            raise DatasetError(f'{self._store.path}: image {self._names[index]} measures {image.size[0]}x{image.size[1]}, but '
-                               f'{self.resolution}x{self.resolution} was expected: make all images square and of one size')
-        return torch.from_numpy(np.asarray(image.convert('RGB')).transpose(2, 0, 1).copy())
-
-
 class StoredImages:
     """Images from files, read ahead by worker processes.
 
-    items: ImageFiles or PosedImageDataset; order: int64 [n], which item is number 0, 1, ... (None: as they lie).
+    items: an ImageDataset, with cameras or without; order: int64 [n], which item is number 0, 1, ... (None: as they lie).
     """
 
     def __init__(self, items, task, order=None):
@@ -148,11 +123,15 @@ def real_subset(items, seed, count):
 
 
 def load_data(task):
-    """The real images of a task, a PosedImageDataset. Raises UserError when there are none, or of another resolution."""
+    """The real images of a task, with cameras where a generator is judged, which needs them.
+
+    Raises UserError when there are none, or of another resolution.
+    """
     if task.data is None:
         raise UserError('--data is missing: name the zip or folder of real images')
-    resolution = None if task.generator is None else task.generator.config.image_resolution
-    return PosedImageDataset(task.data, resolution=resolution, mirror=task.mirror)
+    if task.generator is None:
+        return ImageDataset(task.data, mirror=task.mirror)
+    return PosedImageDataset(task.data, resolution=task.generator.config.image_resolution, mirror=task.mirror)
 
 
 def check_resolution(path, images, data):

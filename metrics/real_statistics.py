@@ -24,7 +24,7 @@ _VERSION = 1  # of what is kept; a change of any statistic needs a new one
 def real_statistics(wanted, data, task, detector, detector_hash):
     """({(statistic, count): what was found}, hash of the data's content). What was found is the first process's to read.
 
-    wanted: [(statistic, count)], in the same order on every process; data: PosedImageDataset of task.data. Every process must
+    wanted: [(statistic, count)], in the same order on every process; data: the ImageDataset of task.data. Every process must
     call it; the missing ones are computed by all together. A file that is damaged is made anew; one that cannot be written
     costs a warning.
     """

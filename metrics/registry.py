@@ -33,7 +33,7 @@ class Task:
     generator: torch.nn.Module | None = None  # on `device`, in evaluation mode; None: stored images are judged
     branch: str | None = None  # of the generator: '2d', '3d' or 'coarse'
     images: str | None = None  # zip or folder of images of any other method
-    data: str | None = None  # zip or folder of posed images: the real ones, whose cameras generated images are seen from
+    data: str | None = None  # zip or folder of the real images; a generator's images are seen from their cameras
     mirror: bool = False  # double the data by mirrored copies
     outdir: Path = Path('.')  # where a metric may leave files of its own; the results themselves are not its business
     seed: int = 0

@@ -18,13 +18,13 @@ from metrics import DetectorError, Task, detector, evaluate, needs_detector, rea
 from metrics import sliced_wasserstein as swd
 from metrics.collection import collect
 from metrics.frechet_distance import frechet_distance
-from metrics.images import GeneratedImages, ImageFiles, StoredImages
+from metrics.images import GeneratedImages, StoredImages
 from metrics.plots import plot_metrics
 from metrics.statistics import FeatureList, FeatureMoments
 from tests import small_detector
 from tests.small_detector import WIDTHS, SmallExtractor, smooth_images, write_images
 from tests.tiny import tiny_generator
-from training.dataset import PosedImageDataset
+from training.dataset import ImageDataset, PosedImageDataset
 from training.rendering.viewpoints import view_label
 
 CPU = torch.device('cpu')
@@ -267,7 +267,7 @@ def test_a_folder_with_greyscale_and_transparent_images_is_read(tmp_path):
     from PIL import Image
     Image.new('L', (8, 8), 77).save(tmp_path / 'a.png')
     Image.new('RGBA', (8, 8), (1, 2, 3, 4)).save(tmp_path / 'b.png')
-    images = ImageFiles(tmp_path)
+    images = ImageDataset(tmp_path)
     assert images[0].unique().tolist() == [77] and images[1][:, 0, 0].tolist() == [1, 2, 3]
 
 

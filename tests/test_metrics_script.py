@@ -70,6 +70,25 @@ def test_a_folder_of_images_is_judged_and_put_in_tables(folder, tmp_path):
     assert any(row['method'] == 'Mimic3D 3D branch' and row['fid50k_full'] == '5.37' for row in rows)
 
 
+def test_plain_folders_of_images_need_no_cameras(folder, tmp_path, inception):
+    """The values are those of the same images with cameras, mirrored copies included."""
+    images, names = smooth_images(40, seed=1), ['fid40_full', 'fid20', 'kid40_full', 'pr403_full', 'is40', 'swd']
+    write_images(tmp_path / 'plain', images)
+    for data, cache in ((tmp_path / 'plain', 'a'), (folder / 'set.zip', 'b')):
+        succeed(tmp_path / cache, f'--metrics={",".join(names)}', f'--images={folder / "images"}', f'--data={data}', '--mirror=true',
+                inception[0], f'--cache-dir={tmp_path / f"cache-{cache}"}')
+    plain, posed = (results.read(tmp_path / outdir) for outdir in 'ab')
+    assert [(one['metric'], one['value']) for one in plain] == [(other['metric'], other['value']) for other in posed]
+    assert {one['metric']: one['protocol']['real_images'] for one in plain} == {
+        'fid40_full': 80, 'fid20': 20, 'kid40_full': 80, 'pr403_full': 80, 'is40': None, 'swd': 40}
+
+
+def test_a_network_needs_the_cameras_of_the_data(folder, refused, tmp_path):
+    write_images(tmp_path / 'plain', smooth_images(40, seed=1))
+    line = refused('--metrics=swd', f'--network={folder / "stage2.pkl"}', f'--data={tmp_path / "plain"}', data=False)
+    assert 'plain has no dataset.json at its top, so the cameras are unknown' in line
+
+
 def test_results_are_plotted_over_kimg(folder, tmp_path):
     for stage in (1, 2):
         succeed(tmp_path, '--metrics=swd20', f'--network={folder / f"stage{stage}.pkl"}')
@@ -193,14 +212,19 @@ def test_too_few_images_are_named(refused, folder):
     assert 'pr33_full needs at least 4 images' in refused('--metrics=pr33_full', network)
 
 
-def test_singular_covariances_cost_a_warning(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def inception(tmp_path, monkeypatch):
+    """Options for the small detector in place of the Inception."""
     monkeypatch.setattr('metrics.frechet_distance.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr(detector, '_load', lambda weights, layers: small_detector.SmallExtractor('small', list(layers)))
     (tmp_path / 'weights.pth').write_bytes(b'any')
+    return f'--detector={tmp_path / "weights.pth"}', f'--cache-dir={tmp_path / "cache"}'
+
+
+def test_singular_covariances_cost_a_warning(folder, tmp_path, inception):
     with pytest.warns(UserWarning, match='singular'):
-        succeed(tmp_path, '--metrics=fid12_full', f'--images={folder / "images"}', f'--data={folder / "set.zip"}',
-                f'--detector={tmp_path / "weights.pth"}', f'--cache-dir={tmp_path}')
+        succeed(tmp_path, '--metrics=fid12_full', f'--images={folder / "images"}', f'--data={folder / "set.zip"}', *inception)
     assert json.loads((tmp_path / 'metric-fid12_full.jsonl').read_text())['protocol']['singular_covariance'] is True
 
 
@@ -218,12 +242,9 @@ def test_swd_refuses_renders_of_another_size_than_the_data(refused, folder, size
     assert f'--render-resolution={size} gives images of {size}x{size} pixels' in line and '32x32' in line
 
 
-def test_the_inception_metrics_take_renders_of_another_size_and_say_which(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
-    monkeypatch.setattr(detector, '_load', lambda weights, layers: small_detector.SmallExtractor('small', list(layers)))
-    (tmp_path / 'weights.pth').write_bytes(b'any')
+def test_the_inception_metrics_take_renders_of_another_size_and_say_which(folder, tmp_path, inception):
     succeed(tmp_path, '--metrics=fid20_full', f'--network={folder / "stage2.pkl"}', '--branch=3d', '--render-resolution=16',
-            f'--detector={tmp_path / "weights.pth"}', f'--cache-dir={tmp_path}')
+            *inception)
     protocol = results.read(tmp_path)[0]['protocol']
     assert (protocol['resolution'], protocol['render_resolution']) == (16, 16)
 

@@ -175,20 +175,21 @@ def mirror_label(label):
     return mirrored
 
 
-class PosedImageDataset(torch.utils.data.Dataset):
-    """Square images and their cameras, sorted by file name.
+class ImageDataset(torch.utils.data.Dataset):
+    """Square images of one size, sorted by file name; cameras are not needed.
 
-    path: zip or folder with `dataset.json`. resolution: what the images must measure, in pixels; None takes any.
-    limit: use the first so many images only. mirror: double the set; index i + n is image i of n mirrored in x.
+    path: zip or folder. resolution: what the images must measure, in pixels; None takes any. limit: use the first so many
+    images only. mirror: double the set; index i + n is image i of n mirrored in x.
 
-    Item i is (image uint8 [3, H, W], label float32 [25]). Greyscale becomes RGB, an alpha channel is dropped.
-    Attributes: `resolution` (pixels), `labels` (float32 [len, 25]), `name` (the file's name without suffix).
+    Item i is an image, uint8 [3, H, W]. Greyscale becomes RGB, an alpha channel is dropped.
+    Attributes: `resolution` (pixels), `name` (the file's name without suffix).
     Raises DatasetError for anything wrong with the files: on construction, or on reading a broken image.
     """
 
     def __init__(self, path, resolution=None, limit=None, mirror=False):
         self._store = FileStore(path)
         self._names = self._select(limit)
+        self._mirror = mirror
         self.name = self._store.path.resolve().stem
         self.resolution = self._check_sizes()
         if resolution is not None and resolution != self.resolution:
@@ -196,11 +197,9 @@ class PosedImageDataset(torch.utils.data.Dataset):
                 f'{self._store.path} holds images of {self.resolution}x{self.resolution} pixels, but {resolution}x{resolution} '
                 f'are wanted: choose a --preset of {self.resolution} pixels, or resize the set with '
                 f'dataset_tool.py convert --resolution={resolution}')
-        labels = read_labels(self._store, self._names)
-        self.labels = torch.cat([labels, mirror_label(labels)]) if mirror else labels
 
     def __len__(self):
-        return len(self.labels)
+        return len(self._names) * (2 if self._mirror else 1)
 
     def __getitem__(self, index):
         index = range(len(self))[index]  # negative indices count from the end; IndexError beyond
@@ -210,7 +209,7 @@ class PosedImageDataset(torch.utils.data.Dataset):
         pixels = np.asarray(image.convert('RGB'))
         if index >= len(self._names):
             pixels = pixels[:, ::-1]
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.labels[index].clone()
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def _select(self, limit):
         names = image_names(self._store)
@@ -225,7 +224,7 @@ class PosedImageDataset(torch.utils.data.Dataset):
         width, height = image_size(self._store, self._names[0])
         if width != height:
             raise DatasetError(f'{self._store.path}: image {self._names[0]} is not square ({width}x{height}): '
-                               'crop the set with dataset_tool.py convert')
+                               'crop all images; dataset_tool.py convert crops those with cameras')
         self.resolution = width
         stride = -(-len(self._names) // _HEADERS_CHECKED)
         for name in self._names[::stride]:
@@ -236,7 +235,22 @@ class PosedImageDataset(torch.utils.data.Dataset):
         if size != (self.resolution, self.resolution):
             raise DatasetError(
                 f'{self._store.path}: image {name} measures {size[0]}x{size[1]}, the first one '
-                f'{self.resolution}x{self.resolution}: make them alike with dataset_tool.py convert')
+                f'{self.resolution}x{self.resolution}: make all images square and of one size')
+
+
+class PosedImageDataset(ImageDataset):
+    """An ImageDataset with cameras, from the `dataset.json` of its zip or folder.
+
+    Item i is (image uint8 [3, H, W], label float32 [25]). Attribute: `labels`, float32 [len, 25].
+    """
+
+    def __init__(self, path, resolution=None, limit=None, mirror=False):
+        super().__init__(path, resolution, limit, mirror)
+        labels = read_labels(self._store, self._names)
+        self.labels = torch.cat([labels, mirror_label(labels)]) if mirror else labels
+
+    def __getitem__(self, index):
+        return super().__getitem__(index), self.labels[index].clone()
 
 
 def epoch_order(n, seed, epoch):
