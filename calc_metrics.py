@@ -60,9 +60,9 @@ class Request:
     render_resolution: int | None
     samples: int | None
     importance_samples: int | None
-    sampling: str
+    sampling: str | None
     skip: float
-    noise_mode: str
+    noise_mode: str | None
     gpus: int
     workers: int
     group_options: dict
@@ -95,10 +95,12 @@ def group_options(command):
               help="Pixels per side of the volume render.  [default: the network's]")
 @click.option('--samples', type=click.IntRange(4), help="Stratified samples per ray.  [default: the network's]")
 @click.option('--importance-samples', type=click.IntRange(0), help="Importance samples per ray.  [default: the network's]")
-@click.option('--sampling', type=click.Choice(['deterministic', 'stratified']), default='deterministic', help='Along rays.')
+@click.option('--sampling', type=click.Choice(['stratified', 'deterministic']),
+              help='Along rays.  [default: stratified for fid, fid3d, kid, pr and is; else deterministic]')
 @click.option('--skip', type=FiniteRange(0, 1, max_open=True), default=0.0,
               help='Leave out samples that provably weigh less than this; 0: none.')
-@click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help='Noise of the synthesis.')
+@click.option('--noise-mode', type=click.Choice(['random', 'const', 'none']),
+              help='Noise of the synthesis.  [default: random for fid, fid3d, kid, pr and is; else const]')
 @click.option('--gpus', type=click.IntRange(1), default=1, help='Processes, one per GPU (without one: CPU processes).')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Processes that read images, per GPU.')
 @group_options

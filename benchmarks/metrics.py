@@ -16,7 +16,7 @@ from dnnlib.cli import friendly_errors
 from metrics.collection import collect
 from metrics.detector import FEATURES, NAME, Detector
 from metrics.evaluation import full_precision
-from metrics.images import GeneratedImages
+from metrics.images import PUBLISHED, GeneratedImages
 from metrics.processes import my_batches
 from metrics.registry import Task
 from metrics.statistics import FeatureMoments
@@ -62,7 +62,7 @@ def _wait(device):
 
 def measure(task, labels, detector, images):
     """Seconds for `images` images of a task's branch: generation alone, features alone, both as metrics do it."""
-    source = GeneratedImages(task, labels)
+    source = GeneratedImages(task, labels, PUBLISHED)
     batches = my_batches(images, task.batch)
     example = source.make(batches[0])
 

@@ -11,16 +11,17 @@ from torch_utils import distributed
 def collect(source, wanted, detector, task, description):
     """Stream images through the detector into collectors.
 
-    source: see metrics/images.py; wanted: [(statistic, count)], in the same order on every process; detector: None where no
-    statistic needs it.
+    source: see metrics/images.py; wanted: [(statistic, count)], in the same order on every process; detector: for statistics that
+    have a layer, or None.
     Returns {(statistic, count): what its collector found}. Every process must call it.
     """
     collectors = {(statistic, count): statistic.start(count, source.resolution, task.device) for statistic, count in wanted}
     longest = max(count for _, count in wanted)
+    detects = any(statistic.layer for statistic, _ in wanted)
     beside = Beside(task.device)
 
     def take_in(numbers, images):
-        features = detector(images) if detector else {}
+        features = detector(images) if detects else {}
         for (_, count), collector in collectors.items():
             n = len(range(numbers.start, min(numbers.stop, count)))
             if n:

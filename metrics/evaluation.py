@@ -51,7 +51,8 @@ def _record(name, outcome, task, seconds, about):
     """A line of metric-<name>.jsonl. `seconds` are those of all metrics that were computed together."""
     return {
         'metric': name, 'value': outcome.value, 'parts': outcome.parts, 'branch': task.branch, **about,
-        'data': task.data, 'images': task.images, 'protocol': outcome.protocol,
+        'data': task.data, 'images': task.images,
+        'protocol': {'sampling': None, 'noise_mode': None, **outcome.protocol},  # None: nothing was generated
         'details': outcome.details,
         'seconds': seconds, 'processes': distributed.world_size(), 'device': _device_name(task.device),
         'gpus': distributed.world_size() if task.device.type == 'cuda' else 0,

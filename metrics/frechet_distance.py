@@ -1,4 +1,4 @@
-"""fid<N>_full, fid<N>: Frechet Inception distance (Heusel et al. 2017)."""
+"""fid<N>_full, fid<N>: Frechet Inception distance (Heusel et al. 2017); fid3d<N>_full: with a fixed conditioning camera."""
 
 import warnings
 
@@ -7,6 +7,7 @@ import scipy.linalg
 
 from metrics.detector import FEATURES, WIDTHS
 from metrics.image_quality import ALL, COUNT, GROUP, ImageMetric, image_count
+from metrics.images import FRONTAL
 from metrics.registry import register
 from metrics.statistics import FeatureMoments
 
@@ -22,6 +23,13 @@ class FrechetDistance(ImageMetric):
                           'only compares with others of the same number of images', stacklevel=2)
         value = frechet_distance(judged['mean'], judged['covariance'], real['mean'], real['covariance'])
         return value, {}, {'singular_covariance': singular}
+
+
+class FrechetDistance3D(FrechetDistance):
+    """CGS-GAN's FID3D (METHOD: section 7): a generator that hides the camera in what the mapping network makes of it, so that its
+    subjects differ from view to view, does worse than in FID."""
+
+    rendering = FRONTAL
 
 
 def frechet_distance(mean1, covariance1, mean2, covariance2):
@@ -41,3 +49,5 @@ register('fid<N>_full', GROUP, 'Frechet distance of N generated images to all re
          build=lambda match: FrechetDistance(match[0], image_count(match), ALL))
 register('fid<N>', GROUP, 'Frechet distance of N generated images to N real ones.', pattern=f'fid{COUNT}',
          build=lambda match: FrechetDistance(match[0], image_count(match), image_count(match)))
+register('fid3d<N>_full', GROUP, 'As fid<N>_full, but the frontal camera conditions all images.', pattern=f'fid3d{COUNT}_full',
+         build=lambda match: FrechetDistance3D(match[0], image_count(match), ALL))

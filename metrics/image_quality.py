@@ -1,7 +1,7 @@
 """FID and its family: metrics of a set of generated images, most of them against a set of real ones.
 
-One pass over the judged images serves all metrics that are asked for; real images are looked at once, and what was found is
-cached (metrics/real_statistics.py).
+One pass over the judged images serves all metrics that take the same ones; real images are looked at once, and what was found
+is cached (metrics/real_statistics.py).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from dnnlib.errors import UserError
 from metrics import detector as detectors
 from metrics import registry
 from metrics.collection import collect
-from metrics.images import GeneratedImages, StoredImages, check_render_resolution, check_resolution, load_data
+from metrics.images import (PUBLISHED, GeneratedImages, Rendering, StoredImages, check_render_resolution, check_resolution,
+                            load_data)
 from metrics.processes import from_first
 from metrics.real_statistics import real_statistics
 from metrics.registry import Group, Outcome
@@ -27,7 +28,8 @@ class ImageMetric:
     """A metric by its numbers. Subclasses add `statistic` (metrics/statistics.py) and `compare`.
 
     count: judged images, None: as many as both sets have; real: real images it takes: a number, ALL or None; least: images
-    that a set must have; same_size: whether judged and real images must be of one resolution (the detector resizes its own).
+    that a set must have; same_size: whether judged and real images must be of one resolution (the detector resizes its own);
+    rendering: how a generator makes the images, unless the task says otherwise.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ImageMetric:
     real: int | str | None
     least: ClassVar[int] = 2
     same_size: ClassVar[bool] = False
+    rendering: ClassVar[Rendering] = PUBLISHED
 
     def compare(self, judged, real, task):
         """(value, parts, protocol) from what the statistic's collectors found; `real` is None where none are taken."""
@@ -47,6 +50,11 @@ class ImageMetric:
         wanted = real if self.real == ALL else self.real
         self._check(wanted, real, 'of --data')
         return count, wanted
+
+    def rendering_for(self, task):
+        """The Rendering of a task with a generator."""
+        conditioning = self.rendering.conditioning_camera if task.generator.config.pose_conditioning else 'none'
+        return Rendering(task.sampling or self.rendering.sampling, task.noise_mode or self.rendering.noise_mode, conditioning)
 
     def _check(self, wanted, present, whose):
         if wanted is not None and wanted < self.least:
@@ -72,57 +80,73 @@ def check_counts(names, real):
 def evaluate(metrics, task):
     """Outcomes of ImageMetrics by name; see registry.Group."""
     data = load_data(task) if task.generator is not None or any(metric.real for metric in metrics) else None
-    judged = _judged_images(task, data)
-    for metric in metrics:
+    sources = _judged_images(metrics, task, data)
+    for metric, source in sources.items():
         if metric.same_size and task.generator is not None:
-            check_render_resolution(metric.name, task, judged, data)
-    present = None if task.generator is not None else len(judged), None if data is None else len(data)
+            check_render_resolution(metric.name, task, source, data)
+    present = None if task.generator is not None else len(sources[metrics[0]]), None if data is None else len(data)
     counts = {metric: metric.counts(*present) for metric in metrics}
     layers = sorted({metric.statistic.layer for metric in metrics if metric.statistic.layer})
     weights = detectors.find_weights(task.options.get('detector')) if layers else None
     detector = detectors.Detector(weights[0], layers, task.device) if layers else None
     wanted = [(metric.statistic, counts[metric][1]) for metric in metrics if metric.real]
     real, content = real_statistics(wanted, data, task, detector, weights and weights[1]) if wanted else ({}, None)
-    found = collect(judged, [(metric.statistic, counts[metric][0]) for metric in metrics], detector, task,
-                    f'{task.branch or "stored"} images')
+    found = {}
+    for source in dict.fromkeys(sources.values()):
+        taken = [(metric.statistic, counts[metric][0]) for metric in metrics if sources[metric] is source]
+        found[source] = collect(source, taken, detector, task, f'{task.branch or "stored"} images')
 
     def outcome(metric):
-        count, real_count = counts[metric]
-        value, parts, protocol = metric.compare(found[metric.statistic, count], real.get((metric.statistic, real_count)), task)
-        return Outcome(value, parts, {**_protocol(metric, count, real_count, judged, task, weights, content), **protocol})
+        (count, real_count), source = counts[metric], sources[metric]
+        judged = found[source][metric.statistic, count]
+        value, parts, protocol = metric.compare(judged, real.get((metric.statistic, real_count)), task)
+        return Outcome(value, parts, {**_protocol(metric, count, real_count, source, task, weights, content), **protocol})
     return from_first(lambda: {metric.name: outcome(metric) for metric in metrics})
 
 
-def _judged_images(task, data):
+def _judged_images(metrics, task, data):
+    """{metric: where its images come from}; metrics that take the same images share one source."""
     if task.generator is not None:
-        return GeneratedImages(task, data.labels)
+        renderings = {metric: metric.rendering_for(task) for metric in metrics}
+        sources = {rendering: GeneratedImages(task, data.labels, rendering) for rendering in renderings.values()}
+        return {metric: sources[rendering] for metric, rendering in renderings.items()}
     if task.images is None:
         raise UserError('there is nothing to judge: give --network=PATH or --images=DIR')
-    judged = StoredImages(ImageDataset(task.images), task)
+    for metric in metrics:
+        if metric.rendering.conditioning_camera == 'frontal':
+            raise UserError(f'{metric.name} needs --network: which camera conditioned stored images is unknown; leave it out')
+    stored = StoredImages(ImageDataset(task.images), task)
     if data is not None:
-        check_resolution(task.images, judged, data)
-    return judged
+        check_resolution(task.images, stored, data)
+    return dict.fromkeys(metrics, stored)
 
 
-def _protocol(metric, count, real_count, judged, task, weights, content):
+def _protocol(metric, count, real_count, source, task, weights, content):
     """Every choice that a value depends on."""
-    config = task.generator.config if task.generator is not None else None
-    about_generator = {} if config is None else {
-        'cameras': 'training labels', 'truncation_psi': task.truncation_psi, 'truncation_cutoff': task.truncation_cutoff,
-        'render_resolution': _render_resolution(judged, task), 'render_precision': config.rendering.precision,
-        'skip': task.skip, 'samples_per_ray': [config.rendering.depth_samples, config.rendering.importance_samples],
-        'sampling': task.sampling, 'noise_mode': task.noise_mode}
+    about_generator = {} if task.generator is None else _about_generation(source, task)
     return {'images': count, 'real_images': real_count, 'real_subset': None if metric.real is None else
-            'all' if metric.real == ALL else 'drawn by the seed', 'resolution': judged.resolution, 'mirror': task.mirror,
+            'all' if metric.real == ALL else 'drawn by the seed', 'resolution': source.resolution, 'mirror': task.mirror,
             'data_content': content, 'seed': task.seed, 'batch': task.batch, 'tf32': False, **about_generator,
             **({'detector': detectors.NAME, 'detector_sha256': weights[1], 'layer': metric.statistic.layer}
                if metric.statistic.layer else {})}
 
 
-def _render_resolution(judged, task):
+def _about_generation(source, task):
+    rendering = task.generator.config.rendering
+    about = {'cameras': 'training labels', **source.rendering._asdict(), 'truncation_psi': task.truncation_psi,
+             'truncation_cutoff': task.truncation_cutoff, 'render_resolution': _render_resolution(source, task),
+             'render_precision': rendering.precision, 'skip': task.skip,
+             'samples_per_ray': [rendering.depth_samples, rendering.importance_samples]}
+    if source.rendering.conditioning_camera == 'frontal':
+        about['frontal_camera'] = {'radius': rendering.camera_radius, 'pivot': list(rendering.camera_pivot),
+                                   'focal': rendering.focal}
+    return about
+
+
+def _render_resolution(source, task):
     """Pixels per side of the volume render."""
-    own = judged.resolution if task.branch == '3d' else task.generator.config.render_resolution
-    return judged.render_resolution or own
+    own = source.resolution if task.branch == '3d' else task.generator.config.render_resolution
+    return source.render_resolution or own
 
 
 def image_count(match):

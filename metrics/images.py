@@ -1,5 +1,7 @@
 """Where images come from: a generator, or files. All give 8-bit images in a fixed order, batch by batch."""
 
+from typing import NamedTuple
+
 import torch
 
 from dnnlib.errors import UserError
@@ -8,20 +10,39 @@ from torch_utils.images import to_uint8
 from torch_utils.random import keyed_generator
 from training.dataset import ImageDataset, PosedImageDataset, epoch_order
 from training.loading import CarryErrors
+from training.rendering.viewpoints import view_label
 
+
+class Rendering(NamedTuple):
+    """How images are generated, as far as metrics differ in it.
+
+    sampling: along rays; noise_mode: of the synthesis; both as the generator takes them. conditioning_camera: what the mapping
+    network sees: 'rendering', the camera that the image is rendered from; 'frontal', the same one for all images; 'none'.
+    """
+
+    sampling: str
+    noise_mode: str
+    conditioning_camera: str = 'rendering'
+
+
+PUBLISHED = Rendering('stratified', 'random')  # as the published Inception metrics were computed (METHOD: section 7)
+FRONTAL = PUBLISHED._replace(conditioning_camera='frontal')
+WITHOUT_CHANCE = Rendering('deterministic', 'const')
 
 READ_BATCH = 32  # stored images at once; a constant, since features depend on it in their last digits
 
 
 class GeneratedImages:
-    """Images of a generator: number i has a latent and a camera keyed by (seed, i), the camera from the training labels.
+    """Images of a generator. The latent of number i, its camera, which is one of the training labels, and its random numbers are
+    keyed by (seed, i); latent and camera are the same for every Rendering.
 
-    task: registry.Task with a generator; labels: [M, 25]. The camera conditions the generator, too.
+    task: registry.Task with a generator; labels: [M, 25]; rendering: a Rendering.
     Attribute: `resolution`, pixels per side of the images.
     """
 
-    def __init__(self, task, labels):
-        self.task, self.labels = task, labels
+    def __init__(self, task, labels, rendering):
+        self.task, self.labels, self.rendering = task, labels, rendering
+        self._frontal = view_label(task.generator.config).to(task.device)
         whole = task.generator.config.image_resolution
         # 'coarse' is by default rendered at 64 x 64; here its images stand beside the data's.
         self.render_resolution = task.render_resolution or (whole if task.branch == 'coarse' else None)
@@ -39,10 +60,11 @@ class GeneratedImages:
         task, G = self.task, self.task.generator
         random = ImageRandom(task.seed, numbers, task.device)
         z, c = (self._to_device(inputs) for inputs in self.draw_inputs(numbers))
-        ws = G.mapping(z, c, truncation_psi=task.truncation_psi, truncation_cutoff=task.truncation_cutoff)
-        planes = G.planes(ws, noise_mode=task.noise_mode, random=random)
-        out = G.render(planes, c, branch=task.branch, ws=ws, render_resolution=self.render_resolution, sampling=task.sampling,
-                       skip=task.skip, random=random)
+        seen = self._frontal.expand_as(c) if self.rendering.conditioning_camera == 'frontal' else c
+        ws = G.mapping(z, seen, truncation_psi=task.truncation_psi, truncation_cutoff=task.truncation_cutoff)
+        planes = G.planes(ws, noise_mode=self.rendering.noise_mode, random=random)
+        out = G.render(planes, c, branch=task.branch, ws=ws, render_resolution=self.render_resolution,
+                       sampling=self.rendering.sampling, skip=task.skip, random=random)
         return to_uint8(out['image'])
 
     def draw_inputs(self, numbers):
@@ -63,21 +85,24 @@ class ImageRandom:
 
     def __init__(self, seed, numbers, device):
         self.device = device
-        self._key = [(seed, 1, number) for number in numbers]
-        self._made = None
+        self._keys = [(seed, 1, number) for number in numbers]
+        self._generators = None
 
     def normal(self, *shape):
         """Standard normal numbers [n, *shape]."""
-        return torch.stack([torch.randn(shape, device=self.device, generator=generator) for generator in self._generators()])
+        return self._filled(torch.randn, shape)
 
     def uniform(self, *shape):
         """Numbers uniform in [0, 1), [n, *shape]."""
-        return torch.stack([torch.rand(shape, device=self.device, generator=generator) for generator in self._generators()])
+        return self._filled(torch.rand, shape)
 
-    def _generators(self):
-        if self._made is None:  # most renders draw nothing
-            self._made = [keyed_generator(key, self.device) for key in self._key]
-        return self._made
+    def _filled(self, draw, shape):
+        if self._generators is None:  # renders without chance draw nothing
+            self._generators = [keyed_generator(key, self.device) for key in self._keys]
+        numbers = torch.empty(len(self._keys), *shape, device=self.device)
+        for row, generator in zip(numbers, self._generators):
+            draw(shape, generator=generator, out=row)
+        return numbers
 
 
 class StoredImages:

@@ -41,9 +41,9 @@ class Task:
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None
     render_resolution: int | None = None  # pixels per side of the volume render; None: the network's
-    sampling: str = 'deterministic'  # along rays; or 'stratified'
+    sampling: str | None = None  # along rays: 'stratified' or 'deterministic'; None: each metric's own
     skip: float = 0.0  # leave out samples that weigh less than this; 0: none
-    noise_mode: str = 'const'  # or 'random', 'none'
+    noise_mode: str | None = None  # of the synthesis: 'random', 'const' or 'none'; None: each metric's own
     workers: int = 2  # processes per process that read images
     progress: bool = True
     options: dict = field(default_factory=dict)  # values of the groups' own options

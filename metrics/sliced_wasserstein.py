@@ -15,6 +15,7 @@ import torch
 
 from dnnlib.errors import UserError
 from metrics.image_quality import COUNT, GROUP, ImageMetric, image_count
+from metrics.images import WITHOUT_CHANCE
 from metrics.registry import register
 from torch_utils import distributed
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
@@ -41,6 +42,7 @@ class Patches:
 class SlicedWasserstein(ImageMetric):
     statistic = Patches()
     same_size = True
+    rendering = WITHOUT_CHANCE
 
     def counts(self, judged, real):
         if self.count is not None:

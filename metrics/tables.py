@@ -3,9 +3,12 @@
 import csv
 import io
 
+from metrics.images import PUBLISHED, WITHOUT_CHANCE
+
 # FID, PSNR_mv, SSIM_mv as printed in the paper (METHOD: section 7); None: not given.
 PUBLISHED_DATA = {'ffhq256': 'FFHQ 256', 'ffhq512': 'FFHQ 512', 'cats256': 'Cats 256', 'cats512': 'Cats 512'}
 _METRICS = ('fid50k_full', 'psnr_mv', 'ssim_mv')
+_FID3D = 'fid3d50k_full'
 _SHOWN_PARTS = ('precision', 'recall')
 _PUBLISHED = {
     'StyleSDF': {'ffhq256': (11.5,), 'ffhq512': (11.2,), 'cats512': (7.91,)},
@@ -21,30 +24,49 @@ _PUBLISHED = {
     'Mimic3D 3D branch': {'ffhq256': (5.14, 39.3, 0.974), 'ffhq512': (5.37, 37.8, 0.955), 'cats256': (4.14,), 'cats512': (4.29,)},
 }
 
+# FID and FID3D at FFHQ 512, as printed in CGS-GAN's README.
+_OTHER_PROTOCOL = {'GSGAN': (5.02, 10.50), 'GGHead': (4.34, 7.90), 'CGS-GAN': (4.94, 4.94)}
+OTHER_SOURCE = 'CGS-GAN, another protocol'
+_OTHER_HEADING = '### Another protocol (CGS-GAN: other backgrounds and crops): compare these with each other only'
+
 
 def published_rows(choice):
-    """The paper's results on a data set of PUBLISHED_DATA, on 'all' of them, or on 'none'."""
-    return [{'method': method, 'data': name, 'source': 'published', **dict(zip(_METRICS, values))}
-            for key, name in PUBLISHED_DATA.items() if choice in (key, 'all')
-            for method, by_data in _PUBLISHED.items() for values in [by_data.get(key, ())] if values]
+    """The published results on a data set of PUBLISHED_DATA, on 'all' of them, or on 'none': the paper's, then CGS-GAN's."""
+    paper = [{'method': method, 'data': name, 'source': 'published', **dict(zip(_METRICS, values))}
+             for key, name in PUBLISHED_DATA.items() if choice in (key, 'all')
+             for method, by_data in _PUBLISHED.items() for values in [by_data.get(key, ())] if values]
+    others = [{'method': method, 'data': PUBLISHED_DATA['ffhq512'], 'source': OTHER_SOURCE, 'fid50k_full': fid, _FID3D: fid3d}
+              for method, (fid, fid3d) in _OTHER_PROTOCOL.items() if choice in ('ffhq512', 'all')]
+    return paper + others
 
 
 def rows(records, every=False, published='none'):
     """Rows of a table, dictionaries: one per method, branch, snapshot and protocol settings that users change.
 
     every: all snapshots; otherwise the one of the highest kimg, per method and branch. Of results of the same thing, the
-    last one counts.
+    last one counts. A metric that was not computed on images as it usually is has a column of its own.
     """
     measured = {}
     for record in records:
         row = measured.setdefault(_identity(record), _row(record))
-        row[record['metric']] = record['value']
-        row.update({f'{record["metric"]} {part}': record['parts'][part] for part in _SHOWN_PARTS if part in record['parts']})
+        column = _column(record)
+        row[column] = record['value']
+        row.update({f'{column} {part}': record['parts'][part] for part in _SHOWN_PARTS if part in record['parts']})
     chosen = list(measured.values())
     if not every:
         newest = {(row['method'], row['data'], row['psi']): row for row in sorted(chosen, key=lambda row: row['kimg'] or 0)}
         chosen = [row for row in chosen if row is newest[row['method'], row['data'], row['psi']]]
     return chosen + published_rows(published)
+
+
+def _column(record):
+    """The metric's name, and how images were generated where that is not the metric's own way."""
+    protocol = record['protocol']
+    usual = PUBLISHED if 'detector' in protocol else WITHOUT_CHANCE
+    sampling, noise_mode = protocol.get('sampling'), protocol.get('noise_mode')
+    if (sampling, noise_mode) in (usual[:2], (None, None)):
+        return record['metric']
+    return f'{record["metric"]} ({sampling} rays, {noise_mode} noise)'
 
 
 def _identity(record):
@@ -63,12 +85,21 @@ def _row(record):
 
 
 def render(rows, form='markdown'):
-    """The rows as text: 'markdown' or 'csv'. Columns without any value are left out."""
-    known = dict.fromkeys(['method', 'data', 'source', 'kimg', 'psi', *_METRICS])
+    """The rows as text: 'csv', or 'markdown' with a table of its own for results of another protocol. Columns without any value
+    are left out."""
+    if form == 'csv':
+        return _csv(*_cells(rows))
+    others = [row for row in rows if row['source'] == OTHER_SOURCE]
+    main = _markdown(*_cells([row for row in rows if row['source'] != OTHER_SOURCE]))
+    return f'{main}\n\n{_OTHER_HEADING}\n\n{_markdown(*_cells(others))}' if others else main
+
+
+def _cells(rows):
+    """Names of columns, and the rows' texts."""
+    known = dict.fromkeys(['method', 'data', 'source', 'kimg', 'psi', *_METRICS, _FID3D])
     columns = [name for name in dict.fromkeys([*known, *(name for row in rows for name in row)])
                if any(row.get(name) not in (None, '') for row in rows)]
-    cells = [[_text(row.get(name)) for name in columns] for row in rows]
-    return _csv(columns, cells) if form == 'csv' else _markdown(columns, cells)
+    return columns, [[_text(row.get(name)) for name in columns] for row in rows]
 
 
 def _text(value):

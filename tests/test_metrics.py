@@ -18,7 +18,7 @@ from metrics import DetectorError, Task, detector, evaluate, needs_detector, rea
 from metrics import sliced_wasserstein as swd
 from metrics.collection import collect
 from metrics.frechet_distance import frechet_distance
-from metrics.images import GeneratedImages, StoredImages
+from metrics.images import FRONTAL, PUBLISHED, WITHOUT_CHANCE, GeneratedImages, ImageRandom, Rendering, StoredImages
 from metrics.plots import plot_metrics
 from metrics.statistics import FeatureList, FeatureMoments
 from tests import small_detector
@@ -73,7 +73,8 @@ def values(names, task):
 
 
 @pytest.mark.parametrize('name, count, real', [
-    ('fid50k_full', 50000, 'all'), ('fid2k_full', 2000, 'all'), ('fid50k', 50000, 50000), ('kid50k_full', 50000, 'all'),
+    ('fid50k_full', 50000, 'all'), ('fid2k_full', 2000, 'all'), ('fid50k', 50000, 50000), ('fid3d9k_full', 9000, 'all'),
+    ('kid50k_full', 50000, 'all'),
     ('kid7', 7, 7), ('pr50k3_full', 50000, 'all'), ('is50k', 50000, None), ('swd500', 500, 500), ('swd', None, 16384)])
 def test_names_say_how_many_images(name, count, real):
     (_, [metric]), = registry.by_group([name])
@@ -84,7 +85,7 @@ def test_only_swd_and_consistency_go_without_the_detector():
     assert [needs_detector(name) for name in ('fid2k_full', 'is50k', 'swd', 'psnr_mv')] == [True, True, False, False]
 
 
-@pytest.mark.parametrize('name', ['fid', 'fid0_full', 'fid50m', 'pr50k_full', 'is50k_full', 'nonsense', ''])
+@pytest.mark.parametrize('name', ['fid', 'fid0_full', 'fid3d50k', 'fid50m', 'pr50k_full', 'is50k_full', 'nonsense', ''])
 def test_other_names_are_refused(name):
     with pytest.raises(UserError, match='fid<N>_full'):
         registry.find(name)
@@ -227,21 +228,69 @@ def test_swd_grows_with(changes, distance):
 # Images
 
 
-def generated(**changes):
-    G = tiny_generator().eval()
+def noisy_generator(**changes):
+    """A generator whose noise is seen."""
+    G = tiny_generator(**changes).eval()
+    with torch.no_grad():
+        for name, parameter in G.named_parameters():
+            if 'noise_strength' in name:
+                parameter.fill_(0.2)
+    return G
+
+
+def generated(rendering=WITHOUT_CHANCE, **changes):
+    G = noisy_generator()
     labels = view_label(G.config, torch.linspace(-0.5, 0.5, 9))
-    return GeneratedImages(Task(device=CPU, generator=G, **{'branch': '3d', **changes}), labels)
+    return GeneratedImages(Task(device=CPU, generator=G, **{'branch': '3d', **changes}), labels, rendering)
 
 
 @pytest.mark.parametrize('branch', ['2d', '3d', 'coarse'])
 def test_image_i_does_not_depend_on_its_batch(branch):
-    source = generated(branch=branch, noise_mode='random', sampling='stratified')
+    source = generated(PUBLISHED, branch=branch)
     whole = source.make(range(6)).int()
     parts = torch.cat([source.make(range(0, 1)), source.make(range(1, 6))]).int()
     assert whole.shape == (6, 3, 32, 32)
     assert (whole - parts).abs().max() <= 1  # rounding
     assert (whole[1:] - whole[:1]).abs().amax(dim=(1, 2, 3)).min() > 2
-    assert (generated(branch=branch, seed=1).make(range(6)).int() - whole).abs().max() > 2
+    assert (generated(PUBLISHED, branch=branch, seed=1).make(range(6)).int() - whole).abs().max() > 2
+
+
+@pytest.mark.parametrize('sampling', ['stratified', 'deterministic'])
+@pytest.mark.parametrize('noise_mode', ['random', 'const'])
+def test_chance_in_images_is_keyed_by_their_numbers(sampling, noise_mode):
+    source = generated(Rendering(sampling, noise_mode))
+    G, (z, c) = source.task.generator, source.draw_inputs(range(3))
+    random = ImageRandom(0, range(3), CPU)  # the noise takes its numbers first, then the rays
+    planes = G.planes(G.mapping(z, c), noise_mode=noise_mode, random=random)
+    expected = G.render(planes, c, branch='3d', sampling=sampling, random=random)['image']
+    assert torch.equal(source.make(range(3)), (expected * 127.5 + 128).clamp(0, 255).to(torch.uint8))
+    others = [generated(Rendering(*other)).make(range(3)).int() for other in
+              {('stratified', 'random'), ('stratified', 'const'), ('deterministic', 'random'), ('deterministic', 'const')}
+              - {(sampling, noise_mode)}]
+    assert all((source.make(range(3)).int() - other).abs().max() > 2 for other in others)
+
+
+def test_random_numbers_of_images_are_keyed_by_seed_and_number():
+    drawn = {key: ImageRandom(*key, CPU) for key in [(0, range(4)), (1, range(4)), (0, range(2, 4))]}
+    normal, other, part = (random.normal(500, 2) for random in drawn.values())
+    uniform = drawn[0, range(4)].uniform(1000)
+    assert normal.shape == (4, 500, 2) and abs(float(normal.mean())) < 0.1 and float(normal.std()) == pytest.approx(1, abs=0.05)
+    assert uniform.shape == (4, 1000) and 0 <= uniform.min() and uniform.max() < 1
+    assert float(uniform.mean()) == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(part, normal[2:]) and not torch.equal(other, normal) and not torch.equal(normal[0], normal[1])
+
+
+def test_the_frontal_camera_conditions_and_the_image_is_seen_from_its_label(monkeypatch):
+    frontal, usual = generated(FRONTAL), generated(PUBLISHED)
+    (z, c), (same_z, same_c) = (source.draw_inputs(range(4)) for source in (frontal, usual))
+    assert torch.equal(z, same_z) and torch.equal(c, same_c) and len(c.unique(dim=0)) > 1
+    G, seen = frontal.task.generator, []
+    mapping, render = G.mapping.forward, G.render
+    monkeypatch.setattr(G.mapping, 'forward', lambda z, c, **options: seen.append(c) or mapping(z, c, **options))
+    monkeypatch.setattr(G, 'render', lambda planes, c, **options: seen.append(c) or render(planes, c, **options))
+    images = frontal.make(range(4))
+    assert torch.equal(seen[0], view_label(G.config, yaw=0).expand(4, -1)) and torch.equal(seen[1], c)
+    assert (images.int() - usual.make(range(4)).int()).abs().max() > 2
 
 
 @pytest.mark.parametrize('branch, render_resolution, expected', [
@@ -307,7 +356,7 @@ def test_generation_goes_on_while_features_are_computed(small):
 def test_features_beside_generation_are_those_after_it(small, branch):
     G = tiny_generator().eval().cuda()
     source = GeneratedImages(Task(device=torch.device('cuda'), generator=G, branch=branch, batch=7, progress=False),
-                             view_label(G.config, torch.linspace(-0.5, 0.5, 9)))
+                             view_label(G.config, torch.linspace(-0.5, 0.5, 9)), PUBLISHED)
     extract = SmallExtractor('small', [detector.FEATURES])
     extract.first = extract.first.cuda()
     statistic = FeatureList(detector.FEATURES)
@@ -321,7 +370,8 @@ def test_errors_of_the_side_thread_come_out():
         raise UserError('broken')
     task = Task(device=CPU, generator=tiny_generator().eval(), branch='2d', progress=False)
     with pytest.raises(UserError, match='broken'):
-        collect(GeneratedImages(task, view_label(task.generator.config)), [(FeatureList(detector.FEATURES), 2)], fail, task, '')
+        source = GeneratedImages(task, view_label(task.generator.config), PUBLISHED)
+        collect(source, [(FeatureList(detector.FEATURES), 2)], fail, task, '')
 
 
 def test_metrics_leave_torchs_random_numbers_alone(real):
@@ -517,7 +567,7 @@ def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
         ('run 3D branch', 4.4, 30.0), ('run 2D branch', 7.0, None)]
     text = tables.render(rows)
     assert '| Mimic3D 3D branch' in text and '5.37' in text and '37.8' in text and '5.14' not in text
-    assert len({line.count('|') for line in text.splitlines()}) == 1
+    assert len({line.count('|') for line in text.split('\n\n')[0].splitlines()}) == 1
     assert len(tables.rows(found, every=True)) == 3
     best = [{**each, 'snapshot': 'network-snapshot-best.pkl'} for each in found[:2]]  # a name that means another one later
     assert [(row['kimg'], row['fid50k_full']) for row in tables.rows(best)] == [(20.0, 4.5)]
@@ -528,10 +578,34 @@ def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
 
 def test_the_published_results_are_those_of_the_paper():
     by_method = {(row['method'], row['data']): row for row in tables.published_rows('all')}
-    assert len(by_method) == 30
+    assert len(by_method) == 33
     assert by_method['EG3D', 'FFHQ 256'] == {'method': 'EG3D', 'data': 'FFHQ 256', 'source': 'published', 'fid50k_full': 4.80,
                                              'psnr_mv': 34.0, 'ssim_mv': 0.928}
     assert by_method['GRAM-HD', 'Cats 512']['fid50k_full'] == 7.67 and 'psnr_mv' not in by_method['GRAM-HD', 'Cats 512']
+
+
+def test_results_of_another_protocol_stand_under_a_heading_of_their_own():
+    found = [record(5.0), record(6.0, metric='fid3d50k_full')]
+    main, heading, others = tables.render(tables.rows(found, published='ffhq512')).split('\n\n')
+    assert 'another protocol' in heading.lower() and 'CGS-GAN' in heading and 'GGHead' not in main
+    assert [[cell.strip() for cell in line.split('|')[1:-1]] for line in others.splitlines()[2:]] == [
+        ['GSGAN', 'FFHQ 512', 'CGS-GAN, another protocol', '5.02', '10.5'],
+        ['GGHead', 'FFHQ 512', 'CGS-GAN, another protocol', '4.34', '7.9'],
+        ['CGS-GAN', 'FFHQ 512', 'CGS-GAN, another protocol', '4.94', '4.94']]
+    first, *_ = tables.rows(found, published='none')
+    assert (first['fid50k_full'], first['fid3d50k_full']) == (5.0, 6.0)
+    assert 'another protocol' not in tables.render(tables.rows(found, published='ffhq256'))
+    assert 'GGHead,FFHQ 512,"CGS-GAN, another protocol",4.34' in tables.render(tables.rows([], published='all'), 'csv')
+
+
+def test_another_way_of_generating_images_has_a_column_of_its_own():
+    published, exact = [dict(zip(('sampling', 'noise_mode'), rendering)) for rendering in (PUBLISHED, WITHOUT_CHANCE)]
+    found = [record(5.0, detector='x', **published), record(4.0, detector='x', **exact), record(3.0, metric='swd', **exact),
+             record(2.0, metric='swd', **published), record(30.0, metric='psnr_mv', **exact)]
+    row, = tables.rows(found)
+    assert {name: value for name, value in row.items() if isinstance(value, float) and name not in ('kimg', 'psi')} == {
+        'fid50k_full': 5.0, 'fid50k_full (deterministic rays, const noise)': 4.0, 'swd': 3.0, 'psnr_mv': 30.0,
+        'swd (stratified rays, random noise)': 2.0}
 
 
 def test_a_plot_needs_kimgs(tmp_path):
@@ -549,8 +623,66 @@ def test_records_are_plain_data_and_say_how_they_were_made(small, real, tmp_path
     assert json.loads(json.dumps(found)) == found
     assert {'value', 'snapshot', 'kimg', 'branch', 'seconds', 'gpus', 'versions'} <= set(found)
     expected = {'images': 33, 'real_images': 40, 'cameras': 'training labels', 'truncation_psi': 0.5, 'render_resolution': 8,
-                'samples_per_ray': [6, 4], 'sampling': 'deterministic', 'skip': 0.0, 'seed': 3, 'detector': detector.NAME}
+                'samples_per_ray': [6, 4], 'sampling': 'stratified', 'noise_mode': 'random', 'conditioning_camera': 'rendering',
+                'skip': 0.0, 'seed': 3, 'detector': detector.NAME}
     assert {name: found['protocol'][name] for name in expected} == expected
     assert len(found['protocol']['detector_sha256']) == 64
+
+
+NAMES = ('fid33_full', 'fid3d33_full', 'fid20', 'kid20', 'pr203_full', 'is20', 'swd20')
+
+
+@pytest.fixture
+def judged(small, real, tmp_path):
+    """A function that computes metrics of a generator's 3D branch: records by name."""
+    def judge(G, names=NAMES, **changes):
+        options = {'detector': small, 'cache_dir': str(tmp_path / 'cache')}
+        task = Task(device=CPU, generator=G, data=real, workers=0, progress=False, options=options, **{'branch': '3d', **changes})
+        return {record['metric']: record for record in evaluate(names, task)}
+    return judge
+
+
+def test_every_metric_has_its_own_way_of_generating_images_and_says_so(judged):
+    def ways(records):
+        return {name: tuple(record['protocol'][part] for part in Rendering._fields) for name, record in records.items()}
+    inception = dict.fromkeys(NAMES[:-1], tuple(PUBLISHED))
+    assert ways(judged(noisy_generator())) == {**inception, 'fid3d33_full': tuple(FRONTAL), 'swd20': tuple(WITHOUT_CHANCE)}
+    exact = {**dict.fromkeys(NAMES, tuple(WITHOUT_CHANCE)), 'fid3d33_full': ('deterministic', 'const', 'frontal')}
+    assert ways(judged(noisy_generator(), sampling='deterministic', noise_mode='const')) == exact
+    only_rays = judged(noisy_generator(), ['is20', 'swd20'], sampling='deterministic')
+    assert ways(only_rays) == {'is20': ('deterministic', 'random', 'rendering'), 'swd20': tuple(WITHOUT_CHANCE)}
+    frontal = judged(noisy_generator(), ['fid3d33_full'])['fid3d33_full']['protocol']['frontal_camera']
+    assert frontal == {'radius': 2.7, 'pivot': [0.0, 0.0, 0.2], 'focal': pytest.approx(4.2647)}
+
+
+def test_metrics_with_chance_are_reproducible_and_do_not_depend_on_the_batch(judged):
+    first, again, other = (judged(noisy_generator(), batch=batch) for batch in (16, 16, 5))
+    for name, record in first.items():
+        assert again[name]['value'] == record['value']
+        assert other[name]['value'] == pytest.approx(record['value'], rel=1e-4), name  # a few pixels round the other way
+    exact = judged(noisy_generator(), sampling='deterministic', noise_mode='const')
+    changed = [name for name in NAMES if exact[name]['value'] != pytest.approx(first[name]['value'], rel=2e-3)]
+    assert set(changed) >= {'fid33_full', 'fid3d33_full', 'fid20', 'kid20'} and 'swd20' not in changed
+
+
+def test_fid3d_is_fid_where_no_camera_conditions_the_generator(judged, monkeypatch):
+    names = ('fid33_full', 'fid3d33_full')
+    conditioned = judged(noisy_generator(), names)
+    assert conditioned['fid33_full']['value'] != conditioned['fid3d33_full']['value']
+    made = []
+    make = GeneratedImages.make
+    monkeypatch.setattr(GeneratedImages, 'make', lambda self, numbers: made.append(len(numbers)) or make(self, numbers))
+    free = judged(noisy_generator(pose_conditioning=False), names)
+    assert free['fid33_full']['value'] == free['fid3d33_full']['value'] and sum(made) == 33
+    assert free['fid3d33_full']['protocol']['conditioning_camera'] == 'none'
+
+
+def test_stored_images_have_no_fid3d_and_name_no_way_of_generating_them(small, real, tmp_path):
+    folder = write_images(tmp_path / 'a', smooth_images(33, seed=2))
+    task = stored_task(folder, real, tmp_path, small)
+    with pytest.raises(UserError, match='fid3d33_full needs --network'):
+        values(['fid3d33_full'], task)
+    for found in evaluate(['fid33_full', 'swd'], task):
+        assert found['protocol']['sampling'] is None and found['protocol']['noise_mode'] is None
 
 

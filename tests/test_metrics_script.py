@@ -54,6 +54,19 @@ def test_both_branches_are_judged_on_the_data_of_the_training(folder, tmp_path):
     assert f'swd20 2d 12 kimg: {first["value"]:.6g}' in result.output
 
 
+def test_the_published_way_of_generating_images_is_the_default_and_another_an_option(folder, tmp_path, inception):
+    common = ('--metrics=fid20_full,fid3d20_full,swd20', f'--network={folder / "stage2.pkl"}', *inception)
+    succeed(tmp_path / 'default', *common)
+    succeed(tmp_path / 'exact', *common, '--sampling=deterministic', '--noise-mode=const')
+    ways = [{(one['metric'], one['branch']): (one['protocol']['sampling'], one['protocol']['noise_mode'])
+             for one in results.read(tmp_path / outdir)} for outdir in ('default', 'exact')]
+    chance, none = ('stratified', 'random'), ('deterministic', 'const')
+    assert ways[0] == {(name, branch): none if name == 'swd20' else chance for name, branch in ways[1]}
+    assert len(ways[1]) == 6 and set(ways[1].values()) == {none}
+    table = CliRunner().invoke(calc_metrics.main, ['table', str(tmp_path / 'default'), '--published=ffhq512']).output
+    assert 'fid3d20_full' in table and 'GGHead' in table.split('### Another protocol')[1]
+
+
 def test_a_network_of_stage_1_has_its_2d_branch_judged_and_says_so(folder, tmp_path):
     result = succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage1.pkl"}')
     assert 'only the 2D branch is judged' in result.output
@@ -75,8 +88,8 @@ def test_plain_folders_of_images_need_no_cameras(folder, tmp_path, inception):
     images, names = smooth_images(40, seed=1), ['fid40_full', 'fid20', 'kid40_full', 'pr403_full', 'is40', 'swd']
     write_images(tmp_path / 'plain', images)
     for data, cache in ((tmp_path / 'plain', 'a'), (folder / 'set.zip', 'b')):
-        succeed(tmp_path / cache, f'--metrics={",".join(names)}', f'--images={folder / "images"}', f'--data={data}', '--mirror=true',
-                inception[0], f'--cache-dir={tmp_path / f"cache-{cache}"}')
+        succeed(tmp_path / cache, f'--metrics={",".join(names)}', f'--images={folder / "images"}', f'--data={data}',
+                '--mirror=true', inception[0], f'--cache-dir={tmp_path / f"cache-{cache}"}')
     plain, posed = (results.read(tmp_path / outdir) for outdir in 'ab')
     assert [(one['metric'], one['value']) for one in plain] == [(other['metric'], other['value']) for other in posed]
     assert {one['metric']: one['protocol']['real_images'] for one in plain} == {
@@ -124,8 +137,8 @@ def test_a_result_that_cannot_be_printed_is_written(folder, tmp_path, monkeypatc
 def request_for(metrics, outdir, group_options, **changes):
     """A Request as the command line's defaults make it."""
     values = dict(network=None, images=None, data=None, mirror=None, branch='both', label=None, seed=0, batch=16, trunc=1.0,
-                  trunc_cutoff=None, render_resolution=None, samples=None, importance_samples=None, sampling='deterministic',
-                  skip=0.0, noise_mode='const', gpus=1, workers=0)
+                  trunc_cutoff=None, render_resolution=None, samples=None, importance_samples=None, sampling=None,
+                  skip=0.0, noise_mode=None, gpus=1, workers=0)
     return calc_metrics.Request(metrics=metrics, outdir=outdir, group_options=group_options, **{**values, **changes})
 
 
@@ -145,14 +158,13 @@ def judge_with_small_detector(request):
 def test_the_number_of_processes_changes_nothing(processes, folder, tmp_path):
     weights = tmp_path / 'weights.pth'
     weights.write_bytes(b'any')
-    found = []
+    found, names = [], ['fid40_full', 'fid3d40_full', 'fid20', 'kid21_full', 'pr403_full', 'is40', 'swd']
     for count in (1, processes):
         options = {'detector': str(weights), 'cache_dir': str(tmp_path / f'cache{count}')}
-        request = request_for(['fid40_full', 'fid20', 'kid21_full', 'pr403_full', 'is40', 'swd'], tmp_path / str(count), options,
-                              network=str(folder / 'stage2.pkl'), mirror=True, branch='3d', batch=6, gpus=count)
+        request = request_for(names, tmp_path / str(count), options, network=str(folder / 'stage2.pkl'), mirror=True, branch='3d', batch=6, gpus=count)
         distributed.launch(functools.partial(judge_with_small_detector, request), count)
         found.append(results.read(tmp_path / str(count)))
-    assert len(found[0]) == 6 and [record['processes'] for record in found[1]] == [processes] * 6
+    assert len(found[0]) == 7 and [record['processes'] for record in found[1]] == [processes] * 7
     for one, several in zip(*found, strict=True):
         assert several['value'] == pytest.approx(one['value'], rel=1e-6), one['metric']
         assert several['protocol'] == one['protocol']

@@ -8,10 +8,11 @@ from click.testing import CliRunner
 
 import train as train_script
 from dnnlib.errors import UserError
-from metrics import registry, results
+from metrics import detector, registry, results
 from metrics.monitoring import Monitor
+from tests import small_detector
 from tests.interruption import train_in_child
-from tests.tiny import tiny_run
+from tests.tiny import tiny_generator, tiny_run
 from training.training_loop import train
 
 
@@ -51,6 +52,23 @@ def test_snapshots_are_judged_and_the_best_is_kept(data, tmp_path):
     assert (outdir / 'network-snapshot-best.pkl').exists() and 'the best snapshot so far' in (outdir / 'log.txt').read_text()
     last = json.loads((outdir / 'stats.jsonl').read_text().splitlines()[-1])
     assert 0 < last['share_of_time/metrics'] < 1
+
+
+def test_snapshots_are_judged_as_the_published_numbers_were(data, tmp_path, monkeypatch):
+    monkeypatch.setattr('metrics.frechet_distance.WIDTHS', small_detector.WIDTHS)
+    monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
+    monkeypatch.setattr(detector, '_load', lambda weights, layers: small_detector.SmallExtractor('small', list(layers)))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    (tmp_path / 'weights.pth').write_bytes(b'any')
+    monitor = Monitor(['fid20_full', 'fid3d20_full'], str(data), False, str(tmp_path), str(tmp_path / 'weights.pth'), workers=0)
+    records = monitor.judge(tiny_generator().eval(), torch.device('cpu'), ('2d', '3d'), {'kimg': 1.0, 'label': 'run'}, pytest.fail)
+    assert [(record['metric'], record['branch']) for record in records] == [
+        ('fid20_full', '2d'), ('fid3d20_full', '2d'), ('fid20_full', '3d'), ('fid3d20_full', '3d')]
+    assert len({record['value'] for record in records}) == 4
+    for record in records:
+        camera = 'frontal' if '3d20' in record['metric'] else 'rendering'
+        assert [record['protocol'][name] for name in ('sampling', 'noise_mode', 'conditioning_camera')] == [
+            'stratified', 'random', camera]
 
 
 def test_metrics_every_so_many_snapshots(data, tmp_path):
