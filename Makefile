@@ -64,7 +64,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # ---- The demo. A step whose product exists is not repeated.
 
-SNAPSHOT = $$(ls $(DEMO)/run/network-snapshot-*.pkl | tail -n 1)
 # Without a GPU, two processes of one thread each are faster than one of two threads: the networks are small.
 PROCESSES := $(shell nvidia-smi -L >/dev/null 2>&1 || { [ "$$(nproc)" -ge 2 ] && echo --gpus=2 --threads=1; })
 VIEWS := -0.7/0,-0.35/0,0/0,0.35/0,0.7/0
@@ -79,9 +78,9 @@ $(DEMO)/run/.done: | $(DEMO)/dataset.zip
 	@touch $@
 
 $(DEMO)/.done: $(DEMO)/run/.done
-	$(PY) gen_samples.py --network=$(SNAPSHOT) --seeds=0-5 --views=$(VIEWS) --depth --outdir=$(DEMO)/samples
-	$(PY) gen_samples.py --network=$(SNAPSHOT) --seeds=1 --branch=3d --shapes --shape-resolution=128 --outdir=$(DEMO)/shapes
-	$(PY) gen_videos.py --network=$(SNAPSHOT) --seeds=0-5 --grid=3x2 --branch=3d --frames=90 --yaw-range=0.7 \
+	$(PY) gen_samples.py --network=$(DEMO)/run --seeds=0-5 --views=$(VIEWS) --depth --outdir=$(DEMO)/samples
+	$(PY) gen_samples.py --network=$(DEMO)/run --seeds=1 --branch=3d --shapes --shape-resolution=128 --outdir=$(DEMO)/shapes
+	$(PY) gen_videos.py --network=$(DEMO)/run --seeds=0-5 --grid=3x2 --branch=3d --frames=90 --yaw-range=0.7 \
 		--upscale=3 --output=$(DEMO)/orbit.mp4
-	$(PY) calc_metrics.py --metrics=swd256 --network=$(SNAPSHOT)
+	$(PY) calc_metrics.py --metrics=swd256 --network=$(DEMO)/run
 	@touch $@

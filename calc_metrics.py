@@ -5,7 +5,7 @@ python calc_metrics.py table RUN... ; python calc_metrics.py plot RUN
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -20,7 +20,7 @@ from metrics.processes import from_first
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
 from training.reference_networks import is_pickle
-from training.snapshots import read_snapshot
+from training.snapshots import newest_snapshot, read_snapshot
 from training.subjects import choose_branches, load_generator
 
 BRANCHES = ('2d', '3d', 'both', 'coarse')
@@ -79,7 +79,7 @@ def group_options(command):
 @click.group(invoke_without_command=True, context_settings=dict(max_content_width=120, show_default=True))
 @click.option('--metrics', type=MetricList(),
               help=f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.')
-@click.option('--network', metavar='PATH', help='Network snapshot to judge.')
+@click.option('--network', metavar='PATH', help='Network snapshot to judge; of a folder, the newest one.')
 @click.option('--images', metavar='ZIP|DIR', help='Images of any other method to judge, instead of a network.')
 @click.option('--data', metavar='ZIP|DIR', help='The real images; a network needs their cameras, too.  [default: what it was trained on]')
 @click.option('--mirror', type=bool, help='Double the data by mirrored copies.  [default: as in training]')
@@ -131,6 +131,8 @@ def judge(request):
     """Compute, print and write what a Request asks for, in this process, which may be one of several."""
     distributed.start()
     try:
+        if request.network:
+            request = replace(request, network=from_first(functools.partial(newest_snapshot, request.network)))
         subject = load_subject(request)
         for record in evaluate_branches(request.metrics, subject.task, subject.branches, subject.about):
             from_first(functools.partial(publish, subject.task.outdir, record))

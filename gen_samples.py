@@ -51,7 +51,7 @@ class SampleOptions:
 
 
 @click.command()
-@click.option('--network', required=True, metavar='PATH', help='Network snapshot.')
+@click.option('--network', required=True, metavar='PATH', help='Network snapshot; of a folder, the newest one.')
 @click.option('--seeds', type=SeedList(), required=True, help='One subject each, like 0-15,20.')
 @click.option('--outdir', type=click.Path(file_okay=False, path_type=Path), required=True, help='Where the files go.')
 @click.option('--trunc', type=FiniteRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')

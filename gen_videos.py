@@ -60,7 +60,7 @@ class VideoOptions:
 
 
 @click.command()
-@click.option('--network', required=True, metavar='PATH', help='Network snapshot.')
+@click.option('--network', required=True, metavar='PATH', help='Network snapshot; of a folder, the newest one.')
 @click.option('--seeds', type=SeedList(), required=True,
               help='Subjects, like 0-15,20; a multiple of the number of grid cells.')
 @click.option('--output', type=click.Path(dir_okay=False, path_type=Path), required=True,

@@ -134,7 +134,7 @@ def summary(config):
 @click.option('--batch-gpu', type=click.IntRange(1), help='Images per process and pass; smaller saves memory.')
 @click.option('--stage1-kimg', type=FiniteRange(0), help='Length of stage 1; 0 trains everything together from the start.')
 @click.option('--stage2-kimg', type=FiniteRange(0), help='Length of stage 2.')
-@click.option('--init-from', type=click.Path(dir_okay=False), help='Snapshot whose weights the run starts from.')
+@click.option('--init-from', metavar='PATH', help='Snapshot whose weights the run starts from; of a folder, the newest one.')
 @click.option('--seed', type=click.IntRange(0, 2**32 - 1), help='Random seed.')
 @click.option('--mirror', type=bool, help='Double the set by mirrored copies.')
 @click.option('--augment', type=click.Choice(['none', 'ada']), help='Augmentation of what the discriminators see.')
@@ -224,6 +224,9 @@ def choose_run_dir(preset, outdir, run_id, run_dir, resume):
 def new_run(preset, data, run_dir, options):
     check(preset is not UNSET, f'--preset is missing; choose one of: {", ".join(PRESETS)}')
     check(data is not UNSET, '--data is missing: a zip or folder of posed images')
+    if options['init_from'] is not UNSET:
+        from training.snapshots import newest_snapshot
+        options = {**options, 'init_from': newest_snapshot(options['init_from'])}
     return override(resolve(preset, data, run_dir), options)
 
 
@@ -232,11 +235,18 @@ def continued(saved, preset, data, run_dir, options):
     check(preset in (UNSET, saved.preset), f'--preset={preset}, but the run in {run_dir} has --preset={saved.preset}; name another folder')
     saved = saved.replace(outdir=run_dir, data=data or saved.data)
     given = _given(options)
+    if 'init_from' in given and _holds(given['init_from'], saved.init_from):
+        given['init_from'] = saved.init_from  # of a folder, the run took the snapshot that was the newest then
     check_unchanged(saved, lambda some: override(saved, some), {name: given[name] for name in given if name not in _CHANGEABLE})
     config = override(saved, {name: given[name] for name in given if name in _CHANGEABLE})
     check(config.images_per_group == saved.images_per_group, f'--gpus={config.gpus} and --batch-gpu={config.batch_per_pass} would '
           f"change the run: the discriminators' minibatch statistics are over groups of {saved.images_per_group} images of a pass")
     return config
+
+
+def _holds(folder, file):
+    """Whether a file, or None, lies directly in a folder."""
+    return file is not None and os.path.realpath(folder) == os.path.dirname(os.path.realpath(file))
 
 
 def prepare(config):

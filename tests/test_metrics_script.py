@@ -161,7 +161,8 @@ def test_the_number_of_processes_changes_nothing(processes, folder, tmp_path):
     found, names = [], ['fid40_full', 'fid3d40_full', 'fid20', 'kid21_full', 'pr403_full', 'is40', 'swd']
     for count in (1, processes):
         options = {'detector': str(weights), 'cache_dir': str(tmp_path / f'cache{count}')}
-        request = request_for(names, tmp_path / str(count), options, network=str(folder / 'stage2.pkl'), mirror=True, branch='3d', batch=6, gpus=count)
+        request = request_for(names, tmp_path / str(count), options, network=str(folder / 'stage2.pkl'), mirror=True, branch='3d', batch=6,
+                              gpus=count)
         distributed.launch(functools.partial(judge_with_small_detector, request), count)
         found.append(results.read(tmp_path / str(count)))
     assert len(found[0]) == 7 and [record['processes'] for record in found[1]] == [processes] * 7

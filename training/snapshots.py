@@ -2,7 +2,9 @@
 
 import io
 import os
+import re
 
+import click
 import torch
 
 from dnnlib.errors import UserError
@@ -72,11 +74,28 @@ def read_snapshot(path):
     return content
 
 
+def newest_snapshot(path):
+    """The snapshot that a user's `path` means: the file itself, or of a run's folder the newest one, and then a line says which.
+
+    The numbers in the names decide: times change when files are copied. Raises SnapshotError for a folder that has none.
+    """
+    if not os.path.isdir(path):
+        return path
+    names = [entry.name for entry in os.scandir(path) if entry.is_file() and re.fullmatch(r'network-snapshot-.+\.pkl', entry.name)]
+    if not names:
+        raise SnapshotError(f'{path} is a folder without a network-snapshot-*.pkl; name the folder of a run that has written one, '
+                            'or a snapshot itself')
+    newest = max(names, key=lambda name: [int(digits) for digits in re.findall(r'\d+', name)])  # 'best' comes before all others
+    click.echo(f'{path}: {newest} is its newest snapshot', err=True)
+    return os.path.join(path, newest)
+
+
 def load_networks(path, device='cpu'):
-    """The networks of a snapshot by name: 'G', 'G_ema', 'D', and after stage 2 'D_patch'.
+    """The networks of a snapshot, or of the newest one in a folder, by name: 'G', 'G_ema', 'D', and after stage 2 'D_patch'.
 
     Pickles that EG3D and Mimic3D have published open, too, as far as training/reference_networks.py knows them.
     """
+    path = newest_snapshot(path)
     if os.path.isfile(path) and is_pickle(path):
         return {name: module.to(device) for name, module in load_reference(path).items()}
     content = read_snapshot(path)
