@@ -12,7 +12,7 @@ from dataset_prep.convert import converted_image, load_views, summary
 from dataset_prep.demo import demo_items
 from dnnlib.cli import friendly_errors
 from dnnlib.params import FiniteRange
-from training.dataset import DatasetError, mirror_label
+from training.dataset import DatasetError, image_notes, mirror_label
 from training.rendering.cameras import FFHQ_FOCAL
 
 _POSITIVE = FiniteRange(min=0, min_open=True)
@@ -57,9 +57,11 @@ def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, r
 @click.option('--resolution', type=click.IntRange(min=8), required=True, help='Pixels per side after the crop.')
 @click.option('--radius', type=_POSITIVE, default=2.7, show_default=True,
               help='Median distance of the cameras from the origin; for transforms.json only.')
+@click.option('--background', type=click.Choice(['black', 'white']), default='black', show_default=True,
+              help='What transparent pixels are composited on: as the preset of the training renders.')
 @click.option('--max-images', type=click.IntRange(min=1), help='Use only the first so many.  [default: all]')
 @friendly_errors
-def convert(source, dest, mirror, overwrite, resolution, radius, max_images):
+def convert(source, dest, mirror, overwrite, resolution, radius, background, max_images):
     """Crop and resize photographs with known cameras, and bring the cameras into this project's form.
 
     transforms.json: lens distortion is removed, the world moved to where the cameras look, turned so that they stand
@@ -69,7 +71,9 @@ def convert(source, dest, mirror, overwrite, resolution, radius, max_images):
         raise DatasetError(f'--dest={dest} would replace --source={source}: choose another destination')
     store, views = load_views(source, radius)
     views = views[:max_images]
-    items = (converted_image(store, view, resolution) for view in views)
+    items = (converted_image(store, view, resolution, background) for view in views)
+    for line in image_notes(store, [view.name for view in views], background):
+        click.echo(line)
     _write_all(items, len(views), dest, mirror, overwrite)
 
 

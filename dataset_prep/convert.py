@@ -13,7 +13,8 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
-from training.dataset import LABEL_FILE, DatasetError, FileStore, image_names, image_size, open_image, read_labels
+from training.dataset import (LABEL_FILE, DatasetError, FileStore, check_declared_size, image_names, image_size, open_image,
+                              read_labels)
 
 TRANSFORMS_FILE = 'transforms.json'
 _SUFFIXES_TRIED = ('', '.png', '.jpg', '.jpeg', '.PNG', '.JPG', '.JPEG')
@@ -56,12 +57,12 @@ def load_views(source, radius):
                        'give a folder or zip that has one of them')
 
 
-def converted_image(store, view, resolution):
+def converted_image(store, view, resolution, background='black'):
     """The undistorted, centrally cropped and resized picture of a view, and its label.
 
-    Returns uint8 [resolution, resolution, 3] and float [25]. Transparent pixels become white.
+    Returns uint8 [resolution, resolution, 3] and float [25]. Transparent pixels are composited on `background`, a colour name.
     """
-    image = _opaque(open_image(store, view.name))
+    image = open_image(store, view.name, background)
     if any(view.distortion):
         image = undistort(image, view.intrinsics, view.distortion)
     side = min(image.size)
@@ -176,14 +177,6 @@ def _range(values):
     return f'{values.min():.3f} to {values.max():.3f}'
 
 
-def _opaque(image):
-    if not image.has_transparency_data:
-        return image.convert('RGB')
-    image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    return Image.alpha_composite(white, image).convert('RGB')
-
-
 def _read_dataset(store):
     names = image_names(store)
     if not names:
@@ -217,6 +210,8 @@ def _frame_view(store, frame):
     if not sound:
         raise DatasetError(f'{store.path}: the frame of {name} in {TRANSFORMS_FILE} needs a 4x4 "transform_matrix" '
                            'and "fl_x" or "camera_angle_x", all finite numbers: correct it')
+    if 'w' in frame and 'h' in frame:
+        check_declared_size(store, name, (frame['w'], frame['h']))
     if frame.get('is_fisheye') or frame.get('k3') or frame.get('k4'):
         raise DatasetError(f'{store.path}: {TRANSFORMS_FILE} describes a fisheye lens or k3/k4: undistort the images '
                            'first, for example with COLMAP\'s image_undistorter')

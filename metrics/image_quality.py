@@ -13,11 +13,12 @@ from dnnlib.errors import UserError
 from metrics import detector as detectors
 from metrics import registry
 from metrics.collection import collect
-from metrics.images import (PUBLISHED, GeneratedImages, Rendering, StoredImages, check_render_resolution, check_resolution,
-                            load_data)
+from metrics.images import (PUBLISHED, GeneratedImages, Rendering, StoredImages, background_of, check_render_resolution,
+                            check_resolution, load_data, say_notes)
 from metrics.processes import from_first
 from metrics.real_statistics import real_statistics
 from metrics.registry import Group, Outcome
+from torch_utils import distributed
 from training.dataset import ImageDataset
 
 ALL = 'all'  # every real image
@@ -115,7 +116,10 @@ def _judged_images(metrics, task, data):
     for metric in metrics:
         if metric.rendering.conditioning_camera == 'frontal':
             raise UserError(f'{metric.name} needs --network: which camera conditioned stored images is unknown; leave it out')
-    stored = StoredImages(ImageDataset(task.images), task)
+    images = ImageDataset(task.images, background=background_of(task))
+    if distributed.rank() == 0:
+        say_notes(task, images)
+    stored = StoredImages(images, task)
     if data is not None:
         check_resolution(task.images, stored, data)
     return dict.fromkeys(metrics, stored)

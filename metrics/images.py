@@ -1,11 +1,14 @@
 """Where images come from: a generator, or files. All give 8-bit images in a fixed order, batch by batch."""
 
+import functools
 from typing import NamedTuple
 
+import click
 import torch
 
 from dnnlib.errors import UserError
 from metrics.processes import my_batches
+from torch_utils import distributed
 from torch_utils.images import to_uint8
 from torch_utils.random import keyed_generator
 from training.dataset import ImageDataset, PosedImageDataset, epoch_order
@@ -154,9 +157,33 @@ def load_data(task):
     """
     if task.data is None:
         raise UserError('--data is missing: name the zip or folder of real images')
+    options = {'mirror': task.mirror, 'background': background_of(task)}
     if task.generator is None:
-        return ImageDataset(task.data, mirror=task.mirror)
-    return PosedImageDataset(task.data, resolution=task.generator.config.image_resolution, mirror=task.mirror)
+        data = ImageDataset(task.data, **options)
+    else:
+        data = PosedImageDataset(task.data, resolution=task.generator.config.image_resolution, **options)
+    if distributed.rank() == 0:
+        say_notes(task, data)
+    return data
+
+
+def say_notes(task, images):
+    """Print what is odd about stored images (with `name` and `notes`), once; in training, which has said it, nothing."""
+    if task.progress:
+        for line in images.notes:
+            _say_once(f'{images.name}: {line}')
+
+
+@functools.cache
+def _say_once(line):
+    click.echo(line, err=True)
+
+
+def background_of(task):
+    """'white' or 'black': what transparent pixels of stored images are composited on; the network's, or --background, or black."""
+    if task.generator is not None:
+        return task.generator.config.rendering.background
+    return 'white' if task.options.get('background') == 'white' else 'black'
 
 
 def check_resolution(path, images, data):

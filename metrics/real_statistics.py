@@ -34,7 +34,7 @@ def real_statistics(wanted, data, task, detector, detector_hash):
 
     def path_of(statistic, count):
         seed = None if count == len(data) else task.seed
-        parts = [_VERSION, type(statistic).__name__, statistic.layer, detector_hash, content, data.resolution, task.mirror,
+        parts = [_VERSION, type(statistic).__name__, statistic.layer, detector_hash, content, data.resolution, data.background, task.mirror,
                  count, seed]
         return folder / f'{data.name}-{type(statistic).__name__}-{_digest(parts)}.npz'
 

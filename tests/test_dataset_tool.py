@@ -213,11 +213,6 @@ def test_convert_follows_resized_photographs(photographs, tmp_path):
     torch.testing.assert_close(converted(photographs, tmp_path / 'half').labels, full)
 
 
-def test_convert_puts_transparent_photographs_on_white(photographs, tmp_path):
-    Image.new('RGBA', (WIDTH, HEIGHT)).save(photographs / 'images/0.png')
-    assert (converted(photographs, tmp_path / 'set')[0][0] == 255).all()
-
-
 def test_undistort_moves_bent_points_back():
     intrinsics = np.array([[1.1, 0, 0.48], [0, 0.9, 0.53], [0, 0, 1]])
     k1, k2, p1, p2 = distortion = (0.12, -0.05, 0.02, 0.05)

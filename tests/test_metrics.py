@@ -312,14 +312,6 @@ def test_the_camera_comes_from_the_labels_and_conditions_the_generator():
     assert torch.equal(source.make(range(30)), (expected * 127.5 + 128).clamp(0, 255).to(torch.uint8))
 
 
-def test_a_folder_with_greyscale_and_transparent_images_is_read(tmp_path):
-    from PIL import Image
-    Image.new('L', (8, 8), 77).save(tmp_path / 'a.png')
-    Image.new('RGBA', (8, 8), (1, 2, 3, 4)).save(tmp_path / 'b.png')
-    images = ImageDataset(tmp_path)
-    assert images[0].unique().tolist() == [77] and images[1][:, 0, 0].tolist() == [1, 2, 3]
-
-
 def test_workers_read_the_same_images_in_the_same_order(real):
     data = PosedImageDataset(real)
     tasks = [Task(device=CPU, workers=workers) for workers in (0, 2)]

@@ -100,6 +100,11 @@ class RenderingConfig(Config):
               f'got {self.precision!r}')
         check(self.importance_samples >= 0, f'importance_samples cannot be negative, got {self.importance_samples}')
 
+    @property
+    def background(self):
+        """'white' or 'black': what rays that meet nothing show, and what transparent pixels of the data are composited on."""
+        return 'white' if self.white_background else 'black'
+
 
 @dataclass(frozen=True)
 class GeneratorConfig(Config):

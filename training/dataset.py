@@ -4,9 +4,9 @@ A data set is a zip (stored) or a folder of images with a `dataset.json` at its 
 ``{"labels": [["dir/name.png", [25 numbers]], ...]}``, or a dictionary from names to labels.
 """
 
+import contextlib
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -16,15 +16,15 @@ import zlib
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dnnlib.errors import UserError
+from dnnlib.pictures import PICTURE_SUFFIXES, PictureError, fits_proportions, picture_notes, read_header, read_picture
 from training.rendering.cameras import LABEL_SIZE
 
 LABEL_FILE = 'dataset.json'
 _HEADERS_CHECKED = 5000  # image sizes looked at on construction: under a second; every image is checked when read
-_BROKEN_FILE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, zipfile.BadZipFile,
-                Image.DecompressionBombError)  # what Pillow, zipfile and json raise for bad files
+_BROKEN_FILE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
+# what zipfile and json raise for bad files
 _MIRRORED_POSE_ENTRIES = [1, 2, 3, 4, 8]  # (0,1), (0,2), (0,3), (1,0), (2,0) of the row-major 4x4 pose
 
 
@@ -92,38 +92,58 @@ class FileStore:
         return {**self.__dict__, '_zip': None, '_zip_owner': None}
 
 
-@functools.cache
-def _image_suffixes():
-    Image.init()
-    return tuple(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-
-
 def image_names(store):
     """The image files of a FileStore, sorted; hidden files and macOS's resource forks are none."""
     return [name for name in store.names
-            if name.lower().endswith(_image_suffixes())
+            if name.lower().endswith(PICTURE_SUFFIXES)
             and not any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))]
 
 
-def open_image(store, name):
-    """The Pillow image of a file, fully read. Raises DatasetError naming the file when that fails."""
-    try:
-        image = Image.open(io.BytesIO(store.read(name)))
-        image.load()
-    except _BROKEN_FILE as error:
-        raise DatasetError(f'{store.path}: image {name} cannot be read ({error}): replace or remove it') from error
-    if image.mode.startswith(('I', 'F')):
-        raise DatasetError(f'{store.path}: image {name} has more than 8 bits per channel: convert it to 8 bits')
-    return image
+def open_image(store, name, background='black'):
+    """The picture of a file, RGB, as `dnnlib.pictures.read_picture` has it. Raises DatasetError naming the file."""
+    with _naming(store, name):
+        return read_picture(store.read(name), background)
+
+
+def image_header(store, name):
+    """The dnnlib.pictures.PictureHeader of a file. Raises DatasetError as `open_image` does."""
+    with _naming(store, name), store.open(name) as file:
+        return read_header(file)
 
 
 def image_size(store, name):
-    """(width, height) of an image file in pixels, from its header. Raises DatasetError as `open_image` does."""
+    """(width, height) of a picture file in pixels, upright, from its header. Raises DatasetError as `open_image` does."""
+    return image_header(store, name).size
+
+
+def image_notes(store, names, background):
+    """What `open_image` does to pictures beside reading them, counted, as lines of text. Raises DatasetError as it does."""
+    return picture_notes([image_header(store, name) for name in names], background)
+
+
+@contextlib.contextmanager
+def _naming(store, name):
+    """A PictureError of a file as DatasetError."""
     try:
-        with store.open(name) as file, Image.open(file) as image:
-            return image.size
+        yield
+    except PictureError as error:
+        raise DatasetError(f'{store.path}: image {name} {error}') from error
     except _BROKEN_FILE as error:
         raise DatasetError(f'{store.path}: image {name} cannot be read ({error}): replace or remove it') from error
+
+
+def check_declared_size(store, name, declared):
+    """Raises DatasetError unless a picture has the proportions of the `declared` (width, height) that its camera is for."""
+    header = image_header(store, name)
+    if fits_proportions(header.size, declared):
+        return
+    width, height = header.size
+    said = f'{store.path}: image {name} measures {width}x{height}'
+    if fits_proportions(header.stored_size, declared):
+        raise DatasetError(f'{said} once its EXIF orientation is applied, but its camera is for {declared[0]:g}x{declared[1]:g}, '
+                           'as it is stored: remove the orientation, or make the cameras from upright pictures')
+    raise DatasetError(f'{said}, but its camera is for {declared[0]:g}x{declared[1]:g}, of other proportions: give the picture '
+                       'that the camera belongs to, resized at most')
 
 
 def read_labels(store, names):
@@ -179,18 +199,21 @@ class ImageDataset(torch.utils.data.Dataset):
     """Square images of one size, sorted by file name; cameras are not needed.
 
     path: zip or folder. resolution: what the images must measure, in pixels; None takes any. limit: use the first so many
-    images only. mirror: double the set; index i + n is image i of n mirrored in x.
+    images only. mirror: double the set; index i + n is image i of n mirrored in x. background: colour name, what transparent
+    pixels are composited on.
 
-    Item i is an image, uint8 [3, H, W]. Greyscale becomes RGB, an alpha channel is dropped.
-    Attributes: `resolution` (pixels), `name` (the file's name without suffix).
+    Item i is an image, uint8 [3, H, W]; `dnnlib.pictures.read_picture` says what becomes RGB.
+    Attributes: `resolution` (pixels), `name` (the file's name without suffix), `background`, `notes` (lines of text: what is
+    odd about the set, and what is done about it).
     Raises DatasetError for anything wrong with the files: on construction, or on reading a broken image.
     """
 
-    def __init__(self, path, resolution=None, limit=None, mirror=False):
-        self._store = FileStore(path)
+    def __init__(self, path, resolution=None, limit=None, mirror=False, background='black'):
+        self._store, self.background = FileStore(path), background
         self._names = self._select(limit)
         self._mirror = mirror
         self.name = self._store.path.resolve().stem
+        self.notes = []
         self.resolution = self._check_sizes()
         if resolution is not None and resolution != self.resolution:
             raise DatasetError(
@@ -204,9 +227,9 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitem__(self, index):
         index = range(len(self))[index]  # negative indices count from the end; IndexError beyond
         name = self._names[index % len(self._names)]
-        image = open_image(self._store, name)
+        image = open_image(self._store, name, self.background)
         self._check_size(name, image.size)
-        pixels = np.asarray(image.convert('RGB'))
+        pixels = np.asarray(image)
         if index >= len(self._names):
             pixels = pixels[:, ::-1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
@@ -227,8 +250,11 @@ class ImageDataset(torch.utils.data.Dataset):
                                'crop all images; dataset_tool.py convert crops those with cameras')
         self.resolution = width
         stride = -(-len(self._names) // _HEADERS_CHECKED)
+        headers = []
         for name in self._names[::stride]:
-            self._check_size(name, image_size(self._store, name))
+            headers.append(image_header(self._store, name))
+            self._check_size(name, headers[-1].size)
+        self.notes += picture_notes(headers, self.background)
         return width
 
     def _check_size(self, name, size):
@@ -244,8 +270,8 @@ class PosedImageDataset(ImageDataset):
     Item i is (image uint8 [3, H, W], label float32 [25]). Attribute: `labels`, float32 [len, 25].
     """
 
-    def __init__(self, path, resolution=None, limit=None, mirror=False):
-        super().__init__(path, resolution, limit, mirror)
+    def __init__(self, path, resolution=None, limit=None, mirror=False, background='black'):
+        super().__init__(path, resolution, limit, mirror, background)
         labels = read_labels(self._store, self._names)
         self.labels = torch.cat([labels, mirror_label(labels)]) if mirror else labels
 

@@ -47,7 +47,8 @@ class Run:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-        self.dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution, mirror=config.mirror)
+        self.dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution, mirror=config.mirror,
+                                         background=config.generator.rendering.background)
         self.labels = self.dataset.labels.to(self.device)
         self.statistics = Statistics(self.device)
         self.grid = SampleGrid(self.dataset, config, self.device)
@@ -101,6 +102,8 @@ class Run:
     def _greet(self):
         self.log(f'{len(self.dataset)} images of {self.dataset.resolution}x{self.dataset.resolution} from {self.config.data}; '
                  f'{distributed.world_size()} process(es) on {self.device.type}')
+        for line in self.dataset.notes:
+            self.log(line)
         if self.state:
             for line in describe_resumption(self.state, self.config):
                 self.log(line)

@@ -37,7 +37,8 @@ OPTIONS = (
                  help='Consistency: views lie within +- this pitch, radians.'),
     click.option('--recipe', type=click.Choice(RECIPES), default=RECIPES[0], help='Consistency: how NeuS is trained.'),
     click.option('--background', type=click.Choice(BACKGROUNDS),
-                 help="Consistency: what empty space shows.  [default: the network's; learned for stored views]"),
+                 help="Consistency: what empty space shows.  [default: the network's; learned for stored views]  White or black is "
+                      "also what transparent pixels of stored images are composited on.  [default: the network's, or black]"),
     click.option('--box', type=FiniteRange(0, min_open=True),
                  help="Consistency: side of stored views' scene, world units.  [default: by the cameras]"),
     click.option('--view-size', type=PixelSize(), metavar='WxH', help='Consistency: resize stored views, in pixels.'),

@@ -6,6 +6,7 @@ from pathlib import Path
 from dnnlib.errors import UserError
 from dnnlib.files import source_name
 from metrics.consistency.views import folder_views, generated_views, protocol_labels, subject_folders
+from metrics.images import background_of, say_notes
 
 _SEEDS = 2**32
 
@@ -30,7 +31,7 @@ class GeneratedSubjects:
         self.labels = protocol_labels(task.generator, options['views'], options['yaw'], options['pitch'])
         self.names = [f'seed{task.seed + index:04d}' for index in range(options['subjects'])]
         # Rays that leave the box have met no more than they met: what is left shows the renderer's own background.
-        self.background = 'white' if config.rendering.white_background else 'black'
+        self.background = config.rendering.background
         # 'coarse' is by default rendered at the 2D branch's size; here its views stand beside the other branches'.
         self.render_resolution = task.render_resolution or (config.image_resolution if task.branch == 'coarse' else None)
 
@@ -56,7 +57,7 @@ class StoredSubjects:
     """Folders of pictures with a camera file; see views.subject_folders. fingerprint: of all their files."""
 
     def __init__(self, task):
-        options = task.options
+        self.task, options = task, task.options
         self.path, self.box_size = options['views'], options['box']
         self.size = options['view_size'] and options['view_size'][::-1]
         self.folders = subject_folders(self.path)
@@ -69,10 +70,13 @@ class StoredSubjects:
         self.background = 'learned'
 
     def load(self, index):
-        return folder_views(self.folders[index], self.size, self.box_size)
+        views = folder_views(self.folders[index], self.size, self.box_size, background_of(self.task))
+        say_notes(self.task, views)
+        return views
 
     def about(self):
-        return {'source': str(self.path), 'size': self.size, 'box_size': self.box_size or 'by the cameras'}
+        return {'source': str(self.path), 'size': self.size, 'box_size': self.box_size or 'by the cameras',
+                'transparent_on': background_of(self.task)}
 
 
 def find_subjects(task):

@@ -13,7 +13,7 @@ from dataset_prep.convert import TRANSFORMS_FILE, load_views, undistort
 from dnnlib.errors import UserError
 from dnnlib.files import source_name
 from torch_utils.images import to_uint8
-from training.dataset import LABEL_FILE, open_image
+from training.dataset import LABEL_FILE, image_notes, open_image
 from training.rendering.cameras import split_label
 from training.rendering.rays import cast_rays
 from training.rendering.viewpoints import view_label
@@ -33,7 +33,8 @@ class ViewsError(UserError):
 @dataclass(frozen=True)
 class Views:
     """images: uint8 [V, H, W, 3]; labels: float32 [V, 25], world units; box_size: side of the scene's cube, world units;
-    depth: [V, h, w], distance along the ray, world units, or None where it is unknown. Raises ViewsError for cameras and
+    depth: [V, h, w], distance along the ray, world units, or None where it is unknown; notes: lines of text, what is odd about
+    stored images. Raises ViewsError for cameras and
     boxes that are none."""
 
     name: str
@@ -41,6 +42,7 @@ class Views:
     labels: torch.Tensor
     box_size: float
     depth: torch.Tensor | None = field(default=None, repr=False)
+    notes: tuple = ()
 
     def __post_init__(self):
         if not self.labels.isfinite().all():
@@ -151,11 +153,11 @@ def _has_cameras(path):
     return any((path / name).is_file() for name in CAMERA_FILES)
 
 
-def folder_views(path, size=None, box_size=None):
+def folder_views(path, size=None, box_size=None, background='black'):
     """Views of a folder or zip with `dataset.json` (METHOD: section 8) or `transforms.json` (OpenGL axes, pixels).
 
     size: (height, width) to resize to, by default the images' own; the whole image is kept, undistorted, and transparent
-    pixels become white. box_size: world units, by default what the cameras see at the world's origin (BOX_PER_VIEW). The
+    pixels are composited on `background`, a colour name. box_size: world units, by default what the cameras see at the world's origin (BOX_PER_VIEW). The
     cameras of a `transforms.json` are first brought into the conventions' world (`dataset_prep.convert.normalise_world`).
     Raises DatasetError or ViewsError for unusable folders.
     """
@@ -166,7 +168,7 @@ def folder_views(path, size=None, box_size=None):
                          'better by 30')
     images = []
     for view in views:  # one at a time: many photographs at full size do not fit into memory
-        picture = _picture(store, view)
+        picture = _picture(store, view, background)
         width, height = size[::-1] if size else images[0].shape[1::-1] if images else picture.size
         if size is None and picture.size != (width, height):
             raise ViewsError(f'{path}: image {view.name} is not {width}x{height} pixels as the first one: make them alike, or give '
@@ -174,12 +176,12 @@ def folder_views(path, size=None, box_size=None):
         images.append(np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)))
     labels = torch.from_numpy(np.stack([view.label() for view in views])).float()
     box_size = box_of_cameras(labels) if box_size is None else box_size
-    return Views(name, torch.from_numpy(np.stack(images)), labels, box_size)
+    notes = image_notes(store, [view.name for view in views], background)
+    return Views(name, torch.from_numpy(np.stack(images)), labels, box_size, notes=tuple(notes))
 
 
-def _picture(store, view):
-    image = open_image(store, view.name).convert('RGBA')
-    image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+def _picture(store, view, background):
+    image = open_image(store, view.name, background)
     return undistort(image, view.intrinsics, view.distortion) if any(view.distortion) else image
 
 
