@@ -14,7 +14,7 @@ import torch
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder, source_name
-from dnnlib.params import FiniteRange
+from dnnlib.params import FiniteRange, UserPath
 from metrics import evaluate_branches, registry, results, tables
 from metrics.processes import from_first
 from torch_utils import distributed
@@ -79,12 +79,12 @@ def group_options(command):
 @click.group(invoke_without_command=True, context_settings=dict(max_content_width=120, show_default=True))
 @click.option('--metrics', type=MetricList(),
               help=f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.')
-@click.option('--network', metavar='PATH', help='Network snapshot to judge; of a folder, the newest one.')
-@click.option('--images', metavar='ZIP|DIR', help='Images of any other method to judge, instead of a network.')
-@click.option('--data', metavar='ZIP|DIR', help='The real images; a network needs their cameras, too.  [default: what it was trained on]')
+@click.option('--network', type=UserPath(), metavar='PATH', help='Network snapshot to judge; of a folder, the newest one.')
+@click.option('--images', type=UserPath(), metavar='ZIP|DIR', help='Images of any other method to judge, instead of a network.')
+@click.option('--data', type=UserPath(), metavar='ZIP|DIR', help='The real images; a network needs their cameras, too.  [default: what it was trained on]')
 @click.option('--mirror', type=bool, help='Double the data by mirrored copies.  [default: as in training]')
 @click.option('--branch', type=click.Choice(BRANCHES), default='both', help='Of the network.')
-@click.option('--outdir', type=click.Path(file_okay=False, path_type=Path),
+@click.option('--outdir', type=UserPath(file_okay=False, path_type=Path),
               help="Where metric-<name>.jsonl goes.  [default: the network's folder; for --images the current one]")
 @click.option('--label', help="The method's name in tables.  [default: the name of the run's or image folder]")
 @click.option('--seed', type=click.IntRange(0, 2**32 - 1), default=0, help='Of latents, cameras and subsets.')
@@ -220,7 +220,7 @@ def default_label(request):
 
 
 @main.command()
-@click.argument('runs', nargs=-1, required=True, type=click.Path(exists=True, file_okay=False), metavar='RUN...')
+@click.argument('runs', nargs=-1, required=True, type=UserPath(exists=True, file_okay=False), metavar='RUN...')
 @click.option('--format', 'form', type=click.Choice(['markdown', 'csv']), default='markdown')
 @click.option('--published', type=click.Choice([*tables.PUBLISHED_DATA, 'all', 'none']), default='all',
               help='Of which data the published results of the paper stand beside.')
@@ -233,8 +233,8 @@ def table(runs, form, published, every):
 
 
 @main.command()
-@click.argument('run', type=click.Path(exists=True, file_okay=False), metavar='RUN_DIR')
-@click.option('--output', type=click.Path(dir_okay=False, path_type=Path),
+@click.argument('run', type=UserPath(exists=True, file_okay=False), metavar='RUN_DIR')
+@click.option('--output', type=UserPath(dir_okay=False, path_type=Path),
               help='The PNG to write.  [default: RUN_DIR/metrics.png]')
 @friendly_errors
 def plot(run, output):

@@ -11,7 +11,7 @@ from dataset_prep.archive import DatasetWriter
 from dataset_prep.convert import converted_image, load_views, summary
 from dataset_prep.demo import demo_items
 from dnnlib.cli import friendly_errors
-from dnnlib.params import FiniteRange
+from dnnlib.params import FiniteRange, UserPath
 from training.dataset import DatasetError, image_notes, mirror_label
 from training.rendering.cameras import FFHQ_FOCAL
 
@@ -24,7 +24,7 @@ def _output_options(command):
         click.option('--overwrite', is_flag=True, help='Replace an existing data set.'),
         click.option('--mirror/--no-mirror', default=False, show_default=True,
                      help='Write a mirrored copy after each image.'),
-        click.option('--dest', required=True, metavar='PATH', help='What to write: a file *.zip, or else a folder.'),
+        click.option('--dest', required=True, type=UserPath(), metavar='PATH', help='What to write: a file *.zip, or else a folder.'),
     ):
         command = option(command)
     return command
@@ -52,7 +52,7 @@ def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, r
 
 
 @main.command()
-@click.option('--source', required=True, metavar='PATH', help='Folder or zip with transforms.json or dataset.json.')
+@click.option('--source', required=True, type=UserPath(), metavar='PATH', help='Folder or zip with transforms.json or dataset.json.')
 @_output_options
 @click.option('--resolution', type=click.IntRange(min=8), required=True, help='Pixels per side after the crop.')
 @click.option('--radius', type=_POSITIVE, default=2.7, show_default=True,

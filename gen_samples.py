@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
-from dnnlib.params import FiniteFloat, FiniteRange, SeedList, ViewList
+from dnnlib.params import FiniteFloat, FiniteRange, SeedList, UserPath, ViewList
 from shape_utils.files import FORMATS, save_mesh
 from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
 from torch_utils.images import depth_to_image, image_grid, to_pil, to_uint8
@@ -51,9 +51,9 @@ class SampleOptions:
 
 
 @click.command()
-@click.option('--network', required=True, metavar='PATH', help='Network snapshot; of a folder, the newest one.')
+@click.option('--network', required=True, type=UserPath(), metavar='PATH', help='Network snapshot; of a folder, the newest one.')
 @click.option('--seeds', type=SeedList(), required=True, help='One subject each, like 0-15,20.')
-@click.option('--outdir', type=click.Path(file_okay=False, path_type=Path), required=True, help='Where the files go.')
+@click.option('--outdir', type=UserPath(file_okay=False, path_type=Path), required=True, help='Where the files go.')
 @click.option('--trunc', type=FiniteRange(min=0), default=0.7, show_default=True, help='Truncation psi; 1: none.')
 @click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Truncate only the first so many ws.  [default: all]')
 @click.option('--branch', type=click.Choice(BRANCH_CHOICES), default='both', show_default=True, help='What to render.')

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
-from dnnlib.params import FiniteFloat, FiniteRange, GridSize, SeedList
+from dnnlib.params import FiniteFloat, FiniteRange, GridSize, SeedList, UserPath
 from dnnlib.video import VideoWriter
 from metrics.consistency.texture_images import straightness, texture_image
 from torch_utils.images import image_grid, to_uint8
@@ -60,10 +60,10 @@ class VideoOptions:
 
 
 @click.command()
-@click.option('--network', required=True, metavar='PATH', help='Network snapshot; of a folder, the newest one.')
+@click.option('--network', required=True, type=UserPath(), metavar='PATH', help='Network snapshot; of a folder, the newest one.')
 @click.option('--seeds', type=SeedList(), required=True,
               help='Subjects, like 0-15,20; a multiple of the number of grid cells.')
-@click.option('--output', type=click.Path(dir_okay=False, path_type=Path), required=True,
+@click.option('--output', type=UserPath(dir_okay=False, path_type=Path), required=True,
               help='The mp4 to write; with --epi, the png.')
 @click.option('--mode', type=click.Choice(['orbit', 'interpolate']), default='orbit', show_default=True,
               help='orbit: the subjects one after the other; interpolate: each turns into the next.')

@@ -18,10 +18,10 @@ import click
 import torch
 
 from dnnlib.cli import friendly_errors
-from dnnlib.params import FiniteFloat, FiniteRange, NameList
+from dnnlib.params import FiniteFloat, FiniteRange, NameList, UserPath
 from torch_utils import distributed
 from training.config import AUTO, PRESETS, RENDER_PRECISIONS, ConfigError, check, resolve
-from training.resuming import check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
+from training.resuming import LATEST, check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
 
 UNSET = None
 AWARE = ('stream', 'latent')
@@ -124,17 +124,17 @@ def summary(config):
 
 @click.command(context_settings=dict(max_content_width=120, show_default=True))
 @click.option('--preset', type=click.Choice(list(PRESETS)), help='Configuration to start from; other options override it.')
-@click.option('--data', metavar='ZIP|DIR', help='Posed images with a dataset.json.')
-@click.option('--outdir', default='runs', metavar='DIR', help='Where the folder of the run is made.')
+@click.option('--data', type=UserPath(), metavar='ZIP|DIR', help='Posed images with a dataset.json.')
+@click.option('--outdir', default='runs', type=UserPath(), metavar='DIR', help='Where the folder of the run is made.')
 @click.option('--run-id', metavar='NAME', help='Name of the run in --outdir, instead of a number; if it is there, it goes on.')
-@click.option('--run-dir', metavar='DIR', help='Folder of the run itself; if it holds a run, that goes on.')
-@click.option('--resume', metavar='RUN_DIR|latest', help='Go on with a run, with its own options.')
+@click.option('--run-dir', type=UserPath(), metavar='DIR', help='Folder of the run itself; if it holds a run, that goes on.')
+@click.option('--resume', type=UserPath(words=[LATEST]), metavar='RUN_DIR|latest', help='Go on with a run, with its own options.')
 @click.option('--gpus', type=click.IntRange(1), help='Processes, one per GPU (on a machine without: CPU processes).')
 @click.option('--batch', type=click.IntRange(1), help='Images per step over all processes.')
 @click.option('--batch-gpu', type=click.IntRange(1), help='Images per process and pass; smaller saves memory.')
 @click.option('--stage1-kimg', type=FiniteRange(0), help='Length of stage 1; 0 trains everything together from the start.')
 @click.option('--stage2-kimg', type=FiniteRange(0), help='Length of stage 2.')
-@click.option('--init-from', metavar='PATH', help='Snapshot whose weights the run starts from; of a folder, the newest one.')
+@click.option('--init-from', type=UserPath(), metavar='PATH', help='Snapshot whose weights the run starts from; of a folder, the newest one.')
 @click.option('--seed', type=click.IntRange(0, 2**32 - 1), help='Random seed.')
 @click.option('--mirror', type=bool, help='Double the set by mirrored copies.')
 @click.option('--augment', type=click.Choice(['none', 'ada']), help='Augmentation of what the discriminators see.')
@@ -143,7 +143,7 @@ def summary(config):
 @click.option('--gamma-patch', type=FiniteRange(0), help='R1 weight of the patch discriminator, where it differs.')
 @click.option('--imitation', type=click.Choice(['lpips', 'pyramid', 'none']), help='What the 3D branch imitates with.')
 @click.option('--imitation-weight', type=FiniteRange(0), help='Weight of the imitation loss.')
-@click.option('--lpips-weights', metavar='FILE', help="torchvision's VGG-16 weights for LPIPS; else torch's cache or a download.")
+@click.option('--lpips-weights', type=UserPath(), metavar='FILE', help="torchvision's VGG-16 weights for LPIPS; else torch's cache or a download.")
 @click.option('--patch-weight', type=FiniteRange(0), help="lambda_p, of the generator's patch term.")
 @click.option('--density-weight', type=FiniteRange(0), help='Weight of the density regularisation.')
 @click.option('--blur-fade', type=FiniteRange(0), help='Thousands of images over which the blur fades (times batch / 32).')
@@ -176,7 +176,7 @@ def summary(config):
 @click.option('--snap', type=click.IntRange(1), help='Ticks between snapshots and sample grids.')
 @click.option('--metrics', type=NameList(), help='Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd; or none.')
 @click.option('--metrics-every', type=click.IntRange(1), help='Snapshots from one evaluation to the next.')
-@click.option('--detector', metavar='FILE', help="The metrics' feature detector; else torch-fidelity's cache or a download.")
+@click.option('--detector', type=UserPath(), metavar='FILE', help="The metrics' feature detector; else torch-fidelity's cache or a download.")
 @click.option('--workers', type=click.IntRange(0), help='Processes that read images.')
 @click.option('--threads', type=click.IntRange(1), help='CPU threads per process.')
 @click.option('--state-every', metavar='INTERVAL', help='How often to save the training state, such as 15min or 50kimg.')
@@ -210,15 +210,14 @@ def choose_run_dir(preset, outdir, run_id, run_dir, resume):
     """The folder of the run that the options name, or a new one."""
     named = {name: value for name, value in (('--run-id', run_id), ('--run-dir', run_dir), ('--resume', resume)) if value is not UNSET}
     check(len(named) <= 1, f'{" and ".join(named)} name the run twice; give one of them')
-    for name, value in named.items():
-        check(value.strip('./' if name == '--run-id' else None), f'{name}={value} names no run; give it a name, or leave it out')
+    check(run_id is UNSET or run_id.strip('./'), f'--run-id={run_id} names no run; give it a name, or leave it out')
     check(named or not distributed.under_torchrun(), 'under torchrun, name the run with --run-id or --run-dir: '
           'a process that is started again must find it')
     if resume is not UNSET:
         run_dir = run_to_resume(resume, outdir)
     elif run_id is not UNSET:
         run_dir = os.path.join(outdir, run_id)
-    return os.path.normpath(run_dir or new_run_dir(outdir, preset))
+    return run_dir or new_run_dir(outdir, preset)
 
 
 def new_run(preset, data, run_dir, options):

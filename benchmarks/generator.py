@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measuring import device_name, markdown, number, peak_megabytes, write_json
 from benchmarks.ops import median_time
 from dnnlib.cli import friendly_errors
+from dnnlib.params import UserPath
 from training.config import PRESETS, generator_config
 from training.networks.aware_conv import align_planes, aware_modulated_conv2d
 from training.networks.generator import Generator
@@ -92,7 +93,7 @@ def table(result):
 @click.option('--small', is_flag=True, help='Small sizes, as without a GPU')
 @click.option('--batches', default='1,4', show_default=True, help='Images at a time, separated by commas')
 @click.option('--repeats', type=click.IntRange(min=1), default=20, show_default=True)
-@click.option('--json', 'json_path', type=click.Path(dir_okay=False), help='Also write the result to this file')
+@click.option('--json', 'json_path', type=UserPath(dir_okay=False), help='Also write the result to this file')
 @friendly_errors
 def main(preset, small, batches, repeats, json_path):
     """Times of making planes, as a table."""

@@ -13,6 +13,7 @@ import click
 import torch
 
 from dnnlib.cli import friendly_errors
+from dnnlib.params import UserPath
 from metrics.collection import collect
 from metrics.detector import FEATURES, NAME, Detector
 from metrics.evaluation import full_precision
@@ -81,9 +82,9 @@ def measure(task, labels, detector, images):
 
 
 @click.command(context_settings=dict(show_default=True))
-@click.option('--network', metavar='PATH', help='Snapshot to measure.  [default: a random network of --preset]')
+@click.option('--network', type=UserPath(), metavar='PATH', help='Snapshot to measure.  [default: a random network of --preset]')
 @click.option('--preset', type=click.Choice(list(PRESETS)), default='demo', help='Size of the random network.')
-@click.option('--detector', metavar='FILE', help='Inception weights; the speed does not depend on them.  [default: random ones]')
+@click.option('--detector', type=UserPath(), metavar='FILE', help='Inception weights; the speed does not depend on them.  [default: random ones]')
 @click.option('--images', type=click.IntRange(1), default=64, help='Images per measurement.')
 @click.option('--batch', type=click.IntRange(1), default=16, help='Images at once.')
 @friendly_errors

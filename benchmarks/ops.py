@@ -18,6 +18,7 @@ import torch
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
+from dnnlib.params import UserPath
 from torch_utils import custom_ops
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
@@ -168,7 +169,7 @@ def table(result, implementations):
 @click.option('--repeats', type=click.IntRange(min=1), default=50, show_default=True,
               help='measurements of which the median is taken')
 @click.option('--compile/--no-compile', 'with_compile', default=True, help='compare with torch.compile too')
-@click.option('--json', 'json_path', type=click.Path(dir_okay=False), help='also write the results to this file')
+@click.option('--json', 'json_path', type=UserPath(dir_okay=False), help='also write the results to this file')
 @friendly_errors
 def main(repeats, with_compile, json_path):
     """Time the operators at the sizes of the ffhq512 preset."""

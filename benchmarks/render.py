@@ -19,6 +19,7 @@ import torch
 from benchmarks.measuring import device_name, markdown, number, peak_megabytes, write_json
 from benchmarks.ops import copy_bandwidth, median_time
 from dnnlib.cli import friendly_errors
+from dnnlib.params import UserPath
 from training.config import PRESETS, RENDER_PRECISIONS, generator_config
 from training.networks.generator import Generator, Planes
 from training.rendering.choice import VARIABLE
@@ -201,7 +202,7 @@ def build_generator(preset, small, device):
               help='With a network: weights under which samples are left out')
 @click.option('--small', is_flag=True, help='Small sizes, as without a GPU')
 @click.option('--repeats', type=click.IntRange(min=1), default=20, show_default=True)
-@click.option('--json', 'json_path', type=click.Path(dir_okay=False), help='Also write the result to this file')
+@click.option('--json', 'json_path', type=UserPath(dir_okay=False), help='Also write the result to this file')
 @friendly_errors
 def main(preset, network, skips, small, repeats, json_path):
     """Times of rendering, as a table."""

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 import warnings
+from pathlib import Path
 
 from dnnlib.errors import UserError
 
@@ -23,6 +24,19 @@ def make_output_folder(folder):
         raise UserError(f'{folder} is a file, and a folder is needed there; choose another path') from None
     except OSError as error:
         raise UserError(f'{folder} cannot be written: {error.strerror}; choose another path or make room') from None
+
+
+def absolute(path):
+    """A path as users write it, as str: `~` and `~name` are homes, and what is relative is meant from the current folder.
+
+    Raises UserError where there is no such home or no current folder, or no path at all.
+    """
+    if not str(path):
+        raise UserError('the path is empty')
+    try:
+        return str(Path(path).expanduser().absolute())  # `..` stays: behind a link it is not what it seems
+    except (RuntimeError, OSError) as error:
+        raise UserError(f'{path} cannot be found from here ({error}): give an absolute path') from None
 
 
 def source_name(path):

@@ -1,12 +1,34 @@
-"""Parameter types of the command lines: finite numbers, seeds, viewpoints and grid sizes."""
+"""Parameter types of the command lines: paths, finite numbers, seeds, viewpoints and grid sizes."""
 
 import math
 import re
 
 import click
 
+from dnnlib.errors import UserError
+from dnnlib.files import absolute
+
 _LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState
 _MOST_SEEDS = 10**6  # a longer list is a slip of the keyboard, and would fill the memory before it failed
+
+
+class UserPath(click.Path):
+    """A path, absolute from here on: `~` is the home, and what is relative is meant from the current folder.
+
+    Options are click.Path's. words: values that are no paths, and stay as they are.
+    """
+
+    def __init__(self, *, words=(), **options):
+        super().__init__(**options)
+        self.words = words
+
+    def convert(self, value, param, ctx):
+        if value in self.words:
+            return value
+        try:
+            return super().convert(absolute(value), param, ctx)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
 
 
 class _Finite:

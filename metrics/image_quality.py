@@ -10,6 +10,7 @@ from typing import ClassVar
 import click
 
 from dnnlib.errors import UserError
+from dnnlib.params import UserPath
 from metrics import detector as detectors
 from metrics import registry
 from metrics.collection import collect
@@ -161,6 +162,6 @@ def image_count(match):
 COUNT = r'(?P<count>[1-9]\d*)(?P<thousand>k?)'  # in patterns of names
 
 GROUP = Group(evaluate, options=(
-    click.option('--detector', metavar='FILE',
+    click.option('--detector', type=UserPath(), metavar='FILE',
                  help='Inception weights of torch-fidelity.  [default: its cache, or its download]'),
-    click.option('--cache-dir', metavar='DIR', help='Where statistics of real images are kept.  [default: ~/.cache/mimic3d]')))
+    click.option('--cache-dir', type=UserPath(), metavar='DIR', help='Where statistics of real images are kept.  [default: ~/.cache/mimic3d]')))

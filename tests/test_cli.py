@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder, replacing
+from dnnlib.params import UserPath
 
 
 def outcome(error):
@@ -52,3 +53,57 @@ def test_a_file_that_cannot_be_replaced_is_named_as_the_user_named_it(tmp_path):
         with pytest.raises(OSError) as caught, replacing(path):
             pass
         assert caught.value.filename == str(path)
+
+
+# Paths
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A current folder and a home."""
+    for name in ('here', 'home'):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    return tmp_path
+
+
+@pytest.mark.parametrize('given, meant', [
+    ('a/b.zip', 'here/a/b.zip'), ('./a', 'here/a'), ('-x.mp4', 'here/-x.mp4'), ('~/a', 'home/a'), ('~', 'home'), ('a~', 'here/a~'),
+    ('../c', 'here/../c'), ('.', 'here')])
+def test_paths_are_absolute_from_the_door_on(given, meant, places):
+    assert UserPath().convert(given, None, None) == str(places / meant)
+
+
+@pytest.mark.parametrize('given, message', [('', 'is empty'), ('~nobody-of-this-name/a', 'absolute path')])
+def test_paths_that_lead_nowhere_are_refused(given, message, places):
+    with pytest.raises(click.BadParameter, match=message):
+        UserPath().convert(given, None, None)
+
+
+def test_a_home_that_is_not_known_is_named(places, monkeypatch):
+    monkeypatch.setattr('pathlib.Path.expanduser', lambda path: (_ for _ in ()).throw(RuntimeError('Could not determine home directory.')))
+    with pytest.raises(click.BadParameter, match='home directory'):
+        UserPath().convert('~/a', None, None)
+
+
+# Words that stand for a file or folder in an option's help.
+PLACES = {'PATH', 'ZIP|DIR', 'DIR', 'FILE', 'RUN_DIR', 'RUN_DIR|latest', 'RUN...'}
+
+
+def commands():
+    import calc_metrics
+    import dataset_tool
+    import gen_samples
+    import gen_videos
+    import train
+    from training import legacy
+    for command in (calc_metrics.main, dataset_tool.main, gen_samples.main, gen_videos.main, train.main, legacy.main):
+        yield from [command, *getattr(command, 'commands', {}).values()]
+
+
+def test_every_option_that_names_a_place_is_one_of_these_paths():
+    for command in commands():
+        for option in command.params:
+            if isinstance(option.type, click.Path) or option.metavar in PLACES:
+                assert isinstance(option.type, UserPath), (command.name, option.name)

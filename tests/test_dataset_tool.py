@@ -310,10 +310,10 @@ def test_interruption_leaves_nothing(tmp_path, name, error):
     assert not any((tmp_path / 'new').iterdir())
 
 
-@pytest.mark.parametrize('dest', ['.', '/', '', '..'])
-def test_destinations_without_a_name(dest, tmp_path, monkeypatch):
+@pytest.mark.parametrize('dest, message', [('.', 'is not a data set'), ('/', 'names no file or folder'), ('..', 'names no file or folder')])
+def test_destinations_without_a_name(dest, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert 'names no file or folder' in refused('demo', '--dest', dest, '--images', 2, '--resolution', 16, '--overwrite')
+    assert message in refused('demo', '--dest', dest, '--images', 2, '--resolution', 16, '--overwrite')
     assert not list(tmp_path.iterdir())
 
 

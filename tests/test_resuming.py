@@ -524,7 +524,7 @@ def test_the_same_options_again_are_no_change(data, tmp_path):
 @pytest.mark.parametrize('arguments, message', [
     (['--resume=absent'], 'no such folder'), (['--resume=latest'], 'there is no run in'), (['--resume=EMPTY'], 'holds no run: name'),
     (['--resume=EMPTY', '--preset=demo', '--data=d'], 'holds no run: name'), (['--run-id='], '--run-id= names no run'),
-    (['--run-id=.'], '--run-id=. names no run'), (['--run-dir='], '--run-dir= names no run'),
+    (['--run-id=.'], '--run-id=. names no run'),
     (['--resume=latest', '--run-id=x'], 'name the run twice'), (['--data=d'], '--preset is missing'),
     (['--preset=demo'], '--data is missing'), (['--preset=demo', '--data=d', '--state-every=often'], '--state-every=often'),
     (['--preset=demo', '--data=d', '--state-every=0min'], '--state-every=0min'),

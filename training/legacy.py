@@ -12,6 +12,7 @@ import click
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder, replacing
+from dnnlib.params import UserPath
 from training.reference_networks import LegacyError, build_from_reference
 from training.snapshots import describe, load_networks, save_snapshot
 
@@ -37,7 +38,7 @@ def main():
 
 
 @main.command()
-@click.argument('source', type=click.Path(exists=True, dir_okay=False))
+@click.argument('source', type=UserPath(exists=True, dir_okay=False))
 @friendly_errors
 def info(source):
     """Print what SOURCE holds."""
@@ -48,9 +49,9 @@ def info(source):
 
 
 @main.command()
-@click.argument('source', type=click.Path(exists=True, dir_okay=False))
-@click.argument('target', type=click.Path(dir_okay=False))
-@click.option('--safetensors', type=click.Path(dir_okay=False), help='Also write all tensors to this file.')
+@click.argument('source', type=UserPath(exists=True, dir_okay=False))
+@click.argument('target', type=UserPath(dir_okay=False))
+@click.option('--safetensors', type=UserPath(dir_okay=False), help='Also write all tensors to this file.')
 @friendly_errors
 def convert(source, target, safetensors):
     """Write the networks of SOURCE to TARGET in this project's format."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import UserError
-from dnnlib.params import FiniteRange, PixelSize
+from dnnlib.params import FiniteRange, PixelSize, UserPath
 from metrics.consistency import evaluation
 from metrics.consistency.recipes import RECIPES
 from metrics.consistency.rendering import BACKGROUNDS
@@ -23,7 +23,7 @@ class ViewSource(click.ParamType):
 
     def convert(self, value, param, ctx):
         if isinstance(value, str):
-            return int(value) if re.fullmatch(r'\d+', value) else Path(value)
+            return int(value) if re.fullmatch(r'\d+', value) else UserPath(path_type=Path).convert(value, param, ctx)
         return value
 
 
