@@ -20,7 +20,7 @@ import torch
 from dnnlib.cli import friendly_errors
 from dnnlib.params import FiniteFloat, FiniteRange, NameList, UserPath
 from torch_utils import distributed
-from training.config import AUTO, PRESETS, RENDER_PRECISIONS, ConfigError, check, resolve
+from training.config import AUTO, PRESETS, RENDER_PRECISIONS, ConfigError, check, continuing, from_nothing, resolve
 from training.resuming import LATEST, check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
 
 UNSET = None
@@ -50,7 +50,7 @@ def near_or_far(value):
 # Options by the part of the configuration that they override: {option name: field name}.
 _RUN = dict(batch='batch', batch_gpu='batch_gpu', gpus='gpus', seed='seed', mirror='mirror', workers='workers', augment='augment',
             ada_target='ada_target', ema_kimg='ema_kimg', share_fakes='share_fakes', tf32='tf32', tick='tick_kimg',
-            snap='snapshot_ticks', init_from='init_from', lpips_weights='lpips_weights', threads='threads', state_every='state_every',
+            snap='snapshot_ticks', init_from='init_from', fresh_schedules='fresh_schedules', lpips_weights='lpips_weights', threads='threads', state_every='state_every',
             keep_states='keep_states', max_minutes='max_minutes', max_bad_steps='max_bad_steps', timeout='timeout_minutes',
             metrics='metrics', metrics_every='metrics_every', detector='detector')
 _GENERATOR = dict(render_resolution='render_resolution', plane_resolution='plane_resolution', pose_conditioning='pose_conditioning',
@@ -83,8 +83,7 @@ def override(config, options):
         stage = getattr(config, f'stage{number}')
         stages[f'stage{number}'] = stage.replace(kimg=given.get(f'stage{number}_kimg', stage.kimg),
                                                  loss=stage.loss.replace(**_stage_loss(changes(_LOSS), number, given)))
-    if stages['stage1'].kimg == 0 and 'init_from' not in given and config.init_from is None:
-        stages['stage2'] = _with_schedules_of(stages['stage1'], stages['stage2'])
+    stages = _scheduled(stages, config.replace(**changes(_RUN)), given)
     optimizer = config.optimizer.replace(**changes(_OPTIMIZER))
     return config.replace(generator=generator, discriminator=discriminator, patch_discriminator=patch, optimizer=optimizer,
                           **stages, **changes(_RUN))
@@ -99,11 +98,21 @@ def _given(options):
     return {name: value for name, value in options.items() if value is not UNSET}
 
 
-def _with_schedules_of(first, second):
-    """Stage 2 from the first image on (supplement, section II.1): nothing is trained yet, so stage 1's ramps apply."""
-    names = ('blur_init_sigma', 'blur_fade_kimg', 'swap_start', 'swap_end', 'swap_fade_kimg')
-    loss = second.loss.replace(**{name: getattr(first.loss, name) for name in names})
-    return second.replace(loss=loss, ema_rampup=first.ema_rampup, ada_kimg=first.ada_kimg)
+def _scheduled(stages, run, given):
+    """The stages with the schedules of what the run starts from, which is told by `run` (a RunConfig).
+
+    Given weights have no use for blur and ramps, in whichever stage comes first. From nothing, the first stage has them, also
+    where that is stage 2 (supplement, section II.1).
+    """
+    first = 'stage1' if stages['stage1'].kimg > 0 else 'stage2'
+    if run.init_from is None or run.fresh_schedules:
+        return {**stages, first: from_nothing(stages[first], stages['stage1'])}
+    if 'init_from' not in given:  # a run that goes on: its schedules are settled
+        return stages
+    stage = continuing(stages[first])
+    if 'blur_fade' in given:
+        stage = stage.replace(loss=stage.loss.replace(blur_fade_kimg=given['blur_fade']))
+    return {**stages, first: stage}
 
 
 def _stage_loss(changes, number, given):
@@ -135,6 +144,7 @@ def summary(config):
 @click.option('--stage1-kimg', type=FiniteRange(0), help='Length of stage 1; 0 trains everything together from the start.')
 @click.option('--stage2-kimg', type=FiniteRange(0), help='Length of stage 2.')
 @click.option('--init-from', type=UserPath(), metavar='PATH', help='Snapshot whose weights the run starts from; of a folder, the newest one.')
+@click.option('--fresh-schedules', type=bool, is_flag=False, flag_value=True, help='With --init-from: blur, ramps and ADA begin as in a run from nothing.')
 @click.option('--seed', type=click.IntRange(0, 2**32 - 1), help='Random seed.')
 @click.option('--mirror', type=bool, help='Double the set by mirrored copies.')
 @click.option('--augment', type=click.Choice(['none', 'ada']), help='Augmentation of what the discriminators see.')

@@ -6,6 +6,7 @@ prints the worst error of every quantity of every golden. tests/test_parity.py a
 """
 
 import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
 from training import reference_networks
-from training.augment import AugmentConfig, AugmentPipe
+from training.augment import augment
 from training.config import LossConfig
 from training.losses import FakeInputs, Objectives, Schedule, crop, r1_penalty
 from training.networks.aware_conv import align_planes
@@ -28,6 +29,9 @@ from training.rendering import cameras, rays
 OUTPUT = 1e-4  # of the output's own scale
 GRADIENT = 2e-3  # relative, of a gradient's norm
 ILL_CONDITIONED = 3e-2  # the same through S2D's leaky ReLUs, where rounding of the weights moves some norms this much
+R1_GRADIENT = 5e-3  # of R1 alone, relative to at least R1_FLOOR of the largest norm: small gradients of biases are ill-conditioned
+R1_FLOOR = 1 / 50
+MISSED_DEPTH = 5e-4  # depths, where rays miss the box
 ROUNDING = 1e-7
 SMALL_NORM = 1e-6  # gradient norms below this are rounding
 
@@ -65,16 +69,18 @@ class Comparison:
         expected = self.arrays[key].float()
         self.rows.append(Row(label or key, worst_error(actual.detach().float(), expected), allowed, expected.numel()))
 
-    def gradients(self, label, module, expected, allowed, unrecorded=lambda name: False):
+    def gradients(self, label, module, expected, allowed, unrecorded=lambda name: False, floor=0.0):
         """The gradients that `module` holds now against norms by published name, in both directions.
 
-        unrecorded: own names whose gradients the golden does not have.
+        unrecorded: own names whose gradients the golden does not have; floor: errors are relative to at least this share of the
+        largest norm.
         """
+        floor = floor * max(expected.values())
         own = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in module.named_parameters()}
         worst, where = 0.0, ''
         for published, norm in expected.items():
             actual = own.pop(reference_networks.own_name(published, module.config))
-            error = abs(actual - norm) / norm if norm >= SMALL_NORM else max(actual - 2 * SMALL_NORM, 0.0) / SMALL_NORM
+            error = abs(actual - norm) / max(norm, floor) if norm >= SMALL_NORM else max(actual - 2 * SMALL_NORM, 0.0) / SMALL_NORM
             if not error <= worst:
                 worst, where = error, published
         for name, actual in own.items():  # no gradient there, so none here
@@ -141,7 +147,7 @@ def compare_augment(it):
 
     for i, percentile in enumerate(it.meta['debug_percentiles']):
         draws = at_percentile(len(it.arrays['images']), percentile)
-        it.output(f'out/{i}', AugmentPipe(AugmentConfig())(it.arrays['images'], 1.0, draws), label=f'all transforms at {percentile}')
+        it.output(f'out/{i}', augment(it.arrays['images'], draws, 1.0), label=f'all transforms at {percentile}')
 
 
 def compare_discriminator(it, class_name):
@@ -156,9 +162,84 @@ def compare_discriminator(it, class_name):
     it.gradients('gradient norms', D, it.meta['grad_norms'], GRADIENT)
 
 
-def compare_generator(it, class_name):
+def compare_r1(it):
+    """R1 with blur and augmentation: what the discriminator receives, and the penalty there."""
     arrays, meta = it.arrays, it.meta
-    G = trainable(class_name, meta['init_kwargs'], it.state())
+    D = trainable(meta['class_name'], meta['init_kwargs'], it.state())
+    dual = meta['class_name'] in reference_networks.DUAL_DISCRIMINATORS
+    for i, case in enumerate(meta['cases']):
+        received = []
+        judge = Receiving(D, received)
+        size = meta['raw_resolution' if dual else 'patch_resolution']
+        objectives = Objectives(SimpleNamespace(config=SimpleNamespace(render_resolution=size)), judge, judge,
+                                LossConfig(r1_gamma=1.0, r1_gamma_patch=1.0), augment=recorded_augment(case),
+                                report=lambda name, values: None)
+        random, schedule = _NoRandomness(len(arrays['real'])), Schedule(blur_sigma=case['blur_sigma'])
+        D.zero_grad()
+        if dual:
+            loss = objectives.discriminator_r1(arrays['real'], arrays['c'], schedule, random)
+        else:
+            loss = objectives.patch_discriminator_r1(arrays['real'], schedule, random, arrays['patch_offsets'].long())
+        label = f'{i} (blur {case["blur_sigma"]:g}, {case["augment"]} {case.get("percentile", "")})'
+        for name, value in zip(('image', 'image_raw'), received):
+            it.output(f'{i}/{name}', value, label=f'{label}: {name}')
+        it.output(f'{i}/logits', judge.logits, label=f'{label}: logits')
+        it.output(f'{i}/r1_penalty', r1_penalty(judge.logits, received), label=f'{label}: penalty')
+        loss.backward()
+        it.gradients(f'{label}: gradient norms', D, case['grad_norms'], R1_GRADIENT, floor=R1_FLOOR)
+
+
+class Receiving:
+    """A discriminator that notes the images it is given and its logits."""
+
+    def __init__(self, D, received):
+        self.D, self.received, self.logits = D, received, None
+
+    def __call__(self, *inputs):
+        self.received[:] = [x for x in inputs if x.ndim == 4]
+        self.logits = self.D(*inputs)
+        return self.logits
+
+
+def recorded_augment(case):
+    """The augmentation of a recorded case, or None."""
+    from tests.test_augment import at_percentile
+
+    if case['augment'] is None:
+        return None
+    p, percentile = (0.0, 0.5) if case['augment'] == 'p0' else (1.0, case['percentile'])
+    return lambda images, _, random: augment(images, at_percentile(len(images), percentile), p)
+
+
+def compare_missing_rays(it):
+    """near/far 'auto' where rays miss the box: the limits themselves, batches of one, and a camera that sees nothing of it."""
+    arrays, meta = it.arrays, it.meta
+    compare_generator(it, meta['class_name'], depth=MISSED_DEPTH)
+    G = trainable(meta['class_name'], meta['init_kwargs'], it.state())
+    side, resolution = meta['init_kwargs']['rendering_kwargs']['box_warp'], meta['neural_rendering_resolution']
+
+    def maps(values):
+        return values.transpose(1, 2).unflatten(2, (resolution, resolution))
+    its_rays = rays.cast_rays(arrays['c'], rays.pixel_centres(resolution))
+    near, far, hit = rays.intersect_box(*its_rays, side)
+    it.output('ray_hits', maps(hit.float()))
+    it.output('box_near', maps(near.where(hit, -1.0)))
+    it.output('box_far', maps(far.where(hit, -2.0)))
+    for key, values in zip(('near', 'far'), rays.box_limits(*its_rays, side)):
+        it.output(key, maps(values))
+    ws, views = arrays['ws_layers'], {'away': (0, arrays['away/c'])}
+    views |= {f'alone/{i}': (i, arrays['c'][i:i + 1]) for i in range(len(ws))}
+    for prefix, (i, c) in views.items():
+        with torch.no_grad():
+            planes = G.planes(ws[i:i + 1], noise_mode='const')
+            out = G.render(planes, c, '2d', ws=ws[i:i + 1], render_resolution=resolution, sampling='deterministic')
+        it.output(f'{prefix}/image_raw', out['image_raw'])
+        it.output(f'{prefix}/image_depth', out['image_depth'], MISSED_DEPTH)
+
+
+def compare_generator(it, class_name=None, depth=OUTPUT):
+    arrays, meta = it.arrays, it.meta
+    G = trainable(class_name or meta['class_name'], meta['init_kwargs'], it.state())
     c, resolution = arrays['c'], meta['neural_rendering_resolution']
     ws = G.mapping(arrays['z'], c)
     it.output('ws', ws)
@@ -174,17 +255,17 @@ def compare_generator(it, class_name):
         it.output('planes_residual', planes.residual)
     two = G.render(planes, c, '2d', ws=ws, render_resolution=resolution, sampling='deterministic')
     for key in ('image', 'image_raw', 'image_depth'):
-        it.output(key, two[key])
+        it.output(key, two[key], depth if key == 'image_depth' else OUTPUT)
         outputs[key] = two[key]
     sigma, rgb = G.query(planes, arrays['points'])
     it.output('points_sigma', sigma)
     it.output('points_rgb', rgb)
     if 'patch_offsets' in arrays:
-        outputs['patch_image_raw'] = _compare_3d_branch(it, G, planes, two, resolution)
+        outputs['patch_image_raw'] = _compare_3d_branch(it, G, planes, two, resolution, depth)
     _compare_probes(it, G, outputs)
 
 
-def _compare_3d_branch(it, G, planes, two, resolution):
+def _compare_3d_branch(it, G, planes, two, resolution, depth):
     """The patch of the 3D branch, which is returned, and the same window of what it is trained against."""
     c, corners = it.arrays['c'], it.arrays['patch_offsets'].long()
     patch = G.render(planes, c, '3d', patch=corners, render_resolution=resolution, sampling='deterministic')
@@ -194,7 +275,7 @@ def _compare_3d_branch(it, G, planes, two, resolution):
     with torch.no_grad():
         whole = G.render(planes, c, '3d', render_resolution=it.meta['full_resolution'], sampling='deterministic')
     it.output('full3d_image_raw', whole['image'])
-    it.output('full3d_depth', whole['image_depth'])
+    it.output('full3d_depth', whole['image_depth'], depth)
     return patch['image']
 
 
@@ -208,7 +289,8 @@ def _compare_probes(it, G, outputs):
         it.rows.append(Row(f'loss/{key}', abs(float(loss.detach()) - float(it.arrays[f'loss/{key}'])) / scale, OUTPUT, 1))
         G.zero_grad()
         loss.backward(retain_graph=True)
-        it.gradients(f'gradient norms of {key}', G, norms, ILL_CONDITIONED if key == 'image' else GRADIENT)
+        through_s2d = key == 'image' or (key == 'image_raw' and it.name.startswith('generator128'))
+        it.gradients(f'gradient norms of {key}', G, norms, ILL_CONDITIONED if through_s2d else GRADIENT)
 
 
 class _NoRandomness(BatchRandom):
@@ -234,7 +316,15 @@ STATS = {  # the release's names of what Objectives reports
 
 
 def compare_losses(it):
+    """Every phase of every case; a golden without cases is one, without blur and augmentation."""
+    for case in it.meta.get('cases', [{'blur_sigma': 0.0, 'augment': None, 'phases': it.meta.get('phases')}]):
+        _compare_phases(it, case)
+
+
+def _compare_phases(it, case):
     arrays, meta = it.arrays, it.meta
+    piped = case['augment'] is not None
+    schedule = Schedule(blur_sigma=case['blur_sigma'])
     G = trainable(reference_networks.GENERATORS[1], meta['G_init'], it.state('state/G/'))
     G.config = G.config.replace(render_resolution=meta['neural_rendering_resolution'])
     D = trainable(reference_networks.DUAL_DISCRIMINATORS[0], meta['D_init'], it.state('state/D/'))
@@ -243,17 +333,18 @@ def compare_losses(it):
                         density_spread=meta['G_init']['rendering_kwargs']['density_reg_p_dist'])
     seen = {}
     objectives = Objectives(
-        G, D, D_patch, config, imitation=lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
+        G, D, D_patch, config, imitation=lambda x, target: (x - target).square().mean(dim=(1, 2, 3)), augment=recorded_augment(case),
         report=lambda name, values: seen.update({name: float(values.detach().float().mean())}), noise_mode='const',
         sampling='deterministic')
-    for phase, expected in meta['phases'].items():
+    described = f'blur {case["blur_sigma"]:g}, {case["augment"]} {case.get("percentile", "")}: ' if 'cases' in meta else ''
+    for phase, expected in case['phases'].items():
         kind, _, part = phase.partition('/')
         c = arrays['c']
         inputs = FakeInputs(arrays['z'], c, torch.zeros_like(c) if kind == 'plain' else c.roll(1, dims=0))
         for network in (G, D, D_patch):
             network.zero_grad()
         seen.clear()
-        loss, player = _phase(objectives, part, inputs, arrays)
+        loss, player = _phase(objectives, part, inputs, arrays, schedule)
         loss.backward()
         stats = dict(expected['stats'])
         seen |= {'G/patch': config.patch_weight * seen.get('loss/G/patch', 0.0), 'loss': float(loss.detach())}
@@ -262,15 +353,18 @@ def compare_losses(it):
             if part == 'Dreg' and published in STATS['Dmain']:
                 continue  # Objectives does not report what Dmain sees again
             if value == 0:  # a mean of signs
-                it.rows.append(Row(f'{phase} {published}', abs(seen[names[published]]), OUTPUT, 1))
+                it.rows.append(Row(f'{described}{phase} {published}', abs(seen[names[published]]), OUTPUT, 1))
             else:
-                it.scalar(f'{phase} {published}', seen[names[published]], value)
-        it.gradients(f'{phase} gradient norms', player, expected['grad_norms'], GRADIENT, lambda name: 'noise_strength' in name)
+                it.scalar(f'{described}{phase} {published}', seen[names[published]], value)
+        r1 = part in ('Dreg', 'D_patchreg') and 'cases' in meta
+        allowed = (ILL_CONDITIONED if piped else R1_GRADIENT) if r1 else GRADIENT
+        it.gradients(f'{described}{phase} gradient norms', player, expected['grad_norms'], allowed,
+                     lambda name: 'noise_strength' in name, floor=R1_FLOOR if r1 else 0.0)
 
 
-def _phase(objectives, part, inputs, arrays):
+def _phase(objectives, part, inputs, arrays, schedule):
     """The loss of a phase, and the network that learns from it."""
-    random, schedule = _NoRandomness(len(inputs.z)), Schedule()
+    random = _NoRandomness(len(inputs.z))
     fake_corners, real_corners = arrays['patch_offsets_fake'].long(), arrays['patch_offsets_real'].long()
     real, real_c = arrays['real'], arrays['real_c']
     if part == 'Gmain':
@@ -290,6 +384,7 @@ def _phase(objectives, part, inputs, arrays):
 
 
 _GENERATOR_INPUTS = ('z', 'c', 'points', 'patch_offsets')
+_LOSS_INPUTS = ('z', 'c', 'real', 'real_c', 'greg_coordinates', 'greg_perturbation', 'patch_offsets_fake', 'patch_offsets_real')
 COMPARISONS = {  # golden: how it is compared, and which arrays are inputs
     'cameras': (compare_cameras, ('intrinsics',)),
     'ops': (compare_ops, ('x', 'b', 'dy', 'conv_x', 'conv_w', 'mod_styles', 'resize_x', 'aware_in')),
@@ -300,8 +395,13 @@ COMPARISONS = {  # golden: how it is compared, and which arrays are inputs
     'mimic3d_stage2_auto_white': (lambda it: compare_generator(it, reference_networks.GENERATORS[1]), _GENERATOR_INPUTS),
     'dual_discriminator': (lambda it: compare_discriminator(it, reference_networks.DUAL_DISCRIMINATORS[0]), ('c',)),
     'patch_discriminator': (lambda it: compare_discriminator(it, reference_networks.SINGLE_DISCRIMINATORS[0]), ()),
-    'losses': (compare_losses, ('z', 'c', 'real', 'real_c', 'greg_coordinates', 'greg_perturbation', 'patch_offsets_fake',
-                                'patch_offsets_real')),
+    'losses': (compare_losses, _LOSS_INPUTS),
+    'losses_blur_augment': (compare_losses, _LOSS_INPUTS),
+    'r1_dual_discriminator': (compare_r1, ('real', 'c')),
+    'r1_patch_discriminator': (compare_r1, ('real', 'patch_offsets')),
+    'generator128_eg3d': (compare_generator, _GENERATOR_INPUTS),
+    'generator128_mimic3d_stage2': (compare_generator, _GENERATOR_INPUTS),
+    'generator_auto_misses': (compare_missing_rays, (*_GENERATOR_INPUTS, 'away/c')),
 }
 
 
@@ -316,7 +416,7 @@ def compare(name):
     does not agree, its latents are nudged by rounding, up to NUDGES - 1 times; a mistake of ours stays one.
     """
     function, inputs = COMPARISONS[name]
-    for nudge in range(NUDGES if inputs is _GENERATOR_INPUTS else 1):
+    for nudge in range(NUDGES if 'points' in inputs else 1):
         comparison = Comparison(name)
         if nudge:
             comparison.nudge('z', nudge)

@@ -16,7 +16,6 @@ from training.augment import (
     UNIFORM_DRAWS,
     AugmentConfig,
     AugmentDraws,
-    AugmentPipe,
     adapt_probability,
     augment,
     draw_parameters,
@@ -58,7 +57,7 @@ def at_percentile(n, q):
 def test_golden(index):
     arrays, meta = load_golden('augment_pipe')
     draws = at_percentile(len(arrays['images']), meta['debug_percentiles'][index])
-    output = AugmentPipe(AugmentConfig())(arrays['images'], 1.0, draws)
+    output = augment(arrays['images'], draws, 1.0)
     assert_close(output, arrays[f'out/{index}'], 2e-5)
 
 

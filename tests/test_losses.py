@@ -9,14 +9,15 @@ from torch import nn
 from tests.helpers import assert_close
 from tests.tiny import tiny_config, tiny_discriminator_config, tiny_generator
 from torch_utils.random import BatchRandom
-from training.config import LossConfig, OptimizerConfig, second_stage_loss
+from training.config import LossConfig, OptimizerConfig, StageConfig, second_stage
 from training.losses import (FakeInputs, Objectives, Schedule, blur, blur_sigma, crop, draw_corners, draw_fake_inputs,
                              pyramid_distance, r1_penalty, ramp, swap_probability)
-from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
+from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, resize
 from training.networks.generator import Generator
 from training.perceptual import VGG_FILE, WeightsError, find_vgg_weights, load_lpips
 from training.players import BadGradients, Player, average_beta, update_average
 from training.rendering.viewpoints import view_label
+from training.stage import augment_images
 
 # Schedules and draws
 
@@ -26,7 +27,7 @@ def test_schedules():
     assert ramp(1.0, 0.5, 5, 10) == 0.75 and ramp(1.0, 0.5, 20, 10) == 0.5 and ramp(1.0, 0.5, 0, 0) == 0.5
     assert swap_probability(config, 500_000) == 0.75
     assert blur_sigma(config, 100_000, batch=32) == 5.0 and blur_sigma(config, 100_000, batch=64) == 7.5
-    second = second_stage_loss(config)
+    second = second_stage(StageConfig(kimg=1, loss=config), kimg=1).loss
     assert blur_sigma(second, 0, 32) == 0 and swap_probability(second, 0) == 0.5 and second.density_spread == 0.002
 
 
@@ -177,9 +178,50 @@ def test_patches_lie_where_the_crops_lie():
 def test_blur_and_augmentation_reach_the_discriminator():
     seen = []
     scene = Scene(augment=lambda images, p, random: seen.append((images.shape[1], p)) or images)
-    scene.objectives.judge(scene.real, scene.real[:, :, ::4, ::4], scene.inputs.c, Schedule(augment_p=0.3), scene.random)
-    scene.objectives.judge_patch(scene.real[:, :, :8, :8], Schedule(augment_p=0.3), scene.random)
+    schedule, raw, patch = Schedule(blur_sigma=1.5, augment_p=0.3), scene.real[:, :, ::4, ::4], scene.real[:, :, :8, :8]
+    image, smooth_raw = scene.objectives.shown(scene.real, raw, schedule, scene.random)
+    assert torch.equal(image, blur(scene.real, 1.5))
+    assert torch.equal(smooth_raw, resize(resize(raw, 32), 8))  # a fake's raw render is not blurred
+    assert torch.equal(scene.objectives.shown_patch(patch, schedule, scene.random), blur(patch, 1.5))
     assert seen == [(6, 0.3), (3, 0.3)]
+
+
+def test_with_augmentation_raw_images_go_up_and_back_even_at_probability_0():
+    scene = Scene(augment=augment_images)
+    raw = scene.real[:, :, ::4, ::4]
+    image, smooth_raw = scene.objectives.shown(scene.real, raw, Schedule(augment_p=0.0), scene.random)
+    assert_close(image, scene.real, 1e-6)
+    assert_close(smooth_raw, resize(resize(raw, 32), 8), 1e-6)
+    assert (smooth_raw - raw).abs().max() > 0.1
+
+
+class LinearJudge:
+    """Logits that are linear in all images, so that R1 is the same wherever it is taken; and what it was given."""
+
+    def __call__(self, *inputs):
+        self.seen = [x for x in inputs if x.ndim == 4]
+        torch.manual_seed(0)
+        return sum((torch.randn(x.shape[1:]) * x).sum(dim=(1, 2, 3)) for x in self.seen)[:, None]
+
+    def penalty(self):
+        torch.manual_seed(0)
+        return sum(torch.randn(x.shape[1:]).square().sum() for x in self.seen)
+
+
+@pytest.mark.parametrize('player', ['D', 'D_patch'])
+def test_r1_is_taken_at_what_the_discriminator_receives(player):
+    """A linear judge's penalty at its inputs knows neither blur nor augmentation; at the images before them, it would."""
+    scene, judge = Scene(augment=lambda images, p, random: 3 * images.flip(3)), LinearJudge()
+    scene.objectives.D = scene.objectives.D_patch = judge
+    schedule, gamma = Schedule(blur_sigma=1.5, augment_p=1.0), LossConfig().r1_gamma
+    if player == 'D':
+        loss = scene.objectives.discriminator_r1(scene.real, scene.inputs.c, schedule, scene.random)
+        assert_close(judge.seen[0], 3 * blur(scene.real, 1.5).flip(3), 1e-6)
+        assert judge.seen[1].shape[-1] == 8
+    else:
+        loss = scene.objectives.patch_discriminator_r1(scene.real, schedule, scene.random, torch.zeros(4, 2, dtype=torch.long))
+        assert_close(judge.seen[0], 3 * blur(scene.real[:, :, :8, :8], 1.5).flip(3), 1e-6)
+    assert_close(loss, gamma / 2 * judge.penalty(), 1e-5)
 
 
 # Players

@@ -209,6 +209,23 @@ def test_the_2d_image_has_the_networks_size_whatever_the_render(resize_larger, r
     assert G(*inputs(G), render_resolution=render_resolution)['image'].shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize('image_resolution, render_resolution, added', [(16, 8, True), (16, 6, False), (32, 8, False)])
+def test_the_raw_image_holds_s2ds_first_colours_where_the_first_block_has_its_size(image_resolution, render_resolution, added):
+    """As ShapeNet's published networks; elsewhere the raw image is the render of the coarse planes."""
+    G = tiny_generator(image_resolution=image_resolution, render_resolution=8)
+    z, c = torch.randn(2, 8), view_label(G.config, yaw=torch.tensor([0.0, 0.3]), pitch=torch.zeros(2))
+    options = dict(render_resolution=render_resolution, sampling='deterministic')
+    first, colours = G.superresolution.blocks[0], []
+    first.register_forward_hook(lambda module, inputs, output: colours.append(output[1]))
+    with torch.no_grad():
+        ws = G.mapping(z, c)
+        planes = G.planes(ws, noise_mode='const')
+        out, render = (G.render(planes, c, branch, ws=ws, **options) for branch in ('2d', 'coarse'))
+    difference = out['image_raw'] - render['image_raw']
+    assert out['image_raw'].shape[-1] == render_resolution
+    assert_close(difference, colours[0], 1e-4) if added else assert_close(out['image_raw'], render['image_raw'], 1e-5)
+
+
 def test_renders_that_superresolution_would_not_resize_are_refused():
     G = tiny_generator(sr_resize_larger=False)
     with pytest.raises(RenderSizeError, match="takes volume renders of 8 pixels per side at most, not 16: .* or branch '3d'"):

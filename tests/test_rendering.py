@@ -80,8 +80,18 @@ def test_box_limits():
     origins = torch.tensor([[[0.0, 0.0, 2.0], [0.0, 0.3, 2.0], [0.0, 5.0, 2.0]]])
     directions = torch.tensor([[[0.0, 0.0, -1.0], [0.0, 0.0, -1.0], [0.0, 0.0, -1.0]]])
     near, far = rays.box_limits(origins, directions, side=1.0)
-    assert near.flatten().tolist() == [1.5, 1.5, 1.5]  # the third ray misses and takes the others'
-    assert far.flatten().tolist() == [2.5, 2.5, 2.5]
+    assert near.flatten().tolist() == [1.5, 1.5, 1.5]
+    assert far.flatten().tolist() == [2.5, 2.5, 1.5]  # the third ray misses: its far limit is the largest entry
+
+
+def test_box_limits_of_rays_that_miss():
+    """Entries at 1.5 and 2.5 and a miss; then misses alone."""
+    origins = torch.tensor([[[0.0, 0.0, 2.0], [0.0, 0.0, 3.0], [0.0, 5.0, 2.0]]])
+    directions = torch.tensor([0.0, 0.0, -1.0]).expand(1, 3, 3)
+    near, far = rays.box_limits(origins, directions, side=1.0)
+    assert (near[0, 2].item(), far[0, 2].item()) == (1.5, 2.5)
+    near, far = rays.box_limits(origins[:, 2:], directions[:, 2:], side=1.0)
+    assert (near.item(), far.item()) == (-1.0, -2.0)
 
 
 # Compositing

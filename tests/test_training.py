@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import re
 import zipfile
 
@@ -108,6 +109,18 @@ def test_ada_moves_its_probability(data, tmp_path):
     assert statistics[-1]['augment/p'] >= 0 and 'augment/p' in statistics[0]
 
 
+def test_adas_probability_carries_over_into_stage_2_and_into_other_runs(data, tmp_path):
+    """It rises in stage 1 alone: afterwards ADA is not adapted any more, and keeps what it is given."""
+    config = tiny_run('', '')
+    still = {name: getattr(config, name).replace(ada_kimg=1e8) for name in ('stage1', 'stage2')}
+    ada = dict(augment='ada', ada_interval=1, ada_target=-1.1)
+    first, _ = run(data, tmp_path / 'first', **ada, **{**still, 'stage1': config.stage1.replace(ada_kimg=0.1)})
+    assert first['about']['augment_p'] == pytest.approx(2 * 8 / 100, abs=1e-6)
+    ada |= dict(init_from=str(next((tmp_path / 'first').glob('network-snapshot-*.pkl'))), **still)
+    assert run(data, tmp_path / 'second', **ada)[0]['about']['augment_p'] == pytest.approx(2 * 8 / 100, abs=1e-6)
+    assert run(data, tmp_path / 'third', fresh_schedules=True, **ada)[0]['about']['augment_p'] == pytest.approx(0, abs=1e-6)
+
+
 def test_sharing_fakes_trains_too(data, tmp_path):
     snapshot, statistics = run(data, tmp_path / 'shared', share_fakes=True)
     assert statistics[-1]['loss/D_patch'] > 0
@@ -200,6 +213,7 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
 SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_id', 'run_dir', 'resume', 'dry_run')]
 SAMPLES = {'g_channel_base': 16384, 'd_channel_base': 16384, 'ada_target': 0.3, 'swap': 0.3, 'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
            'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9, 'state_every': '5kimg', 'metrics': 'swd'}
+NEEDED = {'far': ['--near=0.5'], 'fresh_schedules': ['--init-from=x.pkl']}  # options that make no sense alone
 
 
 @pytest.mark.parametrize('option', SURFACE, ids=lambda option: option.name)
@@ -210,7 +224,7 @@ def test_every_option_reaches_the_configuration(option):
     resolved = []
     for value in [*values, *(['false'] if option.type.name == 'boolean' else [])]:
         result = invoke('--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}',
-                        *(['--near=0.5'] if option.name == 'far' else []))
+                        *NEEDED.get(option.name, []))
         assert result.exit_code == 0, result.output
         resolved.append(json.loads(result.output))
     assert any(entry != json.loads(json.dumps(base)) for entry in resolved)
@@ -225,8 +239,32 @@ def test_renders_that_super_resolution_would_not_resize_are_refused_before_train
 def test_training_everything_from_the_first_image_keeps_the_ramps():
     config = json.loads(invoke('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').output)['stage2']
     assert (config['loss']['blur_fade_kimg'], config['loss']['swap_start'], config['ema_rampup']) == (123, 1.0, 0.05)
-    later = json.loads(invoke('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--init-from=x.pkl').output)['stage2']
-    assert (later['loss']['blur_fade_kimg'], later['ema_rampup']) == (0, None)
+
+
+def schedules(*options):
+    """(blur, beginning of the swap, ramp of the average, ADA's speed) of both stages."""
+    config = json.loads(invoke('--preset=afhq512', '--data=d', '--dry-run', *options).output)
+    return [(stage['loss']['blur_fade_kimg'], stage['loss']['swap_start'], stage['ema_rampup'], stage['ada_kimg'])
+            for stage in (config['stage1'], config['stage2'])]
+
+
+def test_given_weights_need_no_ramps():
+    ramps, none = (200, 1.0, 0.05, 500), (0, 0.5, None, 100)
+    assert schedules() == [ramps, none]
+    assert schedules('--init-from=x.pkl') == [none, none]
+    assert schedules('--init-from=x.pkl', '--stage1-kimg=0')[1] == none
+    assert schedules('--init-from=x.pkl', '--fresh-schedules') == [ramps, none]
+    assert schedules('--init-from=x.pkl', '--fresh-schedules=true', '--stage1-kimg=0')[1] == ramps
+    assert schedules('--init-from=x.pkl', '--blur-fade=7', '--swap=0.8') == [(7, 0.8, None, 100), (0, 0.8, None, 100)]
+    assert '--fresh-schedules is for runs with --init-from' in invoke('--preset=demo', '--data=d', '--dry-run', '--fresh-schedules').output
+
+
+def test_schedules_of_given_weights_stay_when_the_run_goes_on(data, tmp_path, finished):
+    snapshot, again = finished[0] / 'network-snapshot-000000.pkl', ['--preset=demo', '--data=d', f'--run-dir={tmp_path}', '--dry-run']
+    config = json.loads(invoke(*again, f'--init-from={snapshot}', '--blur-fade=7').output)
+    (tmp_path / 'training_options.json').write_text(json.dumps(config))
+    for repeated in ([], ['--tick=2'], [f'--init-from={snapshot}', '--blur-fade=7']):
+        assert json.loads(invoke(*again, *repeated).output)['stage1'] == config['stage1']
 
 
 def broken(path, content=b'not a snapshot'):
@@ -314,6 +352,7 @@ def test_a_broken_image_met_in_training_is_one_line(processes, workers, data, tm
     with pytest.raises(UserError) as caught:
         run(path, tmp_path / 'run', processes=processes, gpus=processes, workers=workers, stage1=tiny_run('', '').stage1.replace(kimg=0.1))
     assert name in str(caught.value) and 'Traceback' not in str(caught.value)
+    assert not multiprocessing.active_children()  # a helper that stays would keep the process from ending
 
 
 def test_an_unwritable_run_folder_is_named(data, tmp_path, monkeypatch):

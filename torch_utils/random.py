@@ -9,8 +9,11 @@ import torch
 
 
 def keyed_generator(key, device='cpu'):
-    """A torch.Generator whose stream depends on all the integers of `key`."""
-    words = np.random.SeedSequence([int(part) for part in key]).generate_state(2, np.uint32)
+    """A torch.Generator whose stream depends on all the integers of `key`, 0 to 2^64 - 1, and on how many there are."""
+    # SeedSequence pads what it is given with zeros and writes integers in as few words as they need: the count and a fixed
+    # width keep (1,), (1, 0) and (0, 1) apart.
+    words = [len(key), *(word for part in key for word in divmod(int(part), 2**32))]
+    words = np.random.SeedSequence(words).generate_state(2, np.uint32)
     return torch.Generator(device).manual_seed((int(words[0]) << 31) ^ int(words[1]))
 
 

@@ -116,18 +116,6 @@ def augment(images, draws, p, config=AugmentConfig()):
     return apply_colour(apply_geometry(images, geometry), colour)
 
 
-class AugmentPipe(torch.nn.Module):
-    """`augment` with its configuration, as a module without parameters."""
-
-    def __init__(self, config=AugmentConfig()):
-        super().__init__()
-        self.config = config
-
-    def forward(self, images, p, draws):
-        """images: [N, 3k, H, W] in [-1, 1]; p: a number or scalar tensor; draws: N rows. See `augment`."""
-        return augment(images, draws, p, self.config)
-
-
 def adapt_probability(p, sign_mean, batch_seen, target, kimg):
     """The next p: up while the discriminator overfits, down otherwise (Karras et al. 2020, section 3).
 

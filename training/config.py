@@ -25,6 +25,7 @@ RENDER_PRECISIONS = ('fp32', 'tf32x3', 'tf32', 'fp16', 'bf16')
 RAW_RESIZE_FILTERS = ('antialiased', 'classic', 'none')
 
 
+CONTINUED_ADA_KIMG = 100.0
 MOST_KIMG = 1e9  # more is a slip of the keyboard, and larger than counters can be
 MOST_MINUTES = 1e6
 
@@ -279,6 +280,7 @@ class RunConfig(Config):
     tick_kimg: float = 4.0
     snapshot_ticks: int = 50
     init_from: str | None = None
+    fresh_schedules: bool = False  # with init_from: blur, ramps and ADA begin as in a run from nothing
     lpips_weights: str | None = None
     grid_size: tuple | None = None  # columns and rows of the sample grids; None: by the image size
     threads: int | None = None
@@ -311,6 +313,8 @@ class RunConfig(Config):
         check(0 < self.tick_kimg <= MOST_KIMG, f'--tick={self.tick_kimg} must be above 0 and at most {MOST_KIMG:.0f}')
         check(0 < self.timeout_minutes <= MOST_MINUTES, f'--timeout={self.timeout_minutes} must be above 0 and at most {MOST_MINUTES:.0f}')
         check(self.stage1.kimg >= 0 and self.stage2.kimg >= 0, '--stage1-kimg and --stage2-kimg cannot be negative')
+        check(self.init_from is not None or not self.fresh_schedules, '--fresh-schedules is for runs with --init-from; leave it out: '
+              'a run from nothing has these schedules anyway')
         check(self.stage1.kimg + self.stage2.kimg > 0, 'nothing to train: --stage1-kimg and --stage2-kimg are both 0')
 
     def steps_of(self, stage):
@@ -421,13 +425,27 @@ def resolve(name, data, outdir):
     discriminator = DiscriminatorConfig(resolution=row.resolution, **row.discriminator)
     patch = discriminator.replace(resolution=generator.render_resolution, c_dim=0)
     loss = LossConfig(r1_gamma=row.gamma, r1_gamma_patch=row.gamma, patch_weight=row.patch_weight).replace(**row.loss)
+    stage1 = StageConfig(kimg=row.stage1_kimg, loss=loss)
     return RunConfig(
         preset=name, data=str(data), outdir=str(outdir), generator=generator, discriminator=discriminator,
         patch_discriminator=patch, optimizer=OptimizerConfig(**row.optimizer), augment=row.augment,
-        stage1=StageConfig(kimg=row.stage1_kimg, loss=loss),
-        stage2=StageConfig(kimg=row.stage2_kimg, loss=second_stage_loss(loss), ema_rampup=None, ada_kimg=100.0), **row.run)
+        stage1=stage1, stage2=second_stage(stage1, row.stage2_kimg), **row.run)
 
 
-def second_stage_loss(loss):
-    """Stage 2: no blur, no swap ramp, a smaller step for the density regularisation (METHOD: section 5)."""
-    return loss.replace(blur_fade_kimg=0.0, swap_start=loss.swap_end, swap_fade_kimg=0.0, density_spread=loss.density_spread / 2)
+def continuing(stage):
+    """The schedules of a stage that goes on from given weights: no blur, no ramps, a five times faster ADA."""
+    loss = stage.loss.replace(blur_fade_kimg=0.0, swap_start=stage.loss.swap_end, swap_fade_kimg=0.0)
+    return stage.replace(loss=loss, ema_rampup=None, ada_kimg=CONTINUED_ADA_KIMG)
+
+
+def from_nothing(stage, first):
+    """`stage` with the schedules of `first`, a stage that starts with random weights."""
+    names = ('blur_init_sigma', 'blur_fade_kimg', 'swap_start', 'swap_end', 'swap_fade_kimg')
+    loss = stage.loss.replace(**{name: getattr(first.loss, name) for name in names})
+    return stage.replace(loss=loss, ema_rampup=first.ema_rampup, ada_kimg=first.ada_kimg)
+
+
+def second_stage(first, kimg):
+    """Stage 2 goes on from stage 1's weights, with half the step of the density regularisation."""
+    stage = continuing(first).replace(kimg=kimg)
+    return stage.replace(loss=stage.loss.replace(density_spread=first.loss.density_spread / 2))

@@ -39,7 +39,7 @@ class Fakes(NamedTuple):
 class Schedule(NamedTuple):
     """Numbers that change while training."""
 
-    blur_sigma: float = 0.0  # pixels
+    blur_sigma: float = 0.0  # of images and patches, pixels
     augment_p: float = 0.0
 
 
@@ -56,7 +56,7 @@ def swap_probability(config, images_seen):
 
 
 def blur_sigma(config, images_seen, batch):
-    """Sigma of the blur of D2D's inputs, pixels; the fade is scaled by batch / 32."""
+    """Sigma of the blur of the discriminators' inputs, pixels; the fade is scaled by batch / 32."""
     return ramp(config.blur_init_sigma, 0.0, images_seen, config.blur_fade_kimg * 1000 * batch / 32)
 
 
@@ -151,24 +151,28 @@ class Objectives:
 
     # What the discriminators see -------------------------------------------------------------------------------------
 
-    def judge(self, image, image_raw, c, schedule, random):
-        """D2D's logits of an image and its raw render, both augmented together."""
+    def shown(self, image, image_raw, schedule, random):
+        """What D2D receives of an image and its raw render: the image blurred, both augmented together as 6 channels.
+
+        With augmentation the raw image goes up to the image's size and back even at p = 0, so that it is not suddenly smoother
+        when p rises.
+        """
         image = blur(image, schedule.blur_sigma)
-        if self.augment is not None and schedule.augment_p > 0:
-            pair = torch.cat([image, resize(image_raw, image.shape[-1])], dim=1)
-            image, raw = self.augment(pair, schedule.augment_p, random).split(3, dim=1)
-            image_raw = resize(raw, image_raw.shape[-1])
-        return self.D(image, image_raw, c)
+        if self.augment is None:
+            return image, image_raw
+        pair = torch.cat([image, resize(image_raw, image.shape[-1])], dim=1)
+        image, raw = self.augment(pair, schedule.augment_p, random).split(3, dim=1)
+        return image, resize(raw, image_raw.shape[-1])
 
-    def judge_patch(self, patch, schedule, random):
-        """D3D's logits of a patch."""
-        if self.augment is not None and schedule.augment_p > 0:
-            patch = self.augment(patch, schedule.augment_p, random)
-        return self.D_patch(patch)
+    def shown_real(self, real, schedule, random):
+        """What D2D receives of real images: their raw counterparts are resized first, then blurred with the same sigma."""
+        raw = blur(resize(real, self.G.config.render_resolution), schedule.blur_sigma)
+        return self.shown(real, raw, schedule, random)
 
-    def real_raw(self, real, schedule):
-        """The raw counterpart of real images."""
-        return blur(resize(real, self.G.config.render_resolution), schedule.blur_sigma)
+    def shown_patch(self, patch, schedule, random):
+        """What D3D receives of a patch: cut out first, then blurred and augmented."""
+        patch = blur(patch, schedule.blur_sigma)
+        return patch if self.augment is None else self.augment(patch, schedule.augment_p, random)
 
     # Generator -------------------------------------------------------------------------------------------------------
 
@@ -178,7 +182,7 @@ class Objectives:
         Returns the loss and the Fakes.
         """
         fakes = self.fakes(inputs, random, patch=self.D_patch is not None, corners=corners)
-        logits = self.judge(fakes.image, fakes.image_raw, inputs.c, schedule, random)
+        logits = self.D(*self.shown(fakes.image, fakes.image_raw, schedule, random), inputs.c)
         loss = self._fool(logits, 'G/adversarial', 'fake')
         if self.D_patch is not None:
             loss = loss + self._imitate(fakes) + self._fool_patch(fakes.patch, schedule, random)
@@ -193,7 +197,7 @@ class Objectives:
         return loss
 
     def _fool_patch(self, patch, schedule, random):
-        logits = self.judge_patch(patch, schedule, random)
+        logits = self.D_patch(self.shown_patch(patch, schedule, random))
         return self.config.patch_weight * self._fool(logits, 'G/patch', 'patch_fake')
 
     def _imitate(self, fakes):
@@ -227,26 +231,25 @@ class Objectives:
 
     def discriminator(self, fakes, c, real, real_c, schedule, random):
         """D2D: Fakes seen from cameras c against real images [N, 3, R, R] with cameras real_c."""
-        fake_logits = self.judge(fakes.image, fakes.image_raw, c, schedule, random)
-        real_logits = self.judge(real, self.real_raw(real, schedule), real_c, schedule, random)
+        fake_logits = self.D(*self.shown(fakes.image, fakes.image_raw, schedule, random), c)
+        real_logits = self.D(*self.shown_real(real, schedule, random), real_c)
         return self._tell_apart(fake_logits, real_logits, 'D', '')
 
     def discriminator_r1(self, real, real_c, schedule, random):
-        """R1 of D2D; the image and its raw counterpart are two independent inputs."""
-        raw = self.real_raw(real, schedule).detach().requires_grad_()
-        real = real.detach().requires_grad_()
-        return self._r1(self.judge(real, raw, real_c, schedule, random), [real, raw], self.config.r1_gamma, 'D')
+        """R1 of D2D at what it receives, after blur and augmentation: the image and its raw counterpart, two inputs."""
+        inputs = [x.detach().requires_grad_() for x in self.shown_real(real, schedule, random)]
+        return self._r1(self.D(*inputs, real_c), inputs, self.config.r1_gamma, 'D')
 
     def patch_discriminator(self, fakes, real, schedule, random, corners=None):
         """D3D: the 3D branch's patches against patches of real images."""
-        fake_logits = self.judge_patch(fakes.patch, schedule, random)
-        real_logits = self.judge_patch(self.real_patch(real, random, corners), schedule, random)
+        fake_logits = self.D_patch(self.shown_patch(fakes.patch, schedule, random))
+        real_logits = self.D_patch(self.shown_patch(self.real_patch(real, random, corners), schedule, random))
         return self._tell_apart(fake_logits, real_logits, 'D_patch', 'patch_')
 
     def patch_discriminator_r1(self, real, schedule, random, corners=None):
-        """R1 of D3D."""
-        patch = self.real_patch(real, random, corners).detach().requires_grad_()
-        return self._r1(self.judge_patch(patch, schedule, random), [patch], self.config.r1_gamma_patch, 'D_patch')
+        """R1 of D3D at what it receives."""
+        patch = self.shown_patch(self.real_patch(real, random, corners), schedule, random).detach().requires_grad_()
+        return self._r1(self.D_patch(patch), [patch], self.config.r1_gamma_patch, 'D_patch')
 
     def real_patch(self, real, random, corners=None):
         """A random patch of every real image."""

@@ -105,6 +105,11 @@ def load_networks(path, device='cpu'):
         raise SnapshotError(f'{path} does not fit this version: {_first_line(error)}') from None
 
 
+def load_augment_p(path):
+    """ADA's probability when a snapshot was written; 0 where it does not say."""
+    return 0.0 if is_pickle(path) else float(read_snapshot(path)['about'].get('augment_p', 0.0))
+
+
 def copy_matching(target, state):
     """Copy the tensors of `state` that `target` has in the same shape.
 

@@ -1,5 +1,6 @@
 """One stage of a training: its networks, and what a step is."""
 
+import contextlib
 import copy
 import math
 from typing import NamedTuple
@@ -116,7 +117,7 @@ class Stage:
         end = self.start + self.config.steps_of(self.stage) * self.config.batch
         batches = real_batches(run.dataset, self.config, run.images_seen, end, run.device.type == 'cuda')
         try:
-            with naming_dead_helpers():
+            with naming_dead_helpers(), contextlib.closing(batches):
                 self._steps(batches)
         except (distributed.LostContact, BadGradients) as error:
             raise type(error)(f'{error}, in step {self.steps} of stage {self.number}; the last training state is kept, and the '

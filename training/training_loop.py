@@ -14,7 +14,7 @@ from torch_utils.stats import Statistics
 from training.dataset import PosedImageDataset
 from training.reporting import Clock, Reporter, SampleGrid
 from training.saving import Saver, describe_resumption
-from training.snapshots import describe_all, load_networks
+from training.snapshots import describe_all, load_augment_p, load_networks
 from training.stage import Networks, Stage
 
 
@@ -62,6 +62,7 @@ class Run:
             self.log(line)
         self.clock = Clock(config, self.images_seen)
         self.inherited = self.state['inherited'] if self.state else {}  # weights that a later stage begins with
+        self.augment_p = 0.0  # ADA's probability that the next stage begins with
         self.stopping = False
 
     def go(self):
@@ -88,14 +89,17 @@ class Run:
         if self.state:
             stage.restore(self.state['stage'])
             self.statistics.restore(self.state['statistics'])
-        elif self.inherited:
-            networks.take(self.inherited, self.log)
+        else:
+            stage.augment_p = self.augment_p
+            if self.inherited:
+                networks.take(self.inherited, self.log)
         networks.agree()
         self.inherited = networks.lacking(self.inherited)
         if self.state and self.state['to_be_shown']:
             self._show_what_is_missing(stage)
         self.state = None
         stage.go()
+        self.augment_p = stage.augment_p
         for name, state in networks.states().items():  # what this stage does not have stays as --init-from gave it
             self.inherited[name] = {**self.inherited.get(name, {}), **state}
 
@@ -118,6 +122,9 @@ class Run:
             return
         self.log(f'weights from {self.config.init_from}')
         states = {name: network.state_dict() for name, network in load_networks(self.config.init_from).items()}
+        if self.config.augment == 'ada' and not self.config.fresh_schedules:
+            self.augment_p = load_augment_p(self.config.init_from)
+            self.log(f"ADA's probability begins at {self.augment_p:.3f}")
         generator = states.get('G', states.get('G_ema', {}))
         self.inherited = {'G': generator, 'G_ema': generator, **states}
 
@@ -178,7 +185,8 @@ class Run:
         with self.clock.measure('grids'):
             pictures = self.grid.draw(stage.networks.G_ema)
         if self.first:
-            about = {'stage': stage.number, 'images_seen': self.images_seen, 'options': self.config.to_dict()}
+            about = {'stage': stage.number, 'images_seen': self.images_seen, 'augment_p': stage.augment_p,
+                     'options': self.config.to_dict()}
             with self.clock.measure('saving'):
                 self.saver.save_samples(kimg, pictures, self.grid.columns, describe_all(stage.networks.by_name()), about)
 

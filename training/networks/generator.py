@@ -90,7 +90,9 @@ class Generator(nn.Module):
         weigh less than this (see training/rendering/skipping.py; without gradients only); 0 evaluates all; bounds: what
         `density_bounds` gave for these planes and this branch, to share it between views. precision: what fused kernels
         may round to, one of config.RENDER_PRECISIONS; None takes the configuration's. Returns 'image' [N, 3, H, W],
-        'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth' [N, 1, h, w], world units along the ray.
+        'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth' [N, 1, h, w], world units along the ray. The raw
+        image is the volume-rendered RGB; for '2d' it holds S2D's first colours, too, where S2D's first block has the render's
+        size (128^2 networks).
         Raises ValueError for a branch or a combination that does not exist, RenderSizeError for a render that is too large
         for S2D.
         """
@@ -103,8 +105,9 @@ class Generator(nn.Module):
         pixels, depth, _ = render_rays(field, origins, directions, self.config.rendering, sampling, random,
                                        self._skip(skip, bounds, planes, branch))
         features, depth = _as_image(pixels, size), _as_image(depth, size)
-        raw = features[:, :RGB_CHANNELS]
-        image = self.superresolution(raw, features, ws, noise_mode, random) if branch == '2d' else raw
+        image = raw = features[:, :RGB_CHANNELS]
+        if branch == '2d':
+            image, raw = self.superresolution(raw, features, ws, noise_mode, random)
         return {'image': image, 'image_raw': raw, 'image_depth': depth}
 
     def query(self, planes, points, fine=True):

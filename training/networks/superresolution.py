@@ -35,9 +35,11 @@ class Superresolution(nn.Module):
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, image_raw, features, ws, noise_mode=None, random=None):
-        """image_raw: [N, 3, h, w]; features: [N, C, h, w]; ws: [N, num_ws, w_dim]. Returns [N, 3, H, W] in fp32.
+        """image_raw: [N, 3, h, w]; features: [N, C, h, w]; ws: [N, num_ws, w_dim]. Both results in fp32.
 
-        Raises RenderSizeError for h and w that it does not take.
+        Returns the image [N, 3, H, W] and the raw image [N, 3, h, w] that D2D sees beside it: the render, plus the first
+        block's colours where that block has the render's size. The release adds them in place, and its 128^2 networks were
+        trained so (docs/fidelity.md). Raises RenderSizeError for h and w that it does not take.
         """
         self.check_input(image_raw.shape[-1])
         ws = ws[:, -1:].expand(-1, 3, -1)
@@ -45,10 +47,12 @@ class Superresolution(nn.Module):
         x = x.to(working_dtype(self.precision, x.device))
         for block in self.blocks:
             x, own = block(x, ws, noise_mode or self.noise_mode, random)
+            into_raw = own.shape[-1] == image.shape[-1] and image is image_raw
             if own.shape[-1] != image.shape[-1]:
                 image = upsample2d(image, self.resample_filter)
             image = image + own.float()
-        return image
+            image_raw = image if into_raw else image_raw
+        return image, image_raw
 
     def check_input(self, size):
         """Raises RenderSizeError for a render of `size` pixels per side whose image would not be of the network's size."""

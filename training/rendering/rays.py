@@ -59,8 +59,12 @@ def intersect_box(origins, directions, side):
 
 
 def box_limits(origins, directions, side):
-    """Near and far of every ray by the box it crosses; rays that miss take the nearest and farthest valid values."""
+    """Near and far [N, M, 1] of every ray by the box it crosses.
+
+    Rays that miss are sampled between the smallest and the largest ENTRY distance of the rays of this call that hit; where
+    none hits, from -1 to -2. That is what the release does (docs/fidelity.md), and what its networks were trained with.
+    """
     near, far, hit = intersect_box(origins, directions, side)
-    nearest, farthest = near.where(hit, torch.inf).min(), far.where(hit, -torch.inf).max()  # nothing here waits for a GPU
-    any_hit = nearest.isfinite()
-    return near.where(hit, nearest.where(any_hit, 0.0)), far.where(hit, farthest.where(any_hit, float(side)))
+    first, last = near.where(hit, torch.inf).min(), near.where(hit, -torch.inf).max()  # nothing here waits for a GPU
+    any_hit = first.isfinite()
+    return near.where(hit, first.where(any_hit, -1.0)), far.where(hit, last.where(any_hit, -2.0))
