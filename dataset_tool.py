@@ -12,6 +12,7 @@ from dataset_prep.convert import converted_image, load_views, summary
 from dataset_prep.demo import demo_items
 from dnnlib.cli import friendly_errors
 from dnnlib.params import FiniteRange, UserPath
+from training.camera_checks import check_cameras, seen_scene
 from training.dataset import DatasetError, image_notes, mirror_label
 from training.rendering.cameras import FFHQ_FOCAL
 
@@ -48,7 +49,7 @@ def main():
 def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, radius):
     """Render simple coloured heads from known cameras: a set to try everything on."""
     items = demo_items(images, resolution, identities or images, seed, focal, radius)
-    _write_all(items, images, dest, mirror, overwrite)
+    _write_all(items, [f'image {index}' for index in range(images)], dest, mirror, overwrite)
 
 
 @main.command()
@@ -57,11 +58,13 @@ def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, r
 @click.option('--resolution', type=click.IntRange(min=8), required=True, help='Pixels per side after the crop.')
 @click.option('--radius', type=_POSITIVE, default=2.7, show_default=True,
               help='Median distance of the cameras from the origin; for transforms.json only.')
+@click.option('--axes', type=click.Choice(['opengl', 'opencv']), default='opengl', show_default=True,
+              help="The cameras' own axes: opengl is x right, y up, z backward; for transforms.json only.")
 @click.option('--background', type=click.Choice(['black', 'white']), default='black', show_default=True,
-              help='What transparent pixels are composited on: as the preset of the training renders.')
+              help='What transparent and masked pixels become: as the preset of the training renders.')
 @click.option('--max-images', type=click.IntRange(min=1), help='Use only the first so many.  [default: all]')
 @friendly_errors
-def convert(source, dest, mirror, overwrite, resolution, radius, background, max_images):
+def convert(source, dest, mirror, overwrite, resolution, radius, axes, background, max_images):
     """Crop and resize photographs with known cameras, and bring the cameras into this project's form.
 
     transforms.json: lens distortion is removed, the world moved to where the cameras look, turned so that they stand
@@ -69,22 +72,24 @@ def convert(source, dest, mirror, overwrite, resolution, radius, background, max
     """
     if pathlib.Path(source).resolve().is_relative_to(pathlib.Path(dest).resolve()):
         raise DatasetError(f'--dest={dest} would replace --source={source}: choose another destination')
-    store, views = load_views(source, radius)
+    store, views, notes = load_views(source, radius, axes)
     views = views[:max_images]
     items = (converted_image(store, view, resolution, background) for view in views)
-    for line in image_notes(store, [view.name for view in views], background):
+    names = [view.name for view in views]
+    for line in (*notes, *image_notes(store, names, background)):
         click.echo(line)
-    _write_all(items, len(views), dest, mirror, overwrite)
+    _write_all(items, names, dest, mirror, overwrite)
 
 
-def _write_all(items, count, dest, mirror, overwrite):
+def _write_all(items, names, dest, mirror, overwrite):
     labels = []
     with DatasetWriter(dest, overwrite) as writer:
-        for pixels, label in tqdm(items, total=count, unit='image', mininterval=0.5):
+        for pixels, label in tqdm(items, total=len(names), unit='image', mininterval=0.5):
             labels.append(label)
             writer.add(pixels, label)
             if mirror:
                 writer.add(np.ascontiguousarray(pixels[:, ::-1]), mirror_label(torch.as_tensor(label)).numpy())
+        check_cameras(labels, names, f'{dest} as converted', seen_scene(np.array(labels)))
     click.echo('\n'.join(summary(np.array(labels))))
     click.echo(f'written           {dest}')
 

@@ -273,6 +273,7 @@ def prepare(config):
     check(config.detector is None or os.path.isfile(config.detector), f'--detector={config.detector}: no such file')
     dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution,
                                 background=config.generator.rendering.background)
+    dataset.check_scene(config.generator.rendering)
     check_counts(config.metrics, len(dataset) * (2 if config.mirror else 1))
     if config.detector is not None:
         check_weights(config.detector)

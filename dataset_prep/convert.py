@@ -5,72 +5,75 @@ Reads a folder or zip with either a NeRF-style `transforms.json` (OpenGL axes, i
 """
 
 import dataclasses
-import json
-import math
 
 import numpy as np
-import scipy.ndimage
 import torch
 from PIL import Image
 
-from training.dataset import (LABEL_FILE, DatasetError, FileStore, check_declared_size, image_names, image_size, open_image,
-                              read_labels)
+from dataset_prep.lenses import undistort
+from dataset_prep.transforms import TO_OPENCV, TRANSFORMS_FILE, View, read_transforms, transforms_files
+from training.camera_checks import AXES, check_cameras, describe, first_fault, likely_slip, seen_scene
+from training.dataset import LABEL_FILE, DatasetError, FileStore, check_declared_size, image_names, open_image, read_labels
 
-TRANSFORMS_FILE = 'transforms.json'
-_SUFFIXES_TRIED = ('', '.png', '.jpg', '.jpeg', '.PNG', '.JPG', '.JPEG')
-_OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 _DEGENERATE = 1e-3  # a mean direction shorter than this, or axes this parallel, determine nothing
-_LARGEST = 1e9  # entries of a pose beyond it are no camera's, and squares must stay finite
-_BOX_PER_VIEW = 1.6  # side of the published presets' boxes, in widths of the view at the world's origin
 _PRESET_NEAR, _PRESET_FAR = 0.45, 0.6  # FFHQ: radius - 0.45 and radius + 0.6 for a box of side 1
 
 
-@dataclasses.dataclass
-class View:
-    """One image and its camera: `pose` [4, 4] camera-to-world, OpenCV axes; `intrinsics` [3, 3], normalised.
-
-    `distortion` holds OpenCV's (k1, k2, p1, p2).
-    """
-
-    name: str
-    pose: np.ndarray
-    intrinsics: np.ndarray
-    distortion: tuple = (0.0, 0.0, 0.0, 0.0)
-
-    def label(self):
-        """The camera label, float array [25]."""
-        return np.concatenate([self.pose.ravel(), self.intrinsics.ravel()])
-
-
-def load_views(source, radius):
-    """The store and the views of a source folder or zip.
+def load_views(source, radius, axes='opengl'):
+    """The store, the views and the notes, lines of text, of a source folder or zip.
 
     With `transforms.json` the world is turned, moved and scaled (`normalise_world`) to camera distances of `radius`;
-    the cameras of a `dataset.json` stay as they are. Raises DatasetError for unusable sources.
+    axes: of camera_checks.AXES, those that it uses. The cameras of a `dataset.json` stay as they are. Raises DatasetError or
+    CameraError for unusable sources.
     """
     store = FileStore(source)
-    if TRANSFORMS_FILE in store:
-        return store, normalise_world(_read_transforms(store), radius)
+    if transforms_files(store):
+        views, notes = read_transforms(store, axes)
+        return store, _placed_views(store, views, radius, axes), notes
     if LABEL_FILE in store:
-        return store, _read_dataset(store)
+        views = _read_dataset(store)
+        labels = labels_of(views)
+        check_cameras(labels, [view.name for view in views], f'{store.path}/{LABEL_FILE}', seen_scene(labels))
+        return store, views, []
     raise DatasetError(f'--source={source} has neither {TRANSFORMS_FILE} nor {LABEL_FILE} at its top: '
                        'give a folder or zip that has one of them')
 
 
-def converted_image(store, view, resolution, background='black'):
-    """The undistorted, centrally cropped and resized picture of a view, and its label.
+def labels_of(views):
+    """The camera labels, float64 [N, 25], of N views."""
+    return np.stack([view.label() for view in views])
 
-    Returns uint8 [resolution, resolution, 3] and float [25]. Transparent pixels are composited on `background`, a colour name.
+
+def converted_image(store, view, resolution, background='black'):
+    """The centrally cropped and resized picture of a view, and its label.
+
+    Returns uint8 [resolution, resolution, 3] and float [25]. background: as `view_picture` takes it.
     """
-    image = open_image(store, view.name, background)
-    if any(view.distortion):
-        image = undistort(image, view.intrinsics, view.distortion)
+    image = view_picture(store, view, background)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     intrinsics = crop_intrinsics(view.intrinsics, image.size, left, top, side)
     box = (left, top, left + side, top + side)
     pixels = np.array(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
     return pixels, dataclasses.replace(view, intrinsics=intrinsics).label()
+
+
+def view_picture(store, view, background='black'):
+    """The whole picture of a view, undistorted, an RGB image of PIL. What is transparent or masked becomes `background`, a
+    colour name."""
+    image = open_image(store, view.name, background)
+    if view.mask:
+        image = Image.composite(image, Image.new('RGB', image.size, background), _mask(store, view.mask, image.size))
+    return undistort(image, view.intrinsics, view.distortion) if any(view.distortion) else image
+
+
+def _mask(store, name, size):
+    """A mask as a greyscale image of `size`, 0 where the picture is hidden and 255 where it is seen."""
+    check_declared_size(store, name, size)
+    mask = open_image(store, name).convert('L')
+    if mask.getextrema()[1] == 1:  # some tools write 0 and 1
+        mask = mask.point(lambda value: 255 * value)
+    return mask if mask.size == size else mask.resize(size)
 
 
 def crop_intrinsics(intrinsics, size, left, top, side):
@@ -82,25 +85,37 @@ def crop_intrinsics(intrinsics, size, left, top, side):
     return to_window @ intrinsics
 
 
-def undistort(image, intrinsics, distortion):
-    """The image that a camera without lens distortion would have taken (OpenCV's k1, k2, p1, p2 model)."""
-    k1, k2, p1, p2 = distortion
-    pixels = np.asarray(image, dtype=np.float32)
-    height, width = pixels.shape[:2]
-    to_pixels = np.diag([width, height, 1.0]) @ intrinsics
-    row, column = np.mgrid[:height, :width] + 0.5
-    y = (row - to_pixels[1, 2]) / to_pixels[1, 1]
-    x = (column - to_pixels[0, 2] - to_pixels[0, 1] * y) / to_pixels[0, 0]
-    square = x * x + y * y
-    radial = 1 + k1 * square + k2 * square * square
-    bent_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
-    bent_y = y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y
-    source_row = bent_y * to_pixels[1, 1] + to_pixels[1, 2] - 0.5
-    source_column = bent_x * to_pixels[0, 0] + bent_y * to_pixels[0, 1] + to_pixels[0, 2] - 0.5
-    source = [source_row, source_column]
-    channels = [scipy.ndimage.map_coordinates(channel, source, order=1, mode='nearest')
-                for channel in pixels.transpose(2, 0, 1)]
-    return Image.fromarray((np.stack(channels, axis=-1) + 0.5).astype(np.uint8))
+def _placed_views(store, views, radius, axes):
+    """The views in a normalised world. Raises DatasetError, which names the slip that their poses look like."""
+    placed, _, message = _try_to_place(views, radius)
+    if message is None:
+        return placed
+    to_own_axes = TO_OPENCV[axes]  # its own inverse
+
+    def sound(poses):
+        return ~_try_to_place([dataclasses.replace(view, pose=pose @ to_own_axes) for view, pose in zip(views, poses)], radius)[1]
+    slip = likely_slip(np.stack([view.pose @ to_own_axes for view in views]), sound, axes)
+    raise DatasetError(f'{store.path}: {message}' + (f'; or if these are {_slip_and_cure(slip, axes)}' if slip else ''))
+
+
+def _try_to_place(views, radius):
+    """(views in a normalised world, wrong: bool [N], message): which cameras do not see the scene there, and why."""
+    try:
+        placed = normalise_world(views, radius)
+    except DatasetError as error:
+        return views, np.ones(len(views), dtype=bool), str(error)
+    labels = labels_of(placed)
+    found = first_fault(labels, seen_scene(labels))
+    if found is None:
+        return placed, np.zeros(len(views), dtype=bool), None
+    wrong, index, fault = found
+    return placed, wrong, f'{describe(wrong, views[index].name, fault)}; correct or remove them'
+
+
+def _slip_and_cure(slip, axes):
+    other = next((name for name, text in AXES.items() if text == slip), None)
+    cure = f'convert them with dataset_tool.py convert --axes={other}' if other else f'give camera-to-world matrices with {AXES[axes]}'
+    return f'{slip}, as it looks: {cure}'
 
 
 def normalise_world(views, radius):
@@ -109,6 +124,9 @@ def normalise_world(views, radius):
     The mean camera up becomes +y, the cameras' mean direction from the origin +z (seen from above), and the median
     camera distance `radius`. Raises DatasetError when the cameras determine no meeting point or no up.
     """
+    if len(views) == 1:
+        raise DatasetError('there is a single photograph, but where the scene lies shows only where several cameras look: '
+                           'add photographs taken around the object')
     poses = np.stack([view.pose for view in views])
     centre = axes_meeting_point(poses)
     turned = _upright_rotation(poses, centre)
@@ -160,7 +178,7 @@ def summary(labels):
     origins = poses[:, :3, 3]
     distances = np.linalg.norm(origins, axis=1)
     yaw, pitch = np.arctan2(origins[:, 0], origins[:, 2]), np.arcsin(origins[:, 1] / distances)
-    box = _BOX_PER_VIEW * np.median(distances) / np.median(focals)
+    box = seen_scene(labels).box_size
     near = max(distances.min() - _PRESET_NEAR * box, 0.1)
     far = distances.max() + _PRESET_FAR * box
     return [
@@ -183,71 +201,3 @@ def _read_dataset(store):
         raise DatasetError(f'{store.path} contains no images: give a zip or folder with PNG files')
     labels = read_labels(store, names).to(torch.float64).numpy()
     return [View(name, label[:16].reshape(4, 4), label[16:].reshape(3, 3)) for name, label in zip(names, labels)]
-
-
-def _read_transforms(store):
-    try:
-        transforms = json.loads(store.read(TRANSFORMS_FILE))
-        frames = sorted(transforms['frames'], key=lambda frame: frame['file_path'])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f'{store.path}: {TRANSFORMS_FILE} cannot be read: it must be JSON with a list "frames" '
-                           'of "file_path" and "transform_matrix"') from error
-    if not frames:
-        raise DatasetError(f'{store.path}: {TRANSFORMS_FILE} has no frames: add some')
-    return [_frame_view(store, {**transforms, **frame}) for frame in frames]
-
-
-def _frame_view(store, frame):
-    """The view of one frame; its own intrinsics are already merged over the file's common ones."""
-    name = _image_file(store, frame['file_path'])
-    try:
-        pose = np.array(frame['transform_matrix'], dtype=np.float64).reshape(4, 4)
-        intrinsics = _frame_intrinsics(store, name, frame)
-        distortion = tuple(float(frame.get(key, 0)) for key in ('k1', 'k2', 'p1', 'p2'))
-        sound = np.isfinite(pose).all() and np.isfinite(intrinsics).all()
-    except (ValueError, KeyError, TypeError, ZeroDivisionError):
-        sound = False
-    if not sound:
-        raise DatasetError(f'{store.path}: the frame of {name} in {TRANSFORMS_FILE} needs a 4x4 "transform_matrix" '
-                           'and "fl_x" or "camera_angle_x", all finite numbers: correct it')
-    if 'w' in frame and 'h' in frame:
-        check_declared_size(store, name, (frame['w'], frame['h']))
-    if frame.get('is_fisheye') or frame.get('k3') or frame.get('k4'):
-        raise DatasetError(f'{store.path}: {TRANSFORMS_FILE} describes a fisheye lens or k3/k4: undistort the images '
-                           'first, for example with COLMAP\'s image_undistorter')
-    if not _is_invertible(pose):
-        raise DatasetError(f'{store.path}: the frame of {name} in {TRANSFORMS_FILE} has a "transform_matrix" that is no camera '
-                           'pose, a rotation and a position: correct it')
-    pose = pose @ _OPENGL_TO_OPENCV
-    pose[:3, :3] /= np.cbrt(abs(np.linalg.det(pose[:3, :3])))  # some tools leave a scale in the matrix
-    return View(name, pose, intrinsics, distortion)
-
-
-def _is_invertible(pose):
-    """Whether the 3x3 part of a finite pose [4, 4] has axes of some length in three directions, and numbers of some sense."""
-    lengths = np.linalg.svd(pose[:3, :3], compute_uv=False)  # of the longest to the shortest axis
-    return np.abs(pose).max() < _LARGEST and lengths[0] > 1 / _LARGEST and lengths[2] > _DEGENERATE * lengths[0]
-
-
-def _image_file(store, file_path):
-    path = str(file_path).replace('\\', '/').removeprefix('./')
-    for suffix in _SUFFIXES_TRIED:
-        if path + suffix in store:
-            return path + suffix
-    raise DatasetError(f'{store.path}: {TRANSFORMS_FILE} names the image {file_path}, which does not exist: '
-                       'add it or remove its frame')
-
-
-def _frame_intrinsics(store, name, frame):
-    """Normalised intrinsics [3, 3]. The image may have been resized since: the file's own w and h count, if given."""
-    width, height = (frame['w'], frame['h']) if 'w' in frame and 'h' in frame else image_size(store, name)
-    focal_x = frame['fl_x'] if 'fl_x' in frame else _focal(width, frame['camera_angle_x'])
-    focal_y = frame['fl_y'] if 'fl_y' in frame else focal_x
-    if 'fl_y' not in frame and 'fl_x' not in frame and 'camera_angle_y' in frame:
-        focal_y = _focal(height, frame['camera_angle_y'])
-    centre_x, centre_y = frame.get('cx', width / 2), frame.get('cy', height / 2)
-    return np.array([[focal_x / width, 0, centre_x / width], [0, focal_y / height, centre_y / height], [0, 0, 1]])
-
-
-def _focal(size, angle):
-    return 0.5 * size / math.tan(0.5 * angle)

@@ -153,7 +153,7 @@ def real_subset(items, seed, count):
 def load_data(task):
     """The real images of a task, with cameras where a generator is judged, which needs them.
 
-    Raises UserError when there are none, or of another resolution.
+    Raises UserError when there are none, of another resolution, or when the cameras do not see the generator's box.
     """
     if task.data is None:
         raise UserError('--data is missing: name the zip or folder of real images')
@@ -162,6 +162,7 @@ def load_data(task):
         data = ImageDataset(task.data, **options)
     else:
         data = PosedImageDataset(task.data, resolution=task.generator.config.image_resolution, **options)
+        data.check_scene(task.generator.config.rendering)
     if distributed.rank() == 0:
         say_notes(task, data)
     return data

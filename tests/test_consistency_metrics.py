@@ -25,6 +25,7 @@ from metrics.consistency.views import (Views, ViewsError, box_of_cameras, folder
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
 from tests.tiny import tiny_generator
+from training.camera_checks import CameraError
 from training.rendering.cameras import split_label
 from training.rendering.viewpoints import view_label
 from training.snapshots import save_snapshot
@@ -152,8 +153,9 @@ def test_cameras_that_are_none():
     for box_size in (0.0, float('nan'), float('inf')):
         with pytest.raises(ViewsError, match='give its side in world units with --box'):
             bad_views(box_size)
-    for change, message in ((flat, 'a focal length is not positive'), (stretched, 'view 1 is no rotation'), (mirrored, 'no rotation'), (unknown, 'not finite')):
-        with pytest.raises(ViewsError, match=message):
+    for change, message in ((flat, 'view 1: its focal length is not positive'), (stretched, 'view 1: .* no rotation'), (mirrored, 'determinant -1'),
+                            (unknown, 'not finite')):
+        with pytest.raises(CameraError, match=message):
             bad_views(labels=change)
 
 

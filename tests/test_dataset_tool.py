@@ -9,7 +9,7 @@ from PIL import Image
 
 import dataset_prep.demo as demo
 from dataset_prep.archive import DatasetWriter
-from dataset_prep.convert import undistort
+from dataset_prep.lenses import undistort
 from dataset_tool import main
 from training.dataset import DatasetError, PosedImageDataset, mirror_label
 from training.rendering.cameras import look_at_pose, make_label, pinhole
@@ -215,11 +215,11 @@ def test_convert_follows_resized_photographs(photographs, tmp_path):
 
 def test_undistort_moves_bent_points_back():
     intrinsics = np.array([[1.1, 0, 0.48], [0, 0.9, 0.53], [0, 0, 1]])
-    k1, k2, p1, p2 = distortion = (0.12, -0.05, 0.02, 0.05)
+    k1, k2, p1, p2, k3 = distortion = (0.12, -0.05, 0.02, 0.05, 0.1)
     picture = np.zeros((120, 100, 3), np.uint8)
     x, y = 0.3, -0.35  # where the point would be seen without distortion, at unit depth
     square = x * x + y * y
-    radial = 1 + k1 * square + k2 * square ** 2
+    radial = 1 + k1 * square + k2 * square ** 2 + k3 * square ** 3
     bent = np.array([x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x),
                      y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y, 1])
     column, row = (intrinsics @ bent)[:2] * [100, 120]
@@ -381,7 +381,7 @@ def with_position(frame, position):
 def test_convert_with_cameras_that_share_no_view(photographs, tmp_path):
     frames = read_frames(photographs)
     write_transforms(photographs, frames[:1])
-    assert 'parallel' in convert_error(photographs, tmp_path)
+    assert 'a single photograph' in convert_error(photographs, tmp_path)
     write_transforms(photographs, [with_position(frame, [1, 2, 3]) for frame in frames])
     assert 'look around from one place' in convert_error(photographs, tmp_path)
     for frame in frames:

@@ -19,6 +19,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.pictures import PICTURE_SUFFIXES, PictureError, fits_proportions, picture_notes, read_header, read_picture
+from training.camera_checks import check_cameras
 from training.rendering.cameras import LABEL_SIZE
 
 LABEL_FILE = 'dataset.json'
@@ -147,7 +148,8 @@ def check_declared_size(store, name, declared):
 
 
 def read_labels(store, names):
-    """The camera labels of images, float32 [len(names), 25]. Raises DatasetError when any is missing or malformed."""
+    """The camera labels of images, float32 [len(names), 25]. Raises DatasetError when any is missing or malformed, and
+    CameraError when any is no camera."""
     labels = _label_table(store)
     missing = [name for name in names if name not in labels]
     if missing:
@@ -157,7 +159,9 @@ def read_labels(store, names):
     if wrong is not None:
         raise DatasetError(f'{store.path}: the label of {wrong} in {LABEL_FILE} is not a list of {LABEL_SIZE} finite '
                            'numbers (4x4 camera-to-world, 3x3 intrinsics): correct it')
-    return torch.from_numpy(np.array([labels[name] for name in names], dtype=np.float32))
+    labels = torch.from_numpy(np.array([labels[name] for name in names], dtype=np.float32))
+    check_cameras(labels, names, f'{store.path}/{LABEL_FILE}')
+    return labels
 
 
 def _label_table(store):
@@ -233,6 +237,10 @@ class ImageDataset(torch.utils.data.Dataset):
         if index >= len(self._names):
             pixels = pixels[:, ::-1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def check_scene(self, scene):
+        """Raise CameraError unless all cameras see the box of a RenderingConfig, between its near and far."""
+        check_cameras(self.labels[:len(self._names)], self._names, f'{self._store.path}/{LABEL_FILE}', scene)
 
     def _select(self, limit):
         names = image_names(self._store)

@@ -9,20 +9,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset_prep.convert import TRANSFORMS_FILE, load_views, undistort
+from dataset_prep.convert import load_views, view_picture
+from dataset_prep.transforms import SPLIT_FILES, TRANSFORMS_FILE
 from dnnlib.errors import UserError
 from dnnlib.files import source_name
 from torch_utils.images import to_uint8
-from training.dataset import LABEL_FILE, image_notes, open_image
+from training.camera_checks import BOX_PER_VIEW, check_cameras
+from training.config import AUTO, RenderingConfig
+from training.dataset import LABEL_FILE, image_notes
 from training.rendering.cameras import split_label
 from training.rendering.rays import cast_rays
 from training.rendering.viewpoints import view_label
 from training.subjects import make_subject, render_subjects, seed_ws
 
-CAMERA_FILES = (TRANSFORMS_FILE, LABEL_FILE)
+CAMERA_FILES = (TRANSFORMS_FILE, *SPLIT_FILES, LABEL_FILE)
 CAMERA_RADIUS = 2.7  # that photographs with a transforms.json are brought to
-BOX_PER_VIEW = 1.6  # side of the box, in widths of the view at the world's origin: FFHQ's box of 1 at 2.7 / 4.2647
-_LARGEST_SKEW = 1e-3  # that a rotation matrix may be off by
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -34,8 +35,7 @@ class ViewsError(UserError):
 class Views:
     """images: uint8 [V, H, W, 3]; labels: float32 [V, 25], world units; box_size: side of the scene's cube, world units;
     depth: [V, h, w], distance along the ray, world units, or None where it is unknown; notes: lines of text, what is odd about
-    stored images. Raises ViewsError for cameras and
-    boxes that are none."""
+    stored images. Raises ViewsError for boxes that are none, CameraError for cameras that do not see the box."""
 
     name: str
     images: torch.Tensor
@@ -45,18 +45,10 @@ class Views:
     notes: tuple = ()
 
     def __post_init__(self):
-        if not self.labels.isfinite().all():
-            raise ViewsError(f'{self.name}: a camera is not finite: correct its label')
-        poses, intrinsics = split_label(self.labels)
-        if (intrinsics[:, [0, 1], [0, 1]] <= 0).any():
-            raise ViewsError(f'{self.name}: a focal length is not positive: correct its label')
         if not 0 < self.box_size < math.inf:
             raise ViewsError(f'{self.name}: a box of side {self.box_size:g} holds no scene: give its side in world units with --box')
-        rotation = poses[:, :3, :3].double()
-        off = (rotation @ rotation.transpose(1, 2) - torch.eye(3)).abs().amax(dim=(1, 2))
-        if off.max() > _LARGEST_SKEW or (torch.linalg.det(rotation) < 0).any():
-            raise ViewsError(f'{self.name}: the camera of view {int(off.argmax())} is no rotation and translation: give '
-                             'camera-to-world matrices with OpenCV axes')
+        scene = RenderingConfig(near=AUTO, far=AUTO, box_size=self.box_size)
+        check_cameras(self.labels, [f'view {index}' for index in range(len(self.labels))], self.name, scene)
 
     def __len__(self):
         return len(self.images)
@@ -144,7 +136,7 @@ def subject_folders(path):
         return [path]
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and _has_cameras(folder))
     if not folders:
-        raise ViewsError(f'--views={path} holds no subject: put {" or ".join(CAMERA_FILES)} beside the images, in it or '
+        raise ViewsError(f'--views={path} holds no subject: put {TRANSFORMS_FILE} or {LABEL_FILE} beside the images, in it or '
                          'in a folder per subject')
     return folders
 
@@ -156,19 +148,19 @@ def _has_cameras(path):
 def folder_views(path, size=None, box_size=None, background='black'):
     """Views of a folder or zip with `dataset.json` (METHOD: section 8) or `transforms.json` (OpenGL axes, pixels).
 
-    size: (height, width) to resize to, by default the images' own; the whole image is kept, undistorted, and transparent
-    pixels are composited on `background`, a colour name. box_size: world units, by default what the cameras see at the world's origin (BOX_PER_VIEW). The
-    cameras of a `transforms.json` are first brought into the conventions' world (`dataset_prep.convert.normalise_world`).
-    Raises DatasetError or ViewsError for unusable folders.
+    size: (height, width) to resize to, by default the images' own; the whole image is kept, undistorted; what is transparent or
+    masked becomes `background`, a colour name. box_size: world units, by default what the cameras see at the world's origin
+    (`box_of_cameras`). The cameras of a `transforms.json` are first brought into the conventions' world (`dataset_prep.convert.normalise_world`).
+    Raises DatasetError, CameraError or ViewsError for unusable folders.
     """
-    store, views = load_views(path, CAMERA_RADIUS)
+    store, views, notes = load_views(path, CAMERA_RADIUS)
     name = source_name(path)
     if len(views) < 2:
         raise ViewsError(f'{name} has {len(views)} view{"s" * (len(views) != 1)}: a scene is determined by two views at least, '
                          'better by 30')
     images = []
     for view in views:  # one at a time: many photographs at full size do not fit into memory
-        picture = _picture(store, view, background)
+        picture = view_picture(store, view, background)
         width, height = size[::-1] if size else images[0].shape[1::-1] if images else picture.size
         if size is None and picture.size != (width, height):
             raise ViewsError(f'{path}: image {view.name} is not {width}x{height} pixels as the first one: make them alike, or give '
@@ -176,13 +168,8 @@ def folder_views(path, size=None, box_size=None, background='black'):
         images.append(np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)))
     labels = torch.from_numpy(np.stack([view.label() for view in views])).float()
     box_size = box_of_cameras(labels) if box_size is None else box_size
-    notes = image_notes(store, [view.name for view in views], background)
+    notes += image_notes(store, [view.name for view in views], background)
     return Views(name, torch.from_numpy(np.stack(images)), labels, box_size, notes=tuple(notes))
-
-
-def _picture(store, view, background):
-    image = open_image(store, view.name, background)
-    return undistort(image, view.intrinsics, view.distortion) if any(view.distortion) else image
 
 
 def box_of_cameras(labels):
