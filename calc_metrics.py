@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import torch
 
-from dnnlib.cli import friendly_errors
+from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder, source_name
 from dnnlib.params import FiniteRange, UserPath
@@ -24,6 +24,8 @@ from training.snapshots import newest_snapshot, read_snapshot
 from training.subjects import choose_branches, load_generator
 
 BRANCHES = ('2d', '3d', 'both', 'coarse')
+# Options about the result, or about what a metric may need, whether it does or not.
+ALWAYS_USED = {'metrics', 'outdir', 'label', 'seed', 'batch', 'gpus', 'workers', 'detector', 'cache_dir'}
 
 
 class MetricList(click.ParamType):
@@ -109,15 +111,28 @@ def group_options(command):
 def main(context, **options):
     """Judge a network's images, or a folder of them, against a data set; results go to metric-<name>.jsonl."""
     if context.invoked_subcommand is not None:
+        refuse_idle(options, f'on {context.invoked_subcommand}')
         return
     if options['metrics'] is None:
         raise UserError('--metrics is missing: name what to compute, such as --metrics=fid50k_full,swd')
     if options['network'] and options['images']:
         raise UserError('--network and --images exclude each other: give one')
+    refuse_idle_options(options)
     own = {name: options.pop(name) for name in list(options) if name not in Request.__dataclass_fields__}
     request = Request(**options, group_options=own)
     check_gpus(request.gpus)
     distributed.launch(functools.partial(judge, request), request.gpus)
+
+
+def refuse_idle_options(options):
+    """Raise UserError for options that none of the metrics takes notice of."""
+    judged = next((name for name in ('network', 'views', 'images') if isinstance(options[name], str | Path)), None)
+    groups = registry.by_group(options['metrics'])
+    if judged is not None and all(group.uses for group, _ in groups):
+        used = {judged, *ALWAYS_USED}.union(*(group.uses(metrics, judged == 'network') for group, metrics in groups))
+        refuse_idle(set(options) - used, f'on {", ".join(options["metrics"])} with --{judged}')
+    if options['trunc'] == 1:
+        refuse_idle(('trunc_cutoff',), 'with --trunc=1')
 
 
 def check_gpus(wanted):

@@ -10,7 +10,7 @@ import click
 import torch
 from tqdm import tqdm
 
-from dnnlib.cli import friendly_errors
+from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
 from dnnlib.params import FiniteFloat, FiniteRange, SeedList, UserPath, ViewList
@@ -77,6 +77,10 @@ class SampleOptions:
 @friendly_errors
 def main(**options):
     """Render generated subjects; one seed is the same subject in every view, branch and run."""
+    if not options['shapes']:
+        refuse_idle(('shape_resolution', 'shape_level', 'shape_format'), 'without --shapes')
+    if options['trunc'] == 1:
+        refuse_idle(('trunc_cutoff',), 'with --trunc=1')
     generate(SampleOptions(**options))
 
 

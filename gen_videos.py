@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from dnnlib.cli import friendly_errors
+from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
 from dnnlib.params import FiniteFloat, FiniteRange, GridSize, SeedList, UserPath
@@ -76,7 +76,7 @@ class VideoOptions:
 @click.option('--yaw-range', type=FiniteFloat(), default=0.35, show_default=True, help='Largest yaw in radians.')
 @click.option('--pitch-range', type=FiniteRange(-1.5, 1.5), default=0.15, show_default=True,
               help='Largest pitch in radians; full orbit: the constant height above the subject.')
-@click.option('--full-orbit', is_flag=True, help='Once around the subject, for objects; --yaw-range has no say then.')
+@click.option('--full-orbit', is_flag=True, help='Once around the subject, for objects, without --yaw-range.')
 @click.option('--epi', is_flag=True,
               help='Write a spatio-temporal texture image instead: a line of pixels, stacked over yaws from -YAW to YAW.')
 @click.option('--epi-line', type=FiniteRange(0, 1, max_open=True), default=0.5, show_default=True,
@@ -93,7 +93,21 @@ class VideoOptions:
 @friendly_errors
 def main(**options):
     """Film generated subjects. A subject keeps its w over the orbit: only the camera moves."""
+    refuse_idle_options(VideoOptions(**options))
     generate(VideoOptions(**options))
+
+
+def refuse_idle_options(options):
+    if options.epi:
+        refuse_idle(('mode', 'grid', 'fps', 'pitch_range', 'full_orbit', 'upscale', 'upscale_filter', 'crf'), 'with --epi')
+    else:
+        refuse_idle(('epi_line',), 'without --epi')
+    if options.full_orbit:
+        refuse_idle(('yaw_range',), 'with --full-orbit')
+    if options.upscale == 1:
+        refuse_idle(('upscale_filter',), 'without --upscale')
+    if options.trunc == 1:
+        refuse_idle(('trunc_cutoff',), 'with --trunc=1')
 
 
 @naming_memory('lower --render-resolution')
@@ -121,12 +135,12 @@ def write_texture_images(options):
     """Write one picture: a row of texture images per subject, the branches side by side; print how straight they are."""
     if options.output.suffix != '.png':
         raise UserError(f'--output={options.output} must end in .png with --epi')
-    if options.mode != 'orbit' or options.full_orbit:
-        raise UserError('--epi shows a straight move of the camera: leave out --mode and --full-orbit')
     if options.frames < 2:
         raise UserError(f'--epi stacks frames: --frames={options.frames} is too few, take 120')
     G = load_generator(options.network, options.device)
     branches = choose_branches(G, options.branch)
+    if options.render_resolution == 1 and branches != ('2d',):
+        raise UserError('--render-resolution=1 leaves one pixel of a line, and stripes need two with --epi: give 2 or more, or leave it out')
     labels = view_label(G.config, torch.linspace(-options.yaw_range, options.yaw_range, options.frames))
     make_output_folder(options.output.parent)
     cells, lines = [], []

@@ -4,6 +4,7 @@ import errno
 import functools
 
 import click
+from click.core import ParameterSource
 
 from dnnlib.errors import UserError
 
@@ -28,3 +29,16 @@ def friendly_errors(command):
                 raise
             raise click.ClickException(f'{file or "an output"}: {error.strerror}; choose another path or make room') from None
     return wrapper
+
+
+def refuse_idle(names, reason):
+    """Raise UserError for options of the running command that were given, although they have no effect.
+
+    names: of parameters; reason: when that is so, such as 'with --epi'. What a default says is not given.
+    """
+    context = click.get_current_context()
+    idle = [option.opts[0] for option in context.command.params if option.name in names
+            and context.get_parameter_source(option.name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)]
+    if idle:
+        several = len(idle) > 1
+        raise UserError(f'{", ".join(idle)} {"have" if several else "has"} no effect {reason}: leave {"them" if several else "it"} out')

@@ -18,7 +18,7 @@ from metrics.images import (PUBLISHED, GeneratedImages, Rendering, StoredImages,
                             check_resolution, load_data, say_notes)
 from metrics.processes import from_first
 from metrics.real_statistics import real_statistics
-from metrics.registry import Group, Outcome
+from metrics.registry import GENERATION_OPTIONS, Group, Outcome
 from torch_utils import distributed
 from training.dataset import ImageDataset
 
@@ -131,7 +131,7 @@ def _protocol(metric, count, real_count, source, task, weights, content):
     about_generator = {} if task.generator is None else _about_generation(source, task)
     return {'images': count, 'real_images': real_count, 'real_subset': None if metric.real is None else
             'all' if metric.real == ALL else 'drawn by the seed', 'resolution': source.resolution, 'mirror': task.mirror,
-            'data_content': content, 'seed': task.seed, 'batch': task.batch, 'tf32': False, **about_generator,
+            'data_content': content, 'seed': task.seed, 'tf32': False, **about_generator,
             **({'detector': detectors.NAME, 'detector_sha256': weights[1], 'layer': metric.statistic.layer}
                if metric.statistic.layer else {})}
 
@@ -140,7 +140,7 @@ def _about_generation(source, task):
     rendering = task.generator.config.rendering
     about = {'cameras': 'training labels', **source.rendering._asdict(), 'truncation_psi': task.truncation_psi,
              'truncation_cutoff': task.truncation_cutoff, 'render_resolution': _render_resolution(source, task),
-             'render_precision': rendering.precision, 'skip': task.skip,
+             'render_precision': rendering.precision, 'skip': task.skip, 'batch': task.batch,
              'samples_per_ray': [rendering.depth_samples, rendering.importance_samples]}
     if source.rendering.conditioning_camera == 'frontal':
         about['frontal_camera'] = {'radius': rendering.camera_radius, 'pivot': list(rendering.camera_pivot),
@@ -161,7 +161,12 @@ def image_count(match):
 
 COUNT = r'(?P<count>[1-9]\d*)(?P<thousand>k?)'  # in patterns of names
 
-GROUP = Group(evaluate, options=(
+def _uses(metrics, generated):
+    own = GENERATION_OPTIONS | {'sampling', 'noise_mode', 'skip', 'data', 'mirror'} if generated else {'images', 'background'}
+    return own | ({'data', 'mirror'} if any(metric.real for metric in metrics) else set())
+
+
+GROUP = Group(evaluate, uses=_uses, options=(
     click.option('--detector', type=UserPath(), metavar='FILE',
                  help='Inception weights of torch-fidelity.  [default: its cache, or its download]'),
     click.option('--cache-dir', type=UserPath(), metavar='DIR', help='Where statistics of real images are kept.  [default: ~/.cache/mimic3d]')))

@@ -11,7 +11,8 @@ are therefore computed together. A module makes a metric known like this, and is
     register('psnr_mv', GROUP, 'PSNR between generated views and their reconstruction.', higher_is_better=True)
 
 A group's own options appear on calc_metrics.py's command line; their values are in `task.options`, by name. What all
-metrics share (network, branch, data, seed, truncation, render resolution, sampling ...) are the fields of `Task`.
+metrics share (network, branch, data, seed, truncation, render resolution, sampling ...) are the fields of `Task`. With
+`Group(..., uses=...)`, options that would have no effect are refused.
 """
 
 import re
@@ -66,6 +67,8 @@ class Group:
 
     evaluate: Callable[[list, Task], dict[str, Outcome]]
     options: tuple = ()  # click options
+    # (metrics, whether a generator is judged) -> names of the options that have an effect; None: all have
+    uses: Callable[[list, bool], set] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ class Family:
     pattern: str
     build: Callable[[re.Match], Any]
 
+
+# Names of the options that say how a generator's images are made, whatever the metric.
+GENERATION_OPTIONS = {'branch', 'trunc', 'trunc_cutoff', 'render_resolution', 'samples', 'importance_samples'}
 
 _FAMILIES = {}  # form -> Family
 

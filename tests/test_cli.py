@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dnnlib.cli import friendly_errors
+from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder, replacing
 from dnnlib.params import UserPath
@@ -31,6 +31,24 @@ def outcome(error):
 ])
 def test_the_users_errors_are_one_line(error, line):
     assert outcome(error) == line
+
+
+@click.command()
+@click.option('--number', default=1)
+@click.option('--given/--not-given', default=False)
+@click.option('--other', envvar='MIMIC3D_TEST_OTHER')
+@friendly_errors
+def choosy(**options):
+    refuse_idle(('number', 'given', 'other'), 'today')
+
+
+@pytest.mark.parametrize('arguments, environment, message', [
+    ([], {}, ''), (['--number=1'], {}, 'Error: --number has no effect today: leave it out\n'),
+    (['--not-given', '--number=2'], {}, 'Error: --number, --given have no effect today: leave them out\n'),
+    ([], {'MIMIC3D_TEST_OTHER': 'x'}, 'Error: --other has no effect today: leave it out\n')])
+def test_options_that_are_given_without_effect_are_named(arguments, environment, message):
+    """Given as their default, too; the default itself is nobody's wish."""
+    assert CliRunner().invoke(choosy, arguments, env=environment).output == message
 
 
 @pytest.mark.parametrize('error', [ValueError('a bug'), OSError('a bug'), OSError(errno.EBADF, 'Bad descriptor')])

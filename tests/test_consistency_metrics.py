@@ -161,7 +161,7 @@ def test_cameras_that_are_none():
 
 def test_view_source():
     convert = ViewSource().convert
-    assert convert('30', None, None) == 30 and convert('folder', None, None) == Path('folder')
+    assert convert('30', None, None) == 30 and convert('folder', None, None) == Path('folder').absolute()
 
 
 def test_split_views():
@@ -269,7 +269,7 @@ def test_subjects_keep_their_names(tmp_path):
 def test_the_folder_one_stands_in_is_scored(tmp_path, monkeypatch):
     save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'mine')
     monkeypatch.chdir(tmp_path / 'mine')
-    assert_one_clear_line(run('--metrics=psnr_mv', '--views=.', *QUICK), '--outdir=. lies in --views=.')
+    assert_one_clear_line(run('--metrics=psnr_mv', '--views=.', *QUICK), '--outdir=. lies in --views=')
     succeed('--metrics=psnr_mv', '--views=.', '--outdir=../out', *QUICK)
     assert record(tmp_path / 'out', 'psnr_mv')['label'] == 'mine'
 
@@ -322,7 +322,7 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     def score(folder):
         return run('--metrics=psnr_mv', f'--views={folder}', f'--outdir={tmp_path / "out"}', *QUICK)
 
-    assert_one_clear_line(score('nowhere'), '--views=nowhere does not exist')
+    assert_one_clear_line(score('nowhere'), 'nowhere does not exist: give a folder')
     (tmp_path / 'empty').mkdir()
     assert_one_clear_line(score(tmp_path / 'empty'), 'holds no subject')
     views = scenes.render(scenes.sphere, scenes.frontal(2), 12, supersampling=1)
@@ -339,9 +339,9 @@ def test_views_that_are_not_numbers_are_one_clear_line(tmp_path):
     with torch.no_grad():
         G.decoder.output.bias[0] = torch.nan
     save_snapshot(tmp_path / 'broken.pkl', {'G_ema': G}, {})
-    for metric in ('psnr_mv', 'reproj'):
+    for metric, options in (('psnr_mv', QUICK), ('reproj', ())):
         assert_one_clear_line(run(f'--metrics={metric}', f'--network={tmp_path / "broken.pkl"}', '--branch=3d', '--subjects=1',
-                                  '--views=2', f'--outdir={tmp_path}', *QUICK), 'not finite')
+                                  '--views=2', f'--outdir={tmp_path}', *options), 'not finite')
 
 
 # ---------------------------------------------------------------------------------------------------------------------

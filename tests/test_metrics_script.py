@@ -278,6 +278,30 @@ def test_contradictions_and_gaps_are_named(refused, folder):
     assert 'no such snapshot' in refused('--metrics=swd', '--network=nowhere.pkl')
 
 
+@pytest.mark.parametrize('arguments, idle', [
+    (['--metrics=swd', 'IMAGES', '--trunc=0.5', '--branch=both', '--noise-mode=const'],
+     '--branch, --trunc, --noise-mode have no effect on swd with --images: leave them out'),
+    (['--metrics=is20', 'IMAGES', '--mirror=true'], '--data, --mirror have no effect on is20 with --images'),
+    (['--metrics=swd', 'NETWORK', '--subjects=3', '--fit-steps=4'], '--subjects, --fit-steps have no effect on swd with --network'),
+    (['--metrics=swd', 'NETWORK', '--background=white'], '--background has no effect on swd with --network'),
+    (['--metrics=reproj', 'NETWORK', '--recipe=neus'], '--data, --recipe have no effect on reproj with --network'),
+    (['--metrics=psnr_mv', 'NETWORK', '--sampling=stratified', '--skip=0.01'],
+     '--data, --sampling, --skip have no effect on psnr_mv with --network'),
+    (['--metrics=ssim_mv,swd', 'NETWORK', '--box=2'], '--box has no effect on ssim_mv, swd with --network'),
+    (['--metrics=psnr_mv', '--views=.', '--trunc=0.5', '--yaw=0.1', 'IMAGES'],
+     '--images, --data, --trunc, --yaw have no effect on psnr_mv with --views'),
+    (['--metrics=swd', 'NETWORK', '--trunc-cutoff=8'], '--trunc-cutoff has no effect with --trunc=1'),
+])
+def test_options_without_effect_are_named(refused, folder, arguments, idle):
+    words = {'NETWORK': f'--network={folder / "stage2.pkl"}', 'IMAGES': f'--images={folder / "images"}'}
+    assert idle in refused(*(words.get(argument, argument) for argument in arguments))
+
+
+def test_options_before_a_subcommand_are_named(folder):
+    result = CliRunner().invoke(calc_metrics.main, ['--metrics=swd', '--seed=0', 'table', str(folder)])
+    assert result.exit_code == 1 and result.output == 'Error: --metrics, --seed have no effect on table: leave them out\n'
+
+
 def test_an_unknown_metric_is_named(folder):
     result = run(folder, '--metrics=fid50k_ful')
     assert result.exit_code == 2 and "'fid50k_ful' is no metric; there are: fid<N>_full" in result.output

@@ -166,6 +166,14 @@ def test_bad_input_is_one_clear_line(networks, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('script, output', [(gen_samples, '--outdir=o'), (gen_videos, '--output=o.mp4'), (gen_videos, '--output=o.png --epi')])
+@pytest.mark.parametrize('device', ['meta', 'cuda:99', 'hpu', ''])
+def test_a_device_that_cannot_compute_is_one_clear_line(script, output, device, networks):
+    result = CliRunner().invoke(script.main, ['--network=stage2.pkl', '--seeds=0', f'--device={device}', *output.split()])
+    assert_one_clear_line(result, f'--device={device} cannot be used (')
+    assert result.output.count('\n') == 1 and 'choose cpu' in result.output
+
+
 def assert_one_clear_line(result, message):
     assert result.exit_code != 0
     assert isinstance(result.exception, SystemExit)
@@ -254,13 +262,37 @@ def test_texture_image_is_a_line_of_every_yaw_of_the_move(networks, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['--output=texture.mp4'], 'must end in .png with --epi'),
-    (['--output=texture.png', '--full-orbit'], 'leave out --mode and --full-orbit'),
-    (['--output=texture.png', '--mode=interpolate'], 'leave out --mode and --full-orbit'),
+    (['--output=texture.png', '--full-orbit'], '--full-orbit has no effect with --epi: leave it out'),
+    (['--output=texture.png', '--mode=orbit'], '--mode has no effect with --epi: leave it out'),
+    (['--output=texture.png', '--grid=2x1', '--fps=25', '--crf=3', '--pitch-range=0'],
+     '--grid, --fps, --pitch-range, --crf have no effect with --epi: leave them out'),
+    (['--output=texture.png', '--upscale=2', '--upscale-filter=nearest'], '--upscale, --upscale-filter have no effect with --epi'),
+    (['--output=texture.png', '--render-resolution=1'], '--render-resolution=1 leaves one pixel of a line'),
+    (['--output=texture.png', '--render-resolution=1', '--branch=3d'], '--render-resolution=1 leaves one pixel of a line'),
     (['--output=texture.png', '--frames=1'], '--frames=1 is too few'),
     (['--output=texture.png', '--yaw-range=nan'], "'--yaw-range': nan is not a finite number"),
 ])
 def test_bad_texture_images_are_one_clear_line(networks, arguments, message):
     assert_one_clear_line(run(gen_videos, '--network=stage2.pkl', '--seeds=0', '--epi', *arguments), message)
+
+
+@pytest.mark.parametrize('script, arguments, message', [
+    (gen_videos, ['--output=film.mp4', '--epi-line=0.5'], '--epi-line has no effect without --epi: leave it out'),
+    (gen_videos, ['--output=film.mp4', '--full-orbit', '--yaw-range=1'], '--yaw-range has no effect with --full-orbit'),
+    (gen_videos, ['--output=film.mp4', '--upscale-filter=nearest'], '--upscale-filter has no effect without --upscale'),
+    (gen_videos, ['--output=film.mp4', '--trunc=1', '--trunc-cutoff=3'], '--trunc-cutoff has no effect with --trunc=1'),
+    (gen_samples, ['--outdir=o', '--shape-level=10', '--shape-format=ply'],
+     '--shape-level, --shape-format have no effect without --shapes: leave them out'),
+    (gen_samples, ['--outdir=o', '--trunc=1', '--trunc-cutoff=3'], '--trunc-cutoff has no effect with --trunc=1'),
+])
+def test_options_without_effect_are_one_clear_line(script, arguments, message, networks):
+    assert_one_clear_line(run(script, '--network=stage2.pkl', '--seeds=0', *arguments), message)
+
+
+def test_one_line_of_pixels_of_the_2d_branch_has_its_full_width(networks, tmp_path):
+    succeed(gen_videos, '--network=stage2.pkl', '--seeds=0', '--epi', '--frames=3', '--render-resolution=1', '--branch=2d',
+            f'--output={tmp_path / "texture.png"}')
+    assert Image.open(tmp_path / 'texture.png').size == (IMAGE, 3)
 
 
 def stripes(jitter=0.0):

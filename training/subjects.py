@@ -25,12 +25,18 @@ def default_device():
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
+def check_device(name):
+    """Compute something on a device. Raises UserError if that fails."""
+    try:
+        torch.rand(2, device=name, generator=torch.Generator(name)).sum().item()
+    except Exception as error:  # every backend that is missing or unknown has errors of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f'--device={name} cannot be used ({reason[:200]}); choose cpu, or cuda where there is a GPU') from None
+
+
 def load_generator(path, device):
     """G_ema of a snapshot on `device` (a name). Raises UserError for a file or device that cannot be used."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f'--device={device} cannot be used: {str(error).splitlines()[0]}') from None
+    check_device(device)
     networks = load_networks(path)
     if 'G_ema' not in networks:
         raise UserError(f'{path} holds no generator G_ema, only: {", ".join(networks) or "nothing"}')

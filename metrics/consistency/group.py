@@ -12,7 +12,7 @@ from metrics.consistency.recipes import RECIPES
 from metrics.consistency.rendering import BACKGROUNDS
 from metrics.consistency.reprojection import DEPTH_TOLERANCE, neighbour_psnr
 from metrics.consistency.subjects import find_subjects
-from metrics.registry import Group, Outcome, register
+from metrics.registry import GENERATION_OPTIONS, Group, Outcome, register
 from torch_utils import distributed
 
 
@@ -75,8 +75,16 @@ def _from_all(items):
     return [item for part in distributed.share(distributed.gather(items)) for item in part]
 
 
-RECONSTRUCTION = Group(evaluation.evaluate, OPTIONS)
-REPROJECTION = Group(evaluate_reprojection)
+def _uses_of_views(metrics, generated):
+    return {'views', *(GENERATION_OPTIONS | {'subjects', 'yaw', 'pitch'} if generated else {'box', 'view_size'})}
+
+
+def _uses_of_reconstruction(metrics, generated):
+    return _uses_of_views(metrics, generated) | {'recipe', 'background', 'held_out', 'fit_steps', 'fit_rays', 'meshes'}
+
+
+RECONSTRUCTION = Group(evaluation.evaluate, OPTIONS, _uses_of_reconstruction)
+REPROJECTION = Group(evaluate_reprojection, uses=_uses_of_views)
 
 register('psnr_mv', RECONSTRUCTION, 'PSNR between views and re-renders of their reconstruction by NeuS.', higher_is_better=True)
 register('ssim_mv', RECONSTRUCTION, 'SSIM between views and re-renders of their reconstruction by NeuS.', higher_is_better=True)
