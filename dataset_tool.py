@@ -63,8 +63,9 @@ def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, r
 @click.option('--background', type=click.Choice(['black', 'white']), default='black', show_default=True,
               help='What transparent and masked pixels become: as the preset of the training renders.')
 @click.option('--max-images', type=click.IntRange(min=1), help='Use only the first so many.  [default: all]')
+@click.option('--skip-missing', is_flag=True, help='Go on without images that the camera file names and that are not there.')
 @friendly_errors
-def convert(source, dest, mirror, overwrite, resolution, radius, axes, background, max_images):
+def convert(source, dest, mirror, overwrite, resolution, radius, axes, background, max_images, skip_missing):
     """Crop and resize photographs with known cameras, and bring the cameras into this project's form.
 
     transforms.json: lens distortion is removed, the world moved to where the cameras look, turned so that they stand
@@ -72,7 +73,7 @@ def convert(source, dest, mirror, overwrite, resolution, radius, axes, backgroun
     """
     if pathlib.Path(source).resolve().is_relative_to(pathlib.Path(dest).resolve()):
         raise DatasetError(f'--dest={dest} would replace --source={source}: choose another destination')
-    store, views, notes = load_views(source, radius, axes)
+    store, views, notes = load_views(source, radius, axes, skip_missing)
     views = views[:max_images]
     items = (converted_image(store, view, resolution, background) for view in views)
     names = [view.name for view in views]

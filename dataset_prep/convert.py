@@ -13,28 +13,28 @@ from PIL import Image
 from dataset_prep.lenses import undistort
 from dataset_prep.transforms import TO_OPENCV, TRANSFORMS_FILE, View, read_transforms, transforms_files
 from training.camera_checks import AXES, check_cameras, describe, first_fault, likely_slip, seen_scene
-from training.dataset import LABEL_FILE, DatasetError, FileStore, check_declared_size, image_names, open_image, read_labels
+from training.dataset import LABEL_FILE, DatasetError, FileStore, LabelFile, check_declared_size, image_names, open_image
 
 _DEGENERATE = 1e-3  # a mean direction shorter than this, or axes this parallel, determine nothing
 _PRESET_NEAR, _PRESET_FAR = 0.45, 0.6  # FFHQ: radius - 0.45 and radius + 0.6 for a box of side 1
 
 
-def load_views(source, radius, axes='opengl'):
+def load_views(source, radius, axes='opengl', skip_missing=False):
     """The store, the views and the notes, lines of text, of a source folder or zip.
 
     With `transforms.json` the world is turned, moved and scaled (`normalise_world`) to camera distances of `radius`;
-    axes: of camera_checks.AXES, those that it uses. The cameras of a `dataset.json` stay as they are. Raises DatasetError or
-    CameraError for unusable sources.
+    axes: of camera_checks.AXES, those that it uses. The cameras of a `dataset.json` stay as they are. skip_missing: leave out
+    cameras whose images are not there. Raises DatasetError or CameraError for unusable sources.
     """
     store = FileStore(source)
     if transforms_files(store):
-        views, notes = read_transforms(store, axes)
+        views, notes = read_transforms(store, axes, skip_missing)
         return store, _placed_views(store, views, radius, axes), notes
     if LABEL_FILE in store:
-        views = _read_dataset(store)
+        views, notes = _read_dataset(store, skip_missing)
         labels = labels_of(views)
         check_cameras(labels, [view.name for view in views], f'{store.path}/{LABEL_FILE}', seen_scene(labels))
-        return store, views, []
+        return store, views, notes
     raise DatasetError(f'--source={source} has neither {TRANSFORMS_FILE} nor {LABEL_FILE} at its top: '
                        'give a folder or zip that has one of them')
 
@@ -195,9 +195,10 @@ def _range(values):
     return f'{values.min():.3f} to {values.max():.3f}'
 
 
-def _read_dataset(store):
-    names = image_names(store)
-    if not names:
-        raise DatasetError(f'{store.path} contains no images: give a zip or folder with PNG files')
-    labels = read_labels(store, names).to(torch.float64).numpy()
-    return [View(name, label[:16].reshape(4, 4), label[16:].reshape(3, 3)) for name, label in zip(names, labels)]
+def _read_dataset(store, skip_missing):
+    names, label_file = image_names(store), LabelFile(store)
+    if not skip_missing:
+        label_file.check_missing()
+    labels = label_file.labels_of(names).to(torch.float64).numpy()
+    views = [View(name, label[:16].reshape(4, 4), label[16:].reshape(3, 3)) for name, label in zip(names, labels)]
+    return views, label_file.notes

@@ -5,18 +5,16 @@ are neither known nor known to be harmless are named in a note.
 """
 
 import dataclasses
-import json
 import math
 
 import numpy as np
 
 from dataset_prep.lenses import folds
 from training.camera_checks import check_cameras
-from training.dataset import DatasetError, check_declared_size, image_size
+from training.dataset import CameraFile, DatasetError, check_declared_size, image_size, read_json
 
 TRANSFORMS_FILE = 'transforms.json'
 SPLIT_FILES = ('transforms_train.json', 'transforms_val.json', 'transforms_test.json')
-_SUFFIXES_TRIED = ('', '.png', '.jpg', '.jpeg', '.PNG', '.JPG', '.JPEG')
 TO_OPENCV = {'opengl': np.diag([1.0, -1.0, -1.0, 1.0]), 'opencv': np.eye(4)}
 _DEGENERATE = 1e-3  # axes of a pose this parallel determine nothing
 _LARGEST = 1e9  # entries of a pose beyond it are no camera's, and squares must stay finite
@@ -58,29 +56,40 @@ def transforms_files(names):
     return [TRANSFORMS_FILE] if TRANSFORMS_FILE in names else [file for file in SPLIT_FILES if file in names]
 
 
-def read_transforms(store, axes='opengl'):
+def read_transforms(store, axes='opengl', skip_missing=False):
     """The views of a FileStore's `transforms.json`, or of all its splits, sorted by name, in the world of the file; and notes,
     lines of text: what is applied or left out.
 
-    axes: of camera_checks.AXES, those that the file uses. Raises DatasetError or CameraError for what cannot be used.
+    axes: of camera_checks.AXES, those that the file uses; skip_missing: leave out frames whose images are not there. Raises DatasetError or CameraError for what cannot be used.
     """
     files = transforms_files(store)
-    frames = sorted((frame for file in files for frame in _read_frames(store, file)), key=lambda frame: frame.name)
-    source = f'{store.path}/{", ".join(files)}'
+    cameras = CameraFile(store, ', '.join(files), [named for file in files for named in _read_frames(store, file)])
+    if not skip_missing:
+        cameras.check_missing()
+    if not cameras.found:
+        raise DatasetError(f'{store.path}: {cameras.file} has no frames with images: add some')
+    frames = [cameras.found[name] for name in sorted(cameras.found)]
+    source = f'{store.path}/{cameras.file}'
     in_folder = not any(frame.values.get('mask_path') for frame in frames)
-    views = _distinct(store, [_view(store, frame, axes, in_folder) for frame in frames])
+    views = [_view(store, frame, axes, in_folder) for frame in frames]
     check_cameras(np.stack([view.label() for view in views]), [view.name for view in views], source)
     _check_lenses(source, views)
-    return views, _notes(source, store, frames, views)
+    return views, [*cameras.notes, *_notes(source, store, frames, views)]
 
 
 @dataclasses.dataclass
 class _Frame:
-    """What a file says of the image `name`, the common part included. `where` begins messages."""
+    """What a file says of the image `name`, the common part included. `where` begins messages.
+
+    Two are equal if they mean the same camera and mask.
+    """
 
     name: str
     where: str
     values: dict
+
+    def __eq__(self, other):
+        return all(self.values.get(key) == other.values.get(key) for key in _READ if key != 'file_path')
 
     def error(self, text):
         return DatasetError(f'{self.where} {text}')
@@ -98,26 +107,20 @@ class _Frame:
 
 
 def _read_frames(store, file):
+    """(path of an image, its _Frame) of all frames."""
+    common = read_json(store, file)
     try:
-        common = json.loads(store.read(file))
         frames = [_merged(common, frame) for frame in common['frames']]
         sound = all(isinstance(frame['file_path'], str) for frame in frames)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError):
         sound = False
     if not sound:
         raise DatasetError(f'{store.path}: {file} cannot be read: it must be JSON with a list "frames" '
                            'of "file_path" and "transform_matrix"')
     if not frames:
         raise DatasetError(f'{store.path}: {file} has no frames: add some')
-    return [_named_frame(store, file, frame) for frame in frames]
-
-
-def _named_frame(store, file, values):
-    name = _file_named(store, values['file_path'])
-    if name is None:
-        raise DatasetError(f'{store.path}: {file} names the image {values["file_path"]}, which does not exist: '
-                           'add it or remove its frame')
-    return _Frame(name, f'{store.path}: the frame of {name} in {file}', values)
+    named = [(frame['file_path'], store.find(frame['file_path']), frame) for frame in frames]
+    return [(path, _Frame(name, f'{store.path}: the frame of {name} in {file}', frame)) for path, name, frame in named]
 
 
 def _merged(common, frame):
@@ -180,17 +183,11 @@ def _pose(frame):
     return pose
 
 
-def _file_named(store, file_path):
-    """The name of a file of the store that a path stands for, with or without suffix; None where there is none."""
-    path = file_path.replace('\\', '/').removeprefix('./')
-    return next((path + suffix for suffix in _SUFFIXES_TRIED if path + suffix in store), None)
-
-
 def _mask(store, frame, in_folder):
     """The mask of an image: its "mask_path", or its namesake in the folder `masks`, if there is such a folder."""
     path = frame.values.get('mask_path')
     if path:
-        mask = _file_named(store, str(path))
+        mask = store.find(path)
         if mask is None:
             raise frame.error(f'has "mask_path": {path!r}, which does not exist: add it or remove the key')
         return mask
@@ -242,16 +239,6 @@ def _focal(frame, axis, size):
     if focal is not None and abs(focal - by_angle) > _SAME_FOCAL * by_angle:
         raise frame.error(f'has "{length}": {focal:g}, but its "{angle}" makes it {by_angle:.5g}: remove the wrong one')
     return by_angle if focal is None else focal
-
-
-def _distinct(store, views):
-    """The views, those that several files or frames repeat once."""
-    distinct = {}
-    for view in views:
-        other = distinct.setdefault(view.name, view)
-        if not (np.array_equal(other.label(), view.label()) and other.distortion == view.distortion):
-            raise DatasetError(f'{store.path}: two frames name the image {view.name}, with different cameras: remove one')
-    return list(distinct.values())
 
 
 def _check_lenses(source, views):

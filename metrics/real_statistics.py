@@ -6,8 +6,6 @@ import json
 import os
 import tempfile
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,16 +70,13 @@ def content_hash(path):
     """
     store = FileStore(path)
     names = image_names(store)
-    if store.is_zip:
-        with zipfile.ZipFile(path) as archive:
-            return _digest([names, [archive.getinfo(name).CRC for name in names]])
-    stats = [os.stat(store.path / name) for name in names]
-    return _folder_hash(store.path, tuple(names), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+    return _content_hash(str(path), tuple(names), tuple(store.stamp(name) for name in names))
 
 
 @functools.lru_cache(maxsize=2)
-def _folder_hash(folder, names, stamps):
-    return _digest([names, [zlib.crc32((folder / name).read_bytes()) for name in names]])
+def _content_hash(path, names, stamps):
+    store = FileStore(path)
+    return _digest([names, [store.checksum(name) for name in names]])
 
 
 def _digest(values):

@@ -176,7 +176,8 @@ def test_no_label_file(folder):
     fails('has no dataset.json', folder)
 
 
-@pytest.mark.parametrize('content', ['{', '[]', '{"labels": null}', '{"labels": 3}', '{"labels": [1]}'])
+@pytest.mark.parametrize('content', ['{', '[]', '{"labels": null}', '{"labels": 3}', '{"labels": [1]}', '{"labels": ["ab"]}', '7', '""',
+                                     '{"labels": [["a/0.png"]]}', '{"labels": [[1, []]]}', '[' * 10**5, '{"a": 1, "a": 2}', ''])
 def test_broken_label_file(folder, content):
     (folder / 'dataset.json').write_text(content)
     fails('dataset.json cannot be read', folder)
@@ -187,11 +188,11 @@ def test_image_without_label(folder):
     fails('2 of 5 images have no label in dataset.json, first a/0.png', folder)
 
 
-@pytest.mark.parametrize('label', [[0.0] * 16, None, 7, ['x'] * 25, [float('nan')] * 25])
+@pytest.mark.parametrize('label', [[0.0] * 16, None, 7, ['x'] * 25, ['1'] * 25, [True] * 25, [float('nan')] * 25, [10**400] * 25])
 def test_malformed_label(folder, label):
     labels = dict(read_json(folder)['labels'])
     write_labels(folder, {'labels': {**labels, 'a/2.png': label}})
-    fails('label of a/2.png .* is not a list of 25 finite numbers', folder)
+    fails('1 of 5 labels .* the label of a/2.png is not a list of 25 finite numbers', folder)
 
 
 def test_not_square(folder):

@@ -354,7 +354,7 @@ def test_convert_with_bad_frames(photographs, tmp_path):
     write_transforms(photographs, [])
     assert 'has no frames' in convert_error(photographs, tmp_path)
     write_transforms(photographs, [{**frames[0], 'file_path': 'images/99'}])
-    assert 'images/99, which does not exist' in convert_error(photographs, tmp_path)
+    assert '1 images that transforms.json names do not exist, first images/99' in convert_error(photographs, tmp_path)
     for change in ({'transform_matrix': [1, 2]}, {'fl_x': None}, {'fl_x': float('nan')}, {'w': 0}):
         write_transforms(photographs, [{**frames[0], **change}])
         assert 'the frame of images/0.png' in convert_error(photographs, tmp_path)

@@ -8,96 +8,29 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
-import pathlib
-import struct
-import zipfile
-import zlib
+import posixpath
 
 import numpy as np
 import torch
 
-from dnnlib.errors import UserError
 from dnnlib.pictures import PICTURE_SUFFIXES, PictureError, fits_proportions, picture_notes, read_header, read_picture
 from training.camera_checks import check_cameras
+from training.file_store import DatasetError, FileStore
 from training.rendering.cameras import LABEL_SIZE
 
 LABEL_FILE = 'dataset.json'
 _HEADERS_CHECKED = 5000  # image sizes looked at on construction: under a second; every image is checked when read
-_BROKEN_FILE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
-# what zipfile and json raise for bad files
+_LARGEST = float(np.finfo(np.float32).max)
 _MIRRORED_POSE_ENTRIES = [1, 2, 3, 4, 8]  # (0,1), (0,2), (0,3), (1,0), (2,0) of the row-major 4x4 pose
 
 
-class DatasetError(UserError, ValueError):
-    """A data set that cannot be used as asked; the message is one line with the cause and the cure."""
-
-
-class FileStore:
-    """Read-only files of a zip or of a folder, by relative name with forward slashes.
-
-    Picklable and safe in forked workers: every process opens the zip for itself, at its first read.
-    Raises DatasetError when `path` does not exist or is neither a folder nor a sound zip.
-    """
-
-    def __init__(self, path):
-        self.path = pathlib.Path(path)
-        self._zip, self._zip_owner = None, None
-        if not self.path.exists():
-            raise DatasetError(f'{self.path} does not exist: give the path of a zip or a folder of images')
-        self.is_zip = not self.path.is_dir()
-        if self.is_zip:
-            self._check_zip()
-        self.names = sorted(self._list_zip() if self.is_zip else self._list_folder())
-        self._known = frozenset(self.names)
-
-    def __contains__(self, name):
-        return name in self._known
-
-    def read(self, name):
-        """The bytes of a file."""
-        with self.open(name) as file:
-            return file.read()
-
-    def open(self, name):
-        """A binary file object; of a zip it reads only as far as it is asked to."""
-        return self._archive().open(name) if self.is_zip else open(self.path / name, 'rb')
-
-    def _check_zip(self):
-        if zipfile.is_zipfile(self.path):
-            return
-        with open(self.path, 'rb') as file:
-            looks_like_zip = file.read(4) == b'PK\x03\x04' or self.path.suffix.lower() == '.zip'
-        if looks_like_zip:
-            raise DatasetError(f'{self.path} is a truncated or corrupt zip: copy or create it again')
-        raise DatasetError(f'{self.path} is neither a zip nor a folder: give the path of a zip or a folder of images')
-
-    def _archive(self):
-        # A forked child must not share the parent's file position.
-        if self._zip is None or self._zip_owner != os.getpid():
-            try:
-                self._zip, self._zip_owner = zipfile.ZipFile(self.path), os.getpid()
-            except (OSError, zipfile.BadZipFile) as error:
-                raise DatasetError(
-                    f'{self.path} is a truncated or corrupt zip ({error}): copy or create it again') from error
-        return self._zip
-
-    def _list_zip(self):
-        return [name for name in self._archive().namelist() if not name.endswith('/')]
-
-    def _list_folder(self):
-        return [(pathlib.Path(folder) / name).relative_to(self.path).as_posix()
-                for folder, _, names in os.walk(self.path, followlinks=True) for name in names]
-
-    def __getstate__(self):
-        return {**self.__dict__, '_zip': None, '_zip_owner': None}
-
-
 def image_names(store):
-    """The image files of a FileStore, sorted; hidden files and macOS's resource forks are none."""
-    return [name for name in store.names
-            if name.lower().endswith(PICTURE_SUFFIXES)
-            and not any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))]
+    """The picture files of a FileStore, sorted. Raises DatasetError when there are none."""
+    names = [name for name in store.names if name.lower().endswith(PICTURE_SUFFIXES)]
+    if not names:
+        packed = next((f', but {name}: unpack it' for name in store.names if name.lower().endswith('.zip')), '')
+        raise DatasetError(f'{store.path} contains no images{packed}; give a zip or folder with PNG files')
+    return names
 
 
 def open_image(store, name, background='black'):
@@ -129,8 +62,6 @@ def _naming(store, name):
         yield
     except PictureError as error:
         raise DatasetError(f'{store.path}: image {name} {error}') from error
-    except _BROKEN_FILE as error:
-        raise DatasetError(f'{store.path}: image {name} cannot be read ({error}): replace or remove it') from error
 
 
 def check_declared_size(store, name, declared):
@@ -147,43 +78,100 @@ def check_declared_size(store, name, declared):
                        'that the camera belongs to, resized at most')
 
 
-def read_labels(store, names):
-    """The camera labels of images, float32 [len(names), 25]. Raises DatasetError when any is missing or malformed, and
-    CameraError when any is no camera."""
-    labels = _label_table(store)
-    missing = [name for name in names if name not in labels]
-    if missing:
-        raise DatasetError(f'{store.path}: {len(missing)} of {len(names)} images have no label in {LABEL_FILE}, '
-                           f'first {missing[0]}: add their labels or remove the images')
-    wrong = next((name for name in names if not _is_label(labels[name])), None)
-    if wrong is not None:
-        raise DatasetError(f'{store.path}: the label of {wrong} in {LABEL_FILE} is not a list of {LABEL_SIZE} finite '
-                           'numbers (4x4 camera-to-world, 3x3 intrinsics): correct it')
-    labels = torch.from_numpy(np.array([labels[name] for name in names], dtype=np.float32))
-    check_cameras(labels, names, f'{store.path}/{LABEL_FILE}')
-    return labels
-
-
-def _label_table(store):
-    if LABEL_FILE not in store:
-        raise DatasetError(f'{store.path} has no {LABEL_FILE} at its top, so the cameras are unknown: '
-                           'make the set with dataset_tool.py convert')
+def read_json(store, name):
+    """The content of a JSON file. Raises DatasetError where it is broken, not in UTF-8, or has a key twice."""
     try:
-        content = json.loads(store.read(LABEL_FILE))
-        labels = content.get('labels', content)
-        return {name.replace('\\', '/'): label for name, label in dict(labels).items()}
-    except (TypeError, AttributeError, *_BROKEN_FILE) as error:
+        return json.loads(store.read(name), object_pairs_hook=_unambiguous)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f'{store.path}: {name} cannot be read ({error}): it must be JSON in UTF-8') from error
+
+
+def _unambiguous(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f'it has {json.dumps(twice)} twice')
+    return content
+
+
+class CameraFile:
+    """What a file with cameras says of the images of a FileStore.
+
+    file: its name; pairs: (name of an image, what is said of it), the names in any spelling that `FileStore.find` knows.
+    Attributes: `found`, {image: what is said of it}; `missing`, names that no file has; `notes`, lines of text about these and
+    about images that are there twice. Raises DatasetError where two different things are said of an image.
+    """
+
+    def __init__(self, store, file, pairs):
+        self.store, self.file, self.found, self.missing = store, file, {}, []
+        repeated, different = [], []
+        for name, said in pairs:
+            image = store.find(name)
+            if image is None:
+                self.missing.append(name)
+            elif image not in self.found:
+                self.found[image] = said
+            else:
+                (repeated if self.found[image] == said else different).append(image)
+        if different:
+            raise DatasetError(f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}: '
+                               'remove the wrong ones')
+        self.notes = [f'{len(names)} cameras in {file} {what}, first {names[0]}' for names, what in
+                      ((self.missing, 'are left out, since their images are not there'), (repeated, 'are there twice')) if names]
+
+    def check_missing(self):
+        """Raises DatasetError where images are missing."""
+        if self.missing:
+            raise DatasetError(f'{self.store.path}: {len(self.missing)} images that {self.file} names do not exist, first '
+                               f'{self.missing[0]}: add them, or go on without them by dataset_tool.py convert --skip-missing')
+
+
+class LabelFile(CameraFile):
+    """The `dataset.json` of a FileStore. Raises DatasetError where there is none, or it is malformed."""
+
+    def __init__(self, store):
+        super().__init__(store, LABEL_FILE, _named_labels(store))
+
+    def labels_of(self, names):
+        """The camera labels of images, float32 [len(names), 25]. Raises DatasetError when any is missing or malformed, and
+        CameraError when any is no camera."""
+        unknown = [name for name in names if name not in self.found]
+        if unknown:
+            others = f', but one for {self.missing[0]}, which is not there' if self.missing else ''
+            raise DatasetError(f'{self.store.path}: {len(unknown)} of {len(names)} images have no label in {LABEL_FILE}, first '
+                               f'{unknown[0]}{others}: add their labels or remove the images')
+        wrong = [name for name in names if not _is_label(self.found[name])]
+        if wrong:
+            raise DatasetError(f'{self.store.path}: {len(wrong)} of {len(names)} labels in {LABEL_FILE} are malformed; the label of '
+                               f'{wrong[0]} is not a list of {LABEL_SIZE} finite numbers (4x4 camera-to-world, 3x3 intrinsics): '
+                               'correct it')
+        labels = torch.from_numpy(np.array([self.found[name] for name in names], dtype=np.float32))
+        check_cameras(labels, names, f'{self.store.path}/{LABEL_FILE}')
+        return labels
+
+
+def _named_labels(store):
+    """(name, label) pairs as `dataset.json` has them."""
+    if LABEL_FILE not in store:
+        elsewhere = next((f', but one in {posixpath.dirname(name)}: give that folder, or' for name in store.names
+                          if posixpath.basename(name) == LABEL_FILE), ', so the cameras are unknown:')
+        raise DatasetError(f'{store.path} has no {LABEL_FILE} at its top{elsewhere} make the set with dataset_tool.py convert')
+    content = read_json(store, LABEL_FILE)
+    labels = content.get('labels', content) if isinstance(content, dict) else None
+    pairs = list(labels.items()) if isinstance(labels, dict) else labels
+    if not isinstance(pairs, list) or not all(_is_named(pair) for pair in pairs):
         raise DatasetError(f'{store.path}: {LABEL_FILE} cannot be read: it must be JSON of the form '
-                           '{"labels": [["dir/name.png", [25 numbers]], ...]}') from error
+                           '{"labels": [["dir/name.png", [25 numbers]], ...]}')
+    return pairs
+
+
+def _is_named(pair):
+    return isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 def _is_label(label):
-    if not isinstance(label, list) or len(label) != LABEL_SIZE:
-        return False
-    try:
-        return bool(np.isfinite(np.array(label, dtype=np.float32)).all())
-    except (TypeError, ValueError):
-        return False
+    return (isinstance(label, list) and len(label) == LABEL_SIZE
+            and all(type(number) in (int, float) and abs(number) <= _LARGEST for number in label))
 
 
 def mirror_label(label):
@@ -244,8 +232,6 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _select(self, limit):
         names = image_names(self._store)
-        if not names:
-            raise DatasetError(f'{self._store.path} contains no images: give a zip or folder with PNG files')
         if limit is not None and limit < 1:
             raise DatasetError(f'the limit on the number of images is {limit}: give at least 1, or no limit')
         return names[:limit]
@@ -280,7 +266,9 @@ class PosedImageDataset(ImageDataset):
 
     def __init__(self, path, resolution=None, limit=None, mirror=False, background='black'):
         super().__init__(path, resolution, limit, mirror, background)
-        labels = read_labels(self._store, self._names)
+        label_file = LabelFile(self._store)
+        self.notes += label_file.notes
+        labels = label_file.labels_of(self._names)
         self.labels = torch.cat([labels, mirror_label(labels)]) if mirror else labels
 
     def __getitem__(self, index):

@@ -1,0 +1,241 @@
+"""The files of a data set, in a zip or in a folder, by names that are compared as paths."""
+
+import os
+import pathlib
+import posixpath
+import unicodedata
+import zipfile
+import zlib
+
+from dnnlib.errors import UserError
+from dnnlib.pictures import PICTURE_SUFFIXES
+
+_ENCRYPTED, _UTF8 = 0x1, 0x800  # flags of a zip's entry
+_METHODS = {9: 'Deflate64', 93: 'Zstandard', 95: 'XZ', 98: 'PPMd'}  # that other programs write, and Python may lack
+
+_LONGEST_REASON = 200  # letters; zipfile may quote half a damaged file
+
+
+class DatasetError(UserError, ValueError):
+    """A data set that cannot be used as asked; the message is one line with the cause and the cure."""
+
+
+class FileStore:
+    """Read-only files of a zip or of a folder, by relative name with forward slashes, in Unicode's composed form.
+
+    Attributes: `path`; `is_zip`; `names`, sorted, without hidden files and macOS's resource forks. Where everything in a zip
+    lies under one top folder, names start below it. Methods take a name in any spelling that `find` knows.
+
+    Picklable and safe in forked workers: every process opens the zip for itself, at its first read. Raises DatasetError when
+    `path` is neither a folder nor a sound zip, and for what cannot be listed, read or unpacked.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self._zip, self._zip_owner = None, None
+        self.is_zip = self._check_path()
+        self._roots = () if self.is_zip else {normal_name(root).rstrip('/') + '/' for root in (self.path.absolute(), self.path.resolve())}
+        self._top = ''
+        self._files = self._by_name(self._list_zip() if self.is_zip else self._list_folder(self.path, []))
+        if self.is_zip:
+            self._leave_out_top()
+            self._check_packing()
+        self.names = sorted(self._files)
+        self._pictures = {_split_suffix(name): name for name in reversed(self.names)}
+
+    def __contains__(self, name):
+        return self._from_top(name) in self._files
+
+    def find(self, name):
+        """The one of `names` that a name in a label or a camera file means, or None.
+
+        It may be absolute, have `..`, `./`, `//`, backslashes, letters with separate accents, its suffix in other capitals, or
+        none where that is a picture's.
+        """
+        name = self._from_top(name)
+        if name in self._files:
+            return name
+        stem, suffix = _split_suffix(name)
+        suffixes = [suffix] if suffix else PICTURE_SUFFIXES
+        return next((self._pictures[stem, suffix] for suffix in suffixes if (stem, suffix) in self._pictures), None)
+
+    def read(self, name):
+        """The bytes of a file."""
+        with self.open(name) as file:
+            try:
+                return file.read()
+            except Exception as error:  # damaged zips fail in many ways, and all have one cure
+                raise self._unreadable(name, error) from error
+
+    def open(self, name):
+        """A binary file object; of a zip it reads only as far as it is asked to."""
+        real = self._files[self.find(name)]
+        if self.is_zip:
+            return self._open_entry(real)
+        try:
+            if not (self.path / real).is_file():
+                raise OSError('it is no regular file')  # opening a pipe would wait for its other end
+            return open(self.path / real, 'rb')
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def checksum(self, name):
+        """CRC-32 of a file's content; of a zip, as its directory has it."""
+        return self._archive().getinfo(self._files[self.find(name)]).CRC if self.is_zip else zlib.crc32(self.read(name))
+
+    def stamp(self, name):
+        """Two numbers that another content would most likely change, without reading it."""
+        if self.is_zip:
+            entry = self._archive().getinfo(self._files[self.find(name)])
+            return entry.file_size, entry.CRC
+        stat = (self.path / self._files[self.find(name)]).stat()
+        return stat.st_size, stat.st_mtime_ns
+
+    def _from_top(self, name):
+        """A name as in `names`, wherever it leads."""
+        name = normal_name(name)
+        for root in self._roots:
+            whole = posixpath.normpath(posixpath.join(root, name))
+            if whole.startswith(root):
+                return whole.removeprefix(root)
+        return name.removeprefix('/').removeprefix(self._top)
+
+    def __getstate__(self):
+        return {**self.__dict__, '_zip': None, '_zip_owner': None}
+
+    # What the path is ------------------------------------------------------------------------------------------------
+
+    def _check_path(self):
+        """Whether the path is a zip; else it is a folder."""
+        try:
+            if self.path.is_dir():
+                return False
+            if not self.path.exists():
+                raise DatasetError(f'{self.path} does not exist: give the path of a zip or a folder of images')
+            regular = self.path.is_file()
+            if regular and zipfile.is_zipfile(self.path):
+                return True
+            if regular and (self.path.suffix.lower() == '.zip' or _begins_as_zip(self.path)):
+                raise DatasetError(f'{self.path} is a truncated or corrupt zip: copy or create it again')
+        except OSError as error:
+            raise DatasetError(f'{self.path} cannot be read ({_reason(error)}): give the path of a zip or a folder of '
+                               'images') from error
+        raise DatasetError(f'{self.path} is neither a zip nor a folder: give the path of a zip or a folder of images')
+
+    def _archive(self):
+        # A forked child must not share the parent's file position.
+        if self._zip is None or self._zip_owner != os.getpid():
+            try:
+                self._zip, self._zip_owner = zipfile.ZipFile(self.path), os.getpid()
+            except Exception as error:
+                raise DatasetError(
+                    f'{self.path} is a truncated or corrupt zip ({_reason(error)}): copy or create it again') from error
+        return self._zip
+
+    def _open_entry(self, real):
+        entry = self._archive().getinfo(real)
+        if entry.flag_bits & _ENCRYPTED:
+            raise DatasetError(f'{self.path}: {real} is encrypted: pack the zip anew, without a password')
+        try:
+            return self._archive().open(entry)
+        except NotImplementedError as error:
+            method = _METHODS.get(entry.compress_type, f'method {entry.compress_type}')
+            raise DatasetError(f'{self.path}: {real} is compressed with {method}, which this Python cannot unpack: pack the zip '
+                               'anew, stored or deflated') from error
+        except Exception as error:
+            raise self._unreadable(real, error) from error
+
+    def _unreadable(self, name, error):
+        return DatasetError(f'{self.path}: {name} cannot be read ({_reason(error)}): replace or remove it')
+
+    # What there is ---------------------------------------------------------------------------------------------------
+
+    def _list_zip(self):
+        """(name, name in the archive) of every file."""
+        return [(_entry_name(entry), entry.filename) for entry in self._archive().infolist()
+                if not entry.filename.endswith(('/', '\\'))]
+
+    def _list_folder(self, folder, above):
+        """(name, name) of every file in a folder and those below. above: the folders that lead here, by device and number."""
+        files = []
+        try:
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in above:
+                raise OSError('it leads back to a folder above it')
+            for entry in os.scandir(folder):
+                name = (folder / entry.name).relative_to(self.path).as_posix()
+                if _is_hidden(entry.name):
+                    continue
+                if entry.is_symlink():
+                    os.stat(entry.path)  # raises where there is nothing at the other end
+                files += (self._list_folder(folder / entry.name, [*above, (stat.st_dev, stat.st_ino)]) if entry.is_dir()
+                          else [(name, name)])
+        except OSError as error:
+            raise DatasetError(f'{error.filename or folder} cannot be read ({_reason(error)}): mend or remove it') from error
+        return files
+
+    def _by_name(self, files):
+        """{normal name: real name} of the files that are not hidden."""
+        named = {}
+        for name, real in files:
+            normal = normal_name(name).removeprefix('/')
+            if normal.startswith('../'):
+                raise DatasetError(f'{self.path} holds {name}, which would lie outside of it: pack it anew')
+            if any(_is_hidden(part) for part in normal.split('/')):
+                continue
+            if normal in named:
+                raise DatasetError(f'{self.path} holds two files by the name of {normal}: remove one')
+            named[normal] = real
+        return named
+
+    def _leave_out_top(self):
+        """Name the files of a zip from the one folder that holds them all."""
+        top = posixpath.commonpath([posixpath.dirname(name) for name in self._files]) if self._files else ''
+        if top:
+            self._top = top + '/'
+            self._files = {name.removeprefix(self._top): real for name, real in self._files.items()}
+
+    def _check_packing(self):
+        """Raises DatasetError for a kind of packing that cannot be undone."""
+        kinds = {}
+        for real in self._files.values():
+            entry = self._archive().getinfo(real)
+            kinds[entry.compress_type, entry.flag_bits & _ENCRYPTED] = real
+        for real in kinds.values():
+            self._open_entry(real).close()
+
+
+def normal_name(name):
+    """A path with forward slashes, without detours, in Unicode's composed form."""
+    path = posixpath.normpath(unicodedata.normalize('NFC', str(name)).replace('\\', '/'))
+    return '/' + path.lstrip('/') if path.startswith('/') else path  # normpath keeps two slashes in front
+
+
+def _split_suffix(name):
+    """(name without suffix, suffix in small letters) of a picture; of another file, all of it and ''."""
+    suffix = posixpath.splitext(name)[1].lower()
+    return (name[:-len(suffix)], suffix) if suffix in PICTURE_SUFFIXES else (name, '')
+
+
+def _entry_name(entry):
+    """The name of a zip's entry. Some programs write UTF-8 without saying so, which zipfile takes for code page 437."""
+    if not entry.flag_bits & _UTF8:
+        try:
+            return entry.filename.encode('cp437').decode('utf-8')
+        except UnicodeError:
+            pass
+    return entry.filename
+
+
+def _is_hidden(part):
+    return part != '..' and part.startswith('.') or part == '__MACOSX'
+
+
+def _begins_as_zip(path):
+    with open(path, 'rb') as file:
+        return file.read(4) == b'PK\x03\x04'
+
+
+def _reason(error):
+    reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON] + '...'
