@@ -15,11 +15,11 @@ from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder, source_name
 from dnnlib.params import FiniteRange, UserPath
+from interop.pickles import is_pickle
 from metrics import evaluate_branches, registry, results, tables
 from metrics.processes import from_first
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
-from training.reference_networks import is_pickle
 from training.snapshots import newest_snapshot, read_snapshot
 from training.subjects import choose_branches, load_generator
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from interop import published as reference_networks
 from tests.helpers import GOLDENS, load_golden, worst_error
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
-from training import reference_networks
 from training.augment import augment
 from training.config import LossConfig
 from training.losses import FakeInputs, Objectives, Schedule, crop, r1_penalty

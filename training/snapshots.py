@@ -3,16 +3,17 @@
 import io
 import os
 import re
+import warnings
 
 import click
 import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import replacing
+from interop.pickles import is_pickle
 from training.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
-from training.reference_networks import is_pickle, load_reference
 
 FORMAT = 'mimic3d-snapshot'
 VERSION = 1
@@ -90,24 +91,40 @@ def newest_snapshot(path):
     return os.path.join(path, newest)
 
 
-def load_networks(path, device='cpu'):
+def load_networks(path, device='cpu', strict=True):
     """The networks of a snapshot, or of the newest one in a folder, by name: 'G', 'G_ema', 'D', and after stage 2 'D_patch'.
 
-    Pickles that EG3D and Mimic3D have published open, too, as far as training/reference_networks.py knows them.
+    Pickles that EG3D and Mimic3D have published open, too. Such a file that holds what this project does not know is refused
+    with all the names, since images may depend on them; with `strict=False` it opens all the same where every tensor of a
+    network is there, and a warning says what was ignored.
     """
+    networks, ignored = open_networks(path, strict)
+    if ignored:
+        warnings.warn(ignored, stacklevel=2)
+    return {name: module.to(device) for name, module in networks.items()}
+
+
+def open_networks(path, strict=True):
+    """What `load_networks` returns, on the CPU, and what it would warn of: one line, or ''."""
     path = newest_snapshot(path)
     if os.path.isfile(path) and is_pickle(path):
-        return {name: module.to(device) for name, module in load_reference(path).items()}
+        from interop.published import load_published  # stands above this module: it builds networks
+
+        return load_published(path, strict)
     content = read_snapshot(path)
     try:
-        return {name: rebuild(entry).to(device) for name, entry in content['networks'].items()}
+        return {name: rebuild(entry) for name, entry in content['networks'].items()}, ''
     except (ConfigError, RuntimeError, KeyError) as error:
         raise SnapshotError(f'{path} does not fit this version: {_first_line(error)}') from None
 
 
 def load_augment_p(path):
     """ADA's probability when a snapshot was written; 0 where it does not say."""
-    return 0.0 if is_pickle(path) else float(read_snapshot(path)['about'].get('augment_p', 0.0))
+    if is_pickle(path):
+        from interop.published import load_augment_p as published_augment_p  # stands above this module
+
+        return published_augment_p(path)
+    return float(read_snapshot(path)['about'].get('augment_p', 0.0))
 
 
 def copy_matching(target, state):

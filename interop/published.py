@@ -1,0 +1,514 @@
+"""Networks of the published EG3D and Mimic3D releases, rebuilt as this project's modules.
+
+`training.snapshots.load_networks` opens their files with it, `training.legacy` is its command line.
+"""
+
+import os
+import re
+import reprlib
+from collections import defaultdict
+
+import torch
+
+from interop.pickles import LegacyError, Tensors, as_module, listed, modules_of, plain, printable, read_pickle, tensors_of
+from torch_utils.ops.upfirdn2d import setup_filter
+from training.config import ConfigError, DiscriminatorConfig, GeneratorConfig, RenderingConfig
+from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
+from training.networks.generator import Generator
+from training.networks.stylegan2 import NOISE_MODES, RESAMPLE_TAPS
+from training.rendering import cameras
+
+GENERATORS = ('training.triplane.TriPlaneGenerator', 'training.dual_triplane.DualTriPlaneGenerator')
+DUAL_DISCRIMINATORS = ('training.dual_discriminator.DualDiscriminator',)
+SINGLE_DISCRIMINATORS = ('training.dual_discriminator.SingleDiscriminator',)
+# Pickles name the class without its module.
+CLASSES = {name.rpartition('.')[2]: name for name in GENERATORS + DUAL_DISCRIMINATORS + SINGLE_DISCRIMINATORS}
+_SUPERRESOLUTION = {  # by the end of the class name: image, input, channels, whether larger renders are resized
+    'SuperresolutionHybrid2X': (128, 64, (128, 64), True),
+    'SuperresolutionHybrid4X': (256, 128, (128, 64), False),
+    'SuperresolutionHybrid8XDC': (512, 128, (256, 128), True),
+}
+_SHAPENET_RADIUS = 1.7
+_CONV_CLAMP = 256.0  # the releases' own wherever they compute in fp16
+_OFF = (None, False, 0, '', 'none')
+_SWITCHED_OFF = ('blur_plane', 'roll_out', 'add_block', 'depth_guided_sample', 'add_sr_module', 'aware3d_att')  # in all released ones
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What takes no part in computing an image, or says again what is known from elsewhere. All else that is unknown is refused.
+
+_IGNORED_ARGUMENTS = {
+    'how the releases train': (
+        'gpc_reg_prob', 'gpc_reg_fade_kimg', 'density_reg', 'density_reg_p_dist', 'density_reg_every', 'reg_type', 'freeze_layers',
+        'w_avg_beta'),
+    'how fast they run': ('fused_modconv_default', 'fp16_channels_last'),
+    'overruled by the attribute of the same name, which starts at 64': ('neural_rendering_resolution',),
+}
+_IGNORED_TENSORS = {
+    'dataset_label_std': "spread of the training set's labels, which only a generator's noisy conditioning would need",
+}
+_KNOWN_ATTRIBUTES = {
+    "torch's own, and read here": '_parameters _buffers _modules _non_persistent_buffers_set _init_args _init_kwargs',
+    'only layers that other networks have would look at it': 'training',
+    'what was computed last; made anew for each image': '_last_planes ray_origins_h ray_directions depths image_coords rendering_options',
+    'a generator\'s or discriminator\'s constructor arguments, read here or repeated by what they contain':
+        'z_dim c_dim w_dim img_resolution img_channels img_resolution_log2 triplane_resolution triplane_channels roll_out '
+        'neural_rendering_resolution rendering_kwargs plane_act blur_plane depth_guided_sample disc_c_noise mapping_kwargs '
+        'channel_base channel_max num_fp16_res sr_num_fp16_res sr_antialias retidx add_block add_sr_module aware3d_res aware3d_att '
+        'block_kwargs epilogue_kwargs',
+    "what a network's layers are; follows from the constructor's arguments, and its tensors have to fit":
+        'block_resolutions num_ws num_layers in_channels out_channels channels cmap_dim resolution is_last architecture use_fp16 '
+        'channels_last num_conv num_torgb up down padding use_noise activation conv_clamp act_gain weight_gain bias_gain bias '
+        'bias_init lr_multiplier in_features out_features kernel_size resample_filter input_resolution hidden_dim beta threshold '
+        'first_layer_idx group_size num_channels mbstd_group_size mbstd_num_channels',
+    'how the releases train': 'w_avg_beta freeze_layers trainable',
+    'how fast they run': 'fused_modconv_default',
+    'checked on its own': 'plane_axes',
+}
+_KNOWN_NAMES = frozenset(' '.join(_KNOWN_ATTRIBUTES.values()).split())
+_KNOWN_MODULES = frozenset([*CLASSES, *_SUPERRESOLUTION, *(
+    'Generator MappingNetwork SynthesisNetwork SynthesisBlock SynthesisBlockNoUp SynthesisLayer ToRGBLayer FullyConnectedLayer '
+    'Conv2dLayer Aware3DBlock DiscriminatorBlock DiscriminatorEpilogue MinibatchStdLayer OSGDecoder Sequential Softplus '
+    'ImportanceRenderer MipRayMarcher2 RaySampler').split()])
+# Attributes that overrule the argument of the constructor that set them: who changes a network changes these.
+_OVERRULING = {'rendering_kwargs': 'rendering_kwargs', 'plane_act': 'triplane_act', 'blur_plane': 'blur_plane',
+               'depth_guided_sample': 'depth_guided_sample', 'disc_c_noise': 'disc_c_noise'}
+
+
+def build_from_reference(class_name, init_kwargs, state_dict, render_resolution=None):
+    """A module of this project with published weights.
+
+    class_name: dotted published class name; init_kwargs: its constructor arguments; state_dict: its tensors or arrays by
+    published name; render_resolution: pixels per side of a generator's volume render (default: 64), which the releases
+    keep beside the constructor's arguments. Raises LegacyError naming any class, argument or tensor that has no
+    counterpart here.
+    """
+    unknown = []
+    plan = _Plan(class_name, init_kwargs, state_dict, render_resolution, unknown)
+    if unknown:
+        raise LegacyError(f'images may depend on what this project does not know: {listed(unknown, 1000)}')
+    return plan.build()
+
+
+class _Plan:
+    """A network before it is built: all is checked, and nothing large is made. Names that are not known join `unknown`."""
+
+    def __init__(self, class_name, init_kwargs, state, render_resolution, unknown):
+        try:
+            if class_name in GENERATORS:
+                config = generator_config(class_name, init_kwargs, unknown)
+                self.config = config if render_resolution is None else config.replace(render_resolution=render_resolution)
+                self.network = Generator
+            elif class_name in DUAL_DISCRIMINATORS + SINGLE_DISCRIMINATORS:
+                self.config = discriminator_config(class_name, init_kwargs, unknown)
+                self.network = DualDiscriminator if class_name in DUAL_DISCRIMINATORS else PatchDiscriminator
+            else:
+                raise LegacyError(f'{printable(class_name)} is not a published class that this project knows')
+            with torch.device('meta'):  # sizes first: arguments can ask for far more memory than the weights take
+                self.shapes = {name: value.shape for name, value in self.network(self.config).state_dict().items()}
+        except (ConfigError, ZeroDivisionError, ValueError, RuntimeError) as error:
+            raise LegacyError(f'the constructor arguments do not fit together: {printable(str(error))}') from None
+        self.state = state
+        self.published = self._match(unknown)
+
+    def size(self):
+        """Numbers in all its tensors."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    def _match(self, unknown):
+        """{own name: published name} of all tensors of the network."""
+        published = {}
+        for name in self.state:
+            if name in _IGNORED_TENSORS:
+                continue
+            own = own_name(name, self.config)
+            if name.endswith('resample_filter'):
+                _check_filter(name, self.state)
+            elif own in self.shapes and own not in published:
+                published[own] = name
+            else:
+                unknown.append(f'tensor {name}')
+        missing = sorted(set(self.shapes) - set(published))
+        if missing:
+            raise LegacyError(f'weights do not fit: missing {listed(missing)}, unknown {listed(unknown, 1000)}')
+        return published
+
+    def build(self):
+        """The network with the published weights."""
+        fitting = {own: self._tensor(own, name) for own, name in self.published.items()}
+        module = self.network(self.config)
+        module.load_state_dict(fitting)
+        return module.eval().requires_grad_(False)
+
+    def _tensor(self, own, published):
+        value, shape = torch.as_tensor(self.state[published]), self.shapes[own]
+        if own.endswith('.const') and value.shape == (1, *shape):
+            value = value[0]  # the releases differ in a leading axis of 1
+        if value.shape != shape:
+            raise LegacyError(f'{printable(published)} has shape {list(value.shape)}, expected {list(shape)}')
+        return value
+
+
+def _check_filter(name, state):
+    """This project has one resampling filter, and no tensor for it."""
+    value, standard = torch.as_tensor(state[name]), setup_filter(RESAMPLE_TAPS)
+    if value.shape != standard.shape or not torch.allclose(value.float(), standard):
+        raise LegacyError(f'{printable(name)} is not the filter [1, 3, 3, 1]')
+
+
+def _unknown_in(unknown):
+    """One line for names that are not known, by network."""
+    together = defaultdict(list)
+    for network, names in unknown.items():
+        together[tuple(names)].append(network)
+    return '; '.join(f'in {", ".join(networks)}: {listed(list(dict.fromkeys(names)), 1000)}'
+                     for names, networks in together.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Constructor arguments
+
+
+class _Arguments:
+    """Published constructor arguments. Each is taken by name; `finish` tells `unknown` of those that nobody took."""
+
+    def __init__(self, values, where, unknown):
+        if not isinstance(values, dict):
+            raise LegacyError(f'{where or "what the constructor got"} is no table of arguments')
+        self.values, self.where, self.unknown = dict(values), where, unknown
+        for names in _IGNORED_ARGUMENTS.values():
+            for name in names:
+                self.values.pop(name, None)
+
+    def __contains__(self, name):
+        return name in self.values
+
+    def _name(self, name):
+        return printable(f'{self.where}.{name}' if self.where else str(name))
+
+    def wrong(self, name, value, wanted):
+        return LegacyError(f'constructor argument {self._name(name)}={printable(reprlib.repr(value))} is not supported; {wanted}')
+
+    def required(self, name, *types):
+        if name not in self.values:
+            raise LegacyError(f'constructor argument {self._name(name)} is missing')
+        return self.optional(name, None, *types)
+
+    def optional(self, name, default, *types):
+        """The value, or the release's own default. `types`: what it may be."""
+        value = self.values.pop(name, default)
+        if value is not default and types and type(value) not in types:
+            raise self.wrong(name, value, f'it should be of type {" or ".join(kind.__name__ for kind in types)}')
+        return value
+
+    def number(self, name, default):
+        value = self.optional(name, default, int, float)
+        if not -1e9 <= value <= 1e9:
+            raise self.wrong(name, value, 'it should be a number of a size that occurs')
+        return value
+
+    def size(self, name, default=None, largest=65536):
+        """An integer from 1 up, or 0 where that means 'none'; `largest` keeps a file from asking for what nobody has."""
+        value = self.required(name, int) if default is None else self.optional(name, default, int)
+        if not 0 <= value <= largest:
+            raise self.wrong(name, value, f'it should lie between 0 and {largest}')
+        return value
+
+    def expect(self, name, *allowed):
+        """An argument that must have one of the values that this project computes; the first is the default."""
+        value = self.values.pop(name, allowed[0])
+        if not any(type(value) is type(known) and value == known for known in allowed):
+            raise self.wrong(name, value, f'this project has {" or ".join(map(repr, allowed))}')
+        return value
+
+    def nested(self, name):
+        value = self.values.pop(name, None)
+        return _Arguments({} if value is None else value, self._name(name), self.unknown)
+
+    def finish(self):
+        self.unknown += [f'argument {self._name(name)}' for name in self.values]
+
+
+def generator_config(class_name, init_kwargs, unknown):
+    """GeneratorConfig of published constructor arguments; names that are not known join the list `unknown`."""
+    kwargs = _Arguments(init_kwargs, '', unknown)
+    rendering = kwargs.nested('rendering_kwargs')
+    for name in _SWITCHED_OFF:
+        for arguments in (kwargs, rendering):
+            arguments.expect(name, *_OFF)
+    kwargs.expect('img_channels', 3)
+    kwargs.expect('num_fp16_res', 0)  # of E
+    kwargs.expect('conv_clamp', None)
+    kwargs.expect('decoder_output_dim', 32)
+    values = dict(
+        z_dim=kwargs.size('z_dim'), w_dim=kwargs.size('w_dim'), c_dim=kwargs.size('c_dim'),
+        image_resolution=kwargs.size('img_resolution', largest=4096), mapping_layers=_mapping_layers(kwargs),
+        channel_base=kwargs.size('channel_base', 32768), channel_max=kwargs.size('channel_max', 512))
+    values |= _plane_options(class_name, kwargs)
+    values |= _precision_options(kwargs)
+    values |= _superresolution_options(rendering, values['image_resolution'])
+    values |= dict(
+        pose_conditioning=not rendering.optional('c_gen_conditioning_zero', False, bool),
+        conditioning_scale=rendering.number('c_scale', 0),  # the releases multiply the camera by 0 where it is missing
+        decoder_lr_multiplier=rendering.number('decoder_lr_mul', 1), rendering=_rendering_config(rendering))
+    rendering.finish()
+    kwargs.finish()
+    return GeneratorConfig(**values)
+
+
+def _mapping_layers(kwargs):
+    """The depth of a mapping network; the rest of its arguments must be the releases' own."""
+    mapping = kwargs.nested('mapping_kwargs')
+    layers = mapping.size('num_layers', 8, largest=64)
+    mapping.expect('embed_features', None)
+    mapping.expect('layer_features', None)
+    mapping.expect('activation', 'lrelu')
+    mapping.expect('lr_multiplier', 0.01)
+    mapping.finish()
+    return layers
+
+
+_PLANE_ACTIVATIONS = {None: 'linear', 'tanh': 'tanh', 'sigmoid': 'sigmoid', 'none': 'sigmoid'}  # the releases' 'none' is no None
+
+
+def _plane_options(class_name, kwargs):
+    """The tri-planes: Mimic3D says how large they are, EG3D's are always 256^2 and in an order of their own."""
+    mimic3d = class_name == GENERATORS[1] or 'triplane_resolution' in kwargs
+    resolution = kwargs.size('triplane_resolution', 256, largest=4096)
+    channels = kwargs.size('triplane_channels', 96)
+    if channels % 3:
+        raise LegacyError(f'constructor argument triplane_channels={channels} does not divide into three planes')
+    aware = kwargs.optional('aware3d_res', None, list, tuple)
+    every = [2**i for i in range(2, resolution.bit_length())]
+    if aware and list(aware) != every:
+        raise kwargs.wrong('aware3d_res', aware, f'this project has all of {every}, or none')
+    residual = class_name == GENERATORS[1]
+    kwargs.expect('retidx', *(([-3, -1], (-3, -1)) if residual else (None,)))  # coarse and residual planes are returned
+    return dict(plane_resolution=resolution, plane_channels=channels // 3, plane_order='mimic3d' if mimic3d else 'eg3d',
+                plane_activation=_PLANE_ACTIVATIONS[kwargs.expect('triplane_act', *_PLANE_ACTIVATIONS)],
+                aware_stream=bool(aware), residual=residual)
+
+
+def _precision_options(kwargs):
+    """S2D: fp16, with clamped convolutions, or neither."""
+    low = kwargs.size('sr_num_fp16_res', 0) > 0
+    s2d = kwargs.nested('sr_kwargs')
+    for name in ('channel_base', 'channel_max'):  # its channels are fixed
+        s2d.optional(name, None)
+    s2d.finish()
+    return dict(precision='fp16' if low else 'fp32', conv_clamp=_CONV_CLAMP if low else None)
+
+
+def _superresolution_options(rendering, image_resolution):
+    name = rendering.required('superresolution_module', str)
+    if name.rpartition('.')[2] not in _SUPERRESOLUTION:
+        raise rendering.wrong('superresolution_module', name, f'this project has {", ".join(_SUPERRESOLUTION)}')
+    resolution, sr_input, channels, resize_larger = _SUPERRESOLUTION[name.rpartition('.')[2]]
+    if resolution != image_resolution:
+        raise LegacyError(f'constructor argument img_resolution={image_resolution} does not fit {printable(name)}, '
+                          f'which makes {resolution}')
+    rendering.expect('image_resolution', resolution)
+    return dict(sr_input_resolution=sr_input, sr_channels=channels, sr_resize_larger=resize_larger,
+                sr_antialias=rendering.optional('sr_antialias', True, bool),
+                sr_noise_mode=rendering.expect('superresolution_noise_mode', 'none', *NOISE_MODES))
+
+
+def _rendering_config(rendering):
+    """Volume rendering. The focal length of the viewer's cameras is not among the arguments: it follows the data set's."""
+    rendering.expect('disparity_space_sampling', False)
+    rendering.expect('clamp_mode', 'softplus')
+    radius = rendering.number('avg_camera_radius', 2.7)
+    pivot = rendering.optional('avg_camera_pivot', (0, 0, 0.2), list, tuple)
+    if len(pivot) != 3 or not all(type(x) in (int, float) for x in pivot):
+        raise rendering.wrong('avg_camera_pivot', pivot, 'it should be a point')
+    return RenderingConfig(
+        near=_limit(rendering, 'ray_start'), far=_limit(rendering, 'ray_end'), box_size=rendering.required('box_warp', int, float),
+        depth_samples=rendering.size('depth_resolution'), importance_samples=rendering.size('depth_resolution_importance'),
+        white_background=rendering.optional('white_back', False, bool), camera_radius=radius,
+        camera_pivot=tuple(float(x) for x in pivot),
+        focal=cameras.SHAPENET_FOCAL if radius == _SHAPENET_RADIUS else cameras.FFHQ_FOCAL)
+
+
+def _limit(rendering, name):
+    value = rendering.required(name, int, float, str)
+    if isinstance(value, str) and value != 'auto':
+        raise rendering.wrong(name, value, "it should be a number or 'auto'")
+    return value
+
+
+def discriminator_config(class_name, init_kwargs, unknown):
+    """DiscriminatorConfig of published constructor arguments; names that are not known join the list `unknown`."""
+    kwargs = _Arguments(init_kwargs, '', unknown)
+    kwargs.expect('img_channels', 3)
+    kwargs.expect('architecture', 'resnet')
+    kwargs.expect('cmap_dim', None)
+    kwargs.expect('disc_c_noise', 0, 0.0)
+    kwargs.optional('sr_upsample_factor', None)  # not looked at there either
+    blocks = kwargs.nested('block_kwargs')
+    blocks.expect('activation', 'lrelu')
+    blocks.expect('resample_filter', list(RESAMPLE_TAPS), RESAMPLE_TAPS)
+    blocks.finish()
+    epilogue = kwargs.nested('epilogue_kwargs')
+    epilogue.expect('mbstd_num_channels', 1)
+    epilogue.expect('activation', 'lrelu')
+    group = epilogue.size('mbstd_group_size', 4)
+    epilogue.finish()
+    c_dim = kwargs.size('c_dim')
+    if (c_dim > 0) != (class_name in DUAL_DISCRIMINATORS):
+        raise LegacyError(f'constructor argument c_dim={c_dim} is not supported: D2D is conditional, D3D is not')
+    low = kwargs.size('num_fp16_res', 4)
+    clamp = kwargs.optional('conv_clamp', _CONV_CLAMP, int, float, type(None))
+    config = DiscriminatorConfig(
+        resolution=kwargs.size('img_resolution', largest=4096), c_dim=c_dim, mapping_layers=_mapping_layers(kwargs),
+        channel_base=kwargs.size('channel_base', 32768), channel_max=kwargs.size('channel_max', 512),
+        minibatch_group=group, low_precision_resolutions=low, conv_clamp=clamp, precision='fp16' if low else 'fp32')
+    kwargs.finish()
+    return config
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def own_name(name, config):
+    """This project's name of a published tensor, or None where it has none."""
+    for pattern, replacement in _generator_rules(config) if isinstance(config, GeneratorConfig) else _discriminator_rules(config):
+        new, count = re.subn('^' + pattern, replacement, name)
+        if count:
+            return new.replace('.torgb.', '.to_rgb.')
+    return None
+
+
+def _generator_rules(config):
+    last = config.plane_resolution
+    return [
+        (r'backbone\.mapping\.fc(\d+)\.', r'mapping.layers.\1.'),
+        (r'backbone\.mapping\.', 'mapping.'),
+        (rf'backbone\.synthesis\.b3d{last}\.block2\.', 'residual.blocks.0.'),
+        (rf'backbone\.synthesis\.b3d{last}\.block3\.', 'residual.blocks.1.'),
+        (r'backbone\.synthesis\.b3d(\d+)\.block\.', lambda m: f'backbone.stream.{_level(m[1])}.'),
+        (r'backbone\.synthesis\.b(\d+)\.', lambda m: f'backbone.blocks.{_level(m[1])}.'),
+        (r'superresolution\.block(\d)\.', r'superresolution.blocks.\1.'),
+        (r'decoder\.net\.0\.', 'decoder.hidden.'),
+        (r'decoder\.net\.2\.', 'decoder.output.'),
+    ]
+
+
+def _discriminator_rules(config):
+    top = _level(config.resolution)
+    return [
+        (r'mapping\.fc(\d+)\.', r'mapping.layers.\1.'),
+        (r'mapping\.embed\.', 'mapping.embed.'),
+        (r'b4\.(conv|fc|out)\.', r'\1.'),
+        (rf'b{config.resolution}\.fromrgb\.', 'from_rgb.'),
+        (r'b(\d+)\.', lambda m: f'blocks.{top - _level(m[1])}.'),
+    ]
+
+
+def _level(resolution):
+    """4, 8, 16, ... to 0, 1, 2, ..."""
+    return int(resolution).bit_length() - 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def load_published(path, strict=True):
+    """The networks of a published pickle by this project's names ('G', 'G_ema', 'D', 'D_patch', those that it holds), and a
+    line that says what of them was ignored ('': nothing).
+
+    Nothing in the file is executed. Entries that are not networks are passed over. Raises LegacyError, also for all that
+    is not known to take no part in computing an image; with `strict=False` that is ignored where all tensors are there.
+    """
+    content = read_pickle(path)
+    if not isinstance(content, dict):
+        raise LegacyError(f'{path} holds no networks: its content is no dict')
+    plans, unknown = {}, {}
+    for name, value in content.items():
+        name = printable(name)
+        try:
+            entry = as_module(value)
+            if entry and (entry.class_name in CLASSES or name in ('G', 'G_ema', 'D', 'D_patch')):
+                unknown[name] = []
+                _plan(name, entry, plans, unknown[name])
+        except LegacyError as error:
+            raise LegacyError(f'{path}: {name}: {error}') from None
+    found = _unknown_in({name: names for name, names in unknown.items() if names})
+    if found and strict:
+        raise LegacyError(f'{path}: images may depend on what this project does not know: {found}. To ignore it: '
+                          'python -m training.legacy convert --lenient, or load_networks(..., strict=False)')
+    if not plans:
+        raise LegacyError(f'{path} holds no networks of EG3D or Mimic3D; entries: {listed(list(content))}')
+    if sum(plan.size() for plan in plans.values()) > os.path.getsize(path):
+        raise LegacyError(f'{path} is too small for the networks that it describes')
+    return {name: _built(path, name, plan) for name, plan in plans.items()}, found and (
+        f'{path}: ignored what this project does not know, though images may depend on it: {found}')
+
+
+def load_augment_p(path):
+    """ADA's probability when a published pickle was written: of its augmentation pipe, or 0 where there is none."""
+    content = read_pickle(path)
+    pipe = as_module(content.get('augment_pipe')) if isinstance(content, dict) else None
+    tensors = tensors_of({'': pipe} if pipe else {})
+    p = float(tensors['p']) if 'p' in tensors else 0.0
+    if not 0 <= p <= 1e6:
+        raise LegacyError(f"{path}: {p} is no probability of ADA's")
+    return p
+
+
+def _built(path, name, plan):
+    try:
+        return plan.build()
+    except LegacyError as error:
+        raise LegacyError(f'{path}: {name}: {error}') from None
+
+
+def _plan(name, entry, plans, unknown):
+    """Add the _Plan of a published module to `plans`; names that are not known join `unknown`."""
+    if entry.class_name not in CLASSES:
+        unknown.append(f'class {entry.class_name}')
+        return
+    class_name = CLASSES[entry.class_name]
+    name = 'D_patch' if class_name in SINGLE_DISCRIMINATORS else name
+    if name in plans:
+        raise LegacyError('a second patch discriminator')
+    if plain(entry.state.get('_init_args')):
+        raise LegacyError('constructor arguments without names are not supported')
+    kwargs = plain(entry.table('_init_kwargs')) | {
+        argument: plain(entry.state[attribute]) for attribute, argument in _OVERRULING.items() if attribute in entry.state}
+    render_resolution = plain(entry.state.get('neural_rendering_resolution'))
+    if render_resolution is not None and not (type(render_resolution) is int and render_resolution > 0):
+        raise LegacyError(f'attribute neural_rendering_resolution={printable(reprlib.repr(render_resolution))} is no number of pixels')
+    modules = modules_of(entry)
+    plan = _Plan(class_name, kwargs, tensors_of(modules), render_resolution, unknown)
+    unknown += _unknown_parts(modules, plan.config)
+    plans[name] = plan
+
+
+def _unknown_parts(modules, config):
+    """Modules and attributes that are not known, and axes of planes other than this project's, as a list of text.
+
+    An attribute that is None or empty is something that is not there.
+    """
+    unknown = []
+    for path, module in modules.items():
+        if module.class_name not in _KNOWN_MODULES:
+            unknown.append(f'module {path} ({module.class_name})')
+        names = module.state | module.table('_init_kwargs') if path else module.state  # those of the network itself are all read
+        unknown += [f'attribute {module.class_name}.{name}' for name, value in names.items()
+                    if name not in _KNOWN_NAMES and not _is_nothing(value)]
+        if 'plane_axes' in module.state and not _are_axes(module.state['plane_axes'], config):
+            unknown.append(f'attribute {module.class_name}.plane_axes, which are not {", ".join(config.plane_axes)}')
+    return unknown
+
+
+def _is_nothing(value):
+    return value is None or isinstance(value, dict | list | tuple | set) and not value
+
+
+def _are_axes(value, config):
+    """Whether a tensor [3, 3, 3] has for each plane the directions of its width, its height and its normal, in this order."""
+    order = [['xyz'.index(axis) for axis in (*plane, *set('xyz').difference(plane))] for plane in config.plane_axes]
+    expected = torch.eye(3)[torch.tensor(order)]
+    axes = Tensors({'plane_axes': value})['plane_axes']
+    return axes.shape == expected.shape and torch.equal(axes.float(), expected)
