@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops.grid_sample import grid_sample
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 
@@ -281,7 +280,8 @@ def _warp(image, inverse):
     theta = to_grid @ off_centre @ to_fine @ inverse @ torch.linalg.inv(to_fine) @ from_grid
     theta = _beside(theta[None, :2], image)
     grid = F.affine_grid(theta, [1, 1, out_height, out_width], align_corners=False)
-    return _downsample_twice(grid_sample(fine, grid), taps)
+    sampled = F.grid_sample(fine, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+    return _downsample_twice(sampled, taps)
 
 
 def _margins(inverse, height, width):
