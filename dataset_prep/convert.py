@@ -13,7 +13,7 @@ from PIL import Image
 from dataset_prep.lenses import undistort
 from dataset_prep.transforms import TO_OPENCV, TRANSFORMS_FILE, View, read_transforms, transforms_files
 from training.camera_checks import AXES, check_cameras, describe, first_fault, likely_slip, seen_scene
-from training.dataset import LABEL_FILE, DatasetError, FileStore, LabelFile, check_declared_size, image_names, open_image
+from training.dataset import LABEL_FILE, DatasetError, FileStore, LabelFile, check_declared_size, image_header, image_names, open_image
 
 _DEGENERATE = 1e-3  # a mean direction shorter than this, or axes this parallel, determine nothing
 _PRESET_NEAR, _PRESET_FAR = 0.45, 0.6  # FFHQ: radius - 0.45 and radius + 0.6 for a box of side 1
@@ -201,4 +201,14 @@ def _read_dataset(store, skip_missing):
         label_file.check_missing()
     labels = label_file.labels_of(names).to(torch.float64).numpy()
     views = [View(name, label[:16].reshape(4, 4), label[16:].reshape(3, 3)) for name, label in zip(names, labels)]
+    for view in views:
+        _check_turned(store, view)
     return views, label_file.notes
+
+
+def _check_turned(store, view):
+    """Raises DatasetError where the focal lengths of a picture that EXIF turns fit only the unturned one, if pixels are square."""
+    header = image_header(store, view.name)
+    if header.size != header.stored_size:
+        width, focal_x, focal_y = header.size[0], view.intrinsics[0, 0], view.intrinsics[1, 1]
+        check_declared_size(store, view.name, (width, width * focal_x / focal_y))

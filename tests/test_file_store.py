@@ -234,6 +234,7 @@ def test_entries_outside_and_twins(tmp_path):
 
 def test_zips_within_and_no_pictures(tmp_path):
     fails('contains no images, but inner.ZIP: unpack it', ImageDataset, zip_of(tmp_path / 'a.zip', {'inner.ZIP': b'', 'a.txt': b''}))
+    fails('contains no images, only files such as a.heic; give', ImageDataset, zip_of(tmp_path / 'b.zip', {'a.heic': b'', 'b.h5': b''}))
     fails('contains no images; give', ImageDataset, zip_of(tmp_path / 'empty.zip', {}))
 
 

@@ -1,6 +1,7 @@
 """How picture files become 8-bit RGB: the same for training, metrics, converter and views."""
 
 import io
+import json
 import struct
 import zlib
 
@@ -204,6 +205,22 @@ def test_cameras_of_unturned_pictures_are_refused(photographs, tmp_path):  # noq
     Image.open(path).save(path, exif=exif)
     line = refused('convert', '--source', photographs, '--dest', tmp_path / 'out', '--resolution', 60)
     assert 'images/2.png measures 160x120 once its EXIF orientation is applied, but its camera is for 120x160' in line
+
+
+@pytest.mark.parametrize('upright', [True, False])
+def test_labels_of_turned_pictures(tmp_path, upright):
+    (tmp_path / 'oblong').mkdir()
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.new('RGB', (100, 80)).save(tmp_path / 'oblong/a.jpg', exif=exif)
+    label = np.concatenate([np.eye(4).ravel(), [1.25, 0, 0.5, 0, 1.0, 0.5, 0, 0, 1] if upright else [1.0, 0, 0.5, 0, 1.25, 0.5, 0, 0, 1]])
+    label[11] = -2.7
+    (tmp_path / 'oblong/dataset.json').write_text(json.dumps({'labels': [['a.jpg', label.tolist()]]}))
+    options = ('convert', '--source', tmp_path / 'oblong', '--dest', tmp_path / 'out', '--resolution', 8)
+    if upright:
+        assert '1 of 1 images have an EXIF orientation' in run(*options)
+    else:
+        assert 'once its EXIF orientation is applied' in refused(*options)
 
 
 def test_declared_sizes_of_other_proportions_are_refused(photographs, tmp_path):  # noqa: F811

@@ -13,6 +13,7 @@ import posixpath
 import numpy as np
 import torch
 
+from dnnlib.errors import one_line
 from dnnlib.pictures import PICTURE_SUFFIXES, PictureError, fits_proportions, picture_notes, read_header, read_picture
 from training.camera_checks import check_cameras
 from training.file_store import DatasetError, FileStore
@@ -29,7 +30,8 @@ def image_names(store):
     names = [name for name in store.names if name.lower().endswith(PICTURE_SUFFIXES)]
     if not names:
         packed = next((f', but {name}: unpack it' for name in store.names if name.lower().endswith('.zip')), '')
-        raise DatasetError(f'{store.path} contains no images{packed}; give a zip or folder with PNG files')
+        others = f', only files such as {store.names[0]}' if store.names else ''
+        raise DatasetError(f'{store.path} contains no images{packed or others}; give a zip or folder with PNG files')
     return names
 
 
@@ -116,7 +118,7 @@ class CameraFile:
         if different:
             raise DatasetError(f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}: '
                                'remove the wrong ones')
-        self.notes = [f'{len(names)} cameras in {file} {what}, first {names[0]}' for names, what in
+        self.notes = [one_line(f'{len(names)} cameras in {file} {what}, first {names[0]}') for names, what in
                       ((self.missing, 'are left out, since their images are not there'), (repeated, 'are there twice')) if names]
 
     def check_missing(self):
@@ -248,7 +250,8 @@ class ImageDataset(torch.utils.data.Dataset):
         for name in self._names[::stride]:
             headers.append(image_header(self._store, name))
             self._check_size(name, headers[-1].size)
-        self.notes += picture_notes(headers, self.background)
+        sparsely = f' (every {stride}th image was looked at)' if stride > 1 else ''
+        self.notes += [note + sparsely for note in picture_notes(headers, self.background)]
         return width
 
     def _check_size(self, name, size):
