@@ -26,8 +26,8 @@ class FrechetDistance(ImageMetric):
 
 
 class FrechetDistance3D(FrechetDistance):
-    """CGS-GAN's FID3D (METHOD: section 7): a generator that hides the camera in what the mapping network makes of it, so that its
-    subjects differ from view to view, does worse than in FID."""
+    """CGS-GAN's FID3D (docs/method.md, section 7): a generator that hides the camera in what the mapping network makes of it, so
+    that its subjects differ from view to view, does worse than in FID."""
 
     rendering = FRONTAL
 

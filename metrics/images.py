@@ -28,7 +28,7 @@ class Rendering(NamedTuple):
     conditioning_camera: str = 'rendering'
 
 
-PUBLISHED = Rendering('stratified', 'random')  # as the published Inception metrics were computed (METHOD: section 7)
+PUBLISHED = Rendering('stratified', 'random')  # as the published Inception metrics were computed (docs/method.md, section 7)
 FRONTAL = PUBLISHED._replace(conditioning_camera='frontal')
 WITHOUT_CHANCE = Rendering('deterministic', 'const')
 

@@ -5,7 +5,7 @@ import io
 
 from metrics.images import PUBLISHED, WITHOUT_CHANCE
 
-# FID, PSNR_mv, SSIM_mv as printed in the paper (METHOD: section 7); None: not given.
+# FID, PSNR_mv, SSIM_mv as printed in the paper (docs/method.md, section 7); None: not given.
 PUBLISHED_DATA = {'ffhq256': 'FFHQ 256', 'ffhq512': 'FFHQ 512', 'cats256': 'Cats 256', 'cats512': 'Cats 512'}
 _METRICS = ('fid50k_full', 'psnr_mv', 'ssim_mv')
 _FID3D = 'fid3d50k_full'

@@ -19,7 +19,7 @@ def millions(module):
 
 
 def test_sizes_of_the_paper():
-    """Paper, table 3, and METHOD section 3."""
+    """Paper, table 3 (docs/method.md, section 3)."""
     G = Generator(generator_config(PRESETS['ffhq512']))
     assert millions(G.backbone.blocks) + millions(G.mapping) == pytest.approx(29.0, abs=0.05)
     assert millions(G.backbone) + millions(G.mapping) == pytest.approx(32.5, abs=0.05)

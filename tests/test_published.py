@@ -79,7 +79,7 @@ def test_snapshots_of_full_size_open(tmp_path, kind, recorded):
 
 
 def expected_config(kind):
-    """What a preset of this project makes of the kind; EG3D's differ in what METHOD says of them."""
+    """What a preset of this project makes of the kind; EG3D's differ as its release does (docs/method.md, sections 2 and 3)."""
     release, data, *stage = kind.split('/')
     changes = {}
     if release == 'eg3d':

@@ -77,7 +77,7 @@ def _restore(hint, value):
 
 @dataclass(frozen=True)
 class RenderingConfig(Config):
-    """Volume rendering and the cameras of the data (METHOD: sections 2 and 4)."""
+    """Volume rendering and the cameras of the data (docs/method.md, sections 2 and 4)."""
 
     near: float | str = 2.25  # world units along the ray, or 'auto': where the ray enters the box
     far: float | str = 3.3
@@ -109,7 +109,7 @@ class RenderingConfig(Config):
 
 @dataclass(frozen=True)
 class GeneratorConfig(Config):
-    """The generator: mapping, E, 3D-aware stream, S3D, decoder, S2D (METHOD: section 3)."""
+    """The generator: mapping, E, 3D-aware stream, S3D, decoder, S2D (docs/method.md, section 3)."""
 
     z_dim: int = 512
     w_dim: int = 512
@@ -173,7 +173,7 @@ class GeneratorConfig(Config):
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(Config):
-    """D2D (dual, conditional: c_dim > 0) or D3D (METHOD: section 3)."""
+    """D2D (dual, conditional: c_dim > 0) or D3D (docs/method.md, section 3)."""
 
     resolution: int = 512
     c_dim: int = cameras.LABEL_SIZE
@@ -198,7 +198,7 @@ class DiscriminatorConfig(Config):
 
 @dataclass(frozen=True)
 class LossConfig(Config):
-    """The objectives of one stage (METHOD: sections 1 and 5)."""
+    """The objectives of one stage (docs/method.md, sections 1 and 5)."""
 
     r1_gamma: float = 1.0
     r1_gamma_patch: float = 1.0
@@ -223,7 +223,7 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class StageConfig(Config):
-    """One stage of a run: how long, and what METHOD section 5 says changes between the stages."""
+    """One stage of a run: how long, and what changes between the stages (docs/method.md, section 5)."""
 
     kimg: float
     loss: LossConfig
@@ -375,7 +375,7 @@ _SR = {
 
 @dataclass(frozen=True)
 class Preset:
-    """One row of METHOD's table of presets."""
+    """One row of the table of presets (docs/method.md, section 5)."""
 
     resolution: int
     rendering: dict

@@ -69,8 +69,8 @@ class Recipe:
 
 
 def published(**changes):
-    """The networks, samples, losses and schedule of NeuS as published (Wang et al. 2021, section 4.1 and supplement; METHOD:
-    section 7); up-sampling is this package's own (rendering.possible_weights)."""
+    """The networks, samples, losses and schedule of NeuS as published (Wang et al. 2021, section 4.1 and supplement;
+    docs/method.md, section 7); up-sampling is this package's own (rendering.possible_weights)."""
     recipe = Recipe(
         name='neus', fields='mlp', steps=300_000, rays=512, coarse_samples=64, rounds=4, samples_per_round=16,
         first_round_sharpness=64, negligible_weight=0.0, most_shaded=0, initial_radius=0.5, initial_variance=0.3,

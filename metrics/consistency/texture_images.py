@@ -1,4 +1,4 @@
-"""Spatio-temporal texture images: one line of pixels, stacked over a smooth move of the camera (METHOD: section 7).
+"""Spatio-temporal texture images: one line of pixels, stacked over a smooth move of the camera (docs/method.md, section 7).
 
 A point of a rigid scene draws a straight, tilted stripe; texture that sticks to the image or flickers does not.
 """

@@ -146,7 +146,7 @@ def _has_cameras(path):
 
 
 def folder_views(path, size=None, box_size=None, background='black'):
-    """Views of a folder or zip with `dataset.json` (METHOD: section 8) or `transforms.json` (OpenGL axes, pixels).
+    """Views of a folder or zip with `dataset.json` (docs/method.md, section 8) or `transforms.json` (OpenGL axes, pixels).
 
     size: (height, width) to resize to, by default the images' own; the whole image is kept, undistorted; what is transparent or
     masked becomes `background`, a colour name. box_size: world units, by default what the cameras see at the world's origin

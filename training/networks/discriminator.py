@@ -1,4 +1,4 @@
-"""D2D, the dual discriminator of images, and D3D, the discriminator of patches (METHOD: section 3)."""
+"""D2D, the dual discriminator of images, and D3D, the discriminator of patches (docs/method.md, section 3)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The generator and its public face: latent and camera in, images of both branches out (ARCHITECTURE of the docs)."""
+"""The generator and its public face: latent and camera in, images of both branches out."""
 
 from typing import NamedTuple
 

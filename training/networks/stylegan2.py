@@ -1,6 +1,6 @@
 """StyleGAN2's parts: equalised layers, mapping network, modulated convolution, synthesis layers and blocks.
 
-Conventions (METHOD: section 3): weights are stored ~N(0, 1) and scaled by 1/sqrt(fan_in) at run time; activations are
+Conventions (docs/method.md, section 3): weights are stored ~N(0, 1) and scaled by 1/sqrt(fan_in) at run time; activations are
 leaky ReLU 0.2 with gain sqrt(2); resampling uses [1, 3, 3, 1]; upsampling layers convolve with the flipped kernel.
 """
 

@@ -1,4 +1,4 @@
-"""From densities and colours along a ray to a pixel (METHOD: section 4).
+"""From densities and colours along a ray to a pixel (docs/method.md, section 4).
 
 The colour of an interval is the mean of its ends, so a pixel is linear in the samples' colours: sample i counts with
 half the weights of the two intervals it borders. Colours therefore need neither sorting nor pairing.

@@ -1,4 +1,4 @@
-"""Looking points up in tri-planes (METHOD: section 2)."""
+"""Looking points up in tri-planes (docs/method.md, section 2)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Volume rendering of a radiance field: two passes of samples, merged and composited (METHOD: section 4)."""
+"""Volume rendering of a radiance field: two passes of samples, merged and composited (docs/method.md, section 4)."""
 
 from typing import NamedTuple
 

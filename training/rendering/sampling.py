@@ -1,4 +1,4 @@
-"""Where to sample along rays: stratified, and by importance (METHOD: section 4)."""
+"""Where to sample along rays: stratified, and by importance (docs/method.md, section 4)."""
 
 import torch
 import torch.nn.functional as F
