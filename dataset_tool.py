@@ -13,8 +13,8 @@ from dataset_prep.demo import demo_items
 from dnnlib.cli import friendly_errors
 from dnnlib.params import FiniteRange, UserPath
 from training.camera_checks import check_cameras, seen_scene
+from training.config import FFHQ_FOCAL
 from training.dataset import DatasetError, image_notes, mirror_label
-from training.rendering.cameras import FFHQ_FOCAL
 
 _POSITIVE = FiniteRange(min=0, min_open=True)
 

@@ -18,7 +18,7 @@ from shape_utils.files import FORMATS, save_mesh
 from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
 from torch_utils.images import depth_to_image, image_grid, to_pil, to_uint8
 from torch_utils.memory import naming_memory
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 from training.subjects import (BRANCH_CHOICES, choose_branches, default_device, load_generator, make_subject,
                                render_subjects, seed_ws)
 

@@ -22,7 +22,7 @@ from dnnlib.video import VideoWriter
 from metrics.consistency.texture_images import straightness, texture_image
 from torch_utils.images import image_grid, to_uint8
 from torch_utils.memory import naming_memory
-from training.rendering.viewpoints import full_orbit, portrait_orbit, view_label
+from training.rendering.cameras import full_orbit, portrait_orbit, view_label
 from training.subjects import (BRANCH_CHOICES, choose_branches, closed_path, default_device, load_generator,
                                make_subject, render_subjects, seed_ws)
 

@@ -24,7 +24,7 @@ from metrics.statistics import FeatureMoments
 from torch_utils import distributed
 from training.config import PRESETS, generator_config
 from training.networks.generator import Generator
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 from training.subjects import load_generator
 
 

@@ -23,7 +23,7 @@ from dnnlib.params import UserPath
 from training.config import PRESETS, RENDER_PRECISIONS, generator_config
 from training.networks.generator import Generator, Planes
 from training.rendering.choice import VARIABLE
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 from training.subjects import load_generator
 
 LEVELS = 127.5  # 8-bit levels per unit of an image in [-1, 1]

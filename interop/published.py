@@ -12,11 +12,10 @@ import torch
 
 from interop.pickles import LegacyError, Tensors, as_module, listed, modules_of, plain, printable, read_pickle, tensors_of
 from torch_utils.ops.upfirdn2d import setup_filter
-from training.config import ConfigError, DiscriminatorConfig, GeneratorConfig, RenderingConfig
+from training.config import FFHQ_FOCAL, SHAPENET_FOCAL, ConfigError, DiscriminatorConfig, GeneratorConfig, RenderingConfig
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
 from training.networks.stylegan2 import NOISE_MODES, RESAMPLE_TAPS
-from training.rendering import cameras
 
 GENERATORS = ('training.triplane.TriPlaneGenerator', 'training.dual_triplane.DualTriPlaneGenerator')
 DUAL_DISCRIMINATORS = ('training.dual_discriminator.DualDiscriminator',)
@@ -325,7 +324,7 @@ def _rendering_config(rendering):
         depth_samples=rendering.size('depth_resolution'), importance_samples=rendering.size('depth_resolution_importance'),
         white_background=rendering.optional('white_back', False, bool), camera_radius=radius,
         camera_pivot=tuple(float(x) for x in pivot),
-        focal=cameras.SHAPENET_FOCAL if radius == _SHAPENET_RADIUS else cameras.FFHQ_FOCAL)
+        focal=SHAPENET_FOCAL if radius == _SHAPENET_RADIUS else FFHQ_FOCAL)
 
 
 def _limit(rendering, name):

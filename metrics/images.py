@@ -13,7 +13,7 @@ from torch_utils.images import to_uint8
 from torch_utils.random import keyed_generator
 from training.dataset import ImageDataset, PosedImageDataset, epoch_order
 from training.loading import CarryErrors
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 
 
 class Rendering(NamedTuple):

@@ -19,7 +19,7 @@ from training.config import PLANE_AXES, RenderingConfig
 from training.networks.generator import Generator, Planes
 from training.rendering import compositing, sampling
 from training.rendering.planes import sample_planes
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = 'cpu' if INTERPRETED else 'cuda'

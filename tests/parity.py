@@ -24,7 +24,7 @@ from training.losses import FakeInputs, Objectives, Schedule, crop, r1_penalty
 from training.networks.aware_conv import align_planes
 from training.networks.discriminator import resize
 from training.networks.stylegan2 import modulated_conv2d
-from training.rendering import cameras, rays
+from training.rendering import cameras
 
 OUTPUT = 1e-4  # of the output's own scale
 GRADIENT = 2e-3  # relative, of a gradient's norm
@@ -112,7 +112,7 @@ def compare_cameras(it):
     angles = torch.tensor(it.meta['horizontal_vertical'], dtype=torch.float32)
     it.output('poses', cameras.look_at_pose(angles[:, 0], angles[:, 1], it.meta['lookat'], it.meta['radius']))
     label = cameras.make_label(it.arrays['poses'], it.arrays['intrinsics'])
-    origins, directions = rays.cast_rays(label, rays.pixel_centres(it.meta['ray_resolution']))
+    origins, directions = cameras.cast_rays(label, cameras.pixel_centres(it.meta['ray_resolution']))
     it.output('ray_origins', origins)
     it.output('ray_directions', directions)
 
@@ -220,12 +220,12 @@ def compare_missing_rays(it):
 
     def maps(values):
         return values.transpose(1, 2).unflatten(2, (resolution, resolution))
-    its_rays = rays.cast_rays(arrays['c'], rays.pixel_centres(resolution))
-    near, far, hit = rays.intersect_box(*its_rays, side)
+    its_rays = cameras.cast_rays(arrays['c'], cameras.pixel_centres(resolution))
+    near, far, hit = cameras.intersect_box(*its_rays, side)
     it.output('ray_hits', maps(hit.float()))
     it.output('box_near', maps(near.where(hit, -1.0)))
     it.output('box_far', maps(far.where(hit, -2.0)))
-    for key, values in zip(('near', 'far'), rays.box_limits(*its_rays, side)):
+    for key, values in zip(('near', 'far'), cameras.box_limits(*its_rays, side)):
         it.output(key, maps(values))
     ws, views = arrays['ws_layers'], {'away': (0, arrays['away/c'])}
     views |= {f'alone/{i}': (i, arrays['c'][i:i + 1]) for i in range(len(ws))}

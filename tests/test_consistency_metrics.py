@@ -26,8 +26,7 @@ from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
 from tests.tiny import tiny_generator
 from training.camera_checks import CameraError
-from training.rendering.cameras import split_label
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import split_label, view_label
 from training.snapshots import save_snapshot
 
 FOX = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'fox'

@@ -23,6 +23,7 @@ from tests.goldens.frozen import fill
 from tests.published import DUAL_CLASS, SINGLE_CLASS, STAGE1_CLASS, STAGE2_CLASS
 from tests.tiny import tiny_config, tiny_discriminator_config
 from training import legacy
+from training.config import FFHQ_FOCAL, SHAPENET_FOCAL
 from training.legacy import LegacyError, build_from_reference
 from training.networks.discriminator import DualDiscriminator
 from training.networks.generator import Generator
@@ -695,12 +696,12 @@ def test_every_published_resolution_is_known(resolution, suffix, size, channels)
 def test_what_arguments_mean():
     config = generator_config(STAGE2_CLASS, GENERATOR)
     assert (config.precision, config.conv_clamp, config.plane_order, config.residual) == ('fp16', 256.0, 'mimic3d', True)
-    assert config.rendering.focal == cameras.FFHQ_FOCAL
+    assert config.rendering.focal == FFHQ_FOCAL
     plain = generator_config(STAGE1_CLASS, EG3D | {'sr_num_fp16_res': 0})
     assert (plain.precision, plain.conv_clamp, plain.plane_order, plain.plane_resolution) == ('fp32', None, 'eg3d', 256)
     rendering = RENDERING | {'avg_camera_radius': 1.7, 'avg_camera_pivot': [0, 0, 0], 'white_back': True}
     cars = generator_config(STAGE2_CLASS, GENERATOR | {'rendering_kwargs': rendering}).rendering
-    assert (cars.focal, cars.white_background, cars.camera_pivot) == (cameras.SHAPENET_FOCAL, True, (0, 0, 0))
+    assert (cars.focal, cars.white_background, cars.camera_pivot) == (SHAPENET_FOCAL, True, (0, 0, 0))
     unknown = []
     defaults = published.discriminator_config(DUAL_CLASS, dict(c_dim=25, img_resolution=64, img_channels=3), unknown)
     assert (defaults.conv_clamp, defaults.low_precision_resolutions, defaults.minibatch_group, defaults.mapping_layers) == (256, 4, 4, 8)

@@ -16,7 +16,7 @@ from training.networks.discriminator import DualDiscriminator, PatchDiscriminato
 from training.networks.generator import Generator
 from training.perceptual import VGG_FILE, WeightsError, find_vgg_weights, load_lpips
 from training.players import BadGradients, Player, average_beta, update_average
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 from training.stage import augment_images
 
 # Schedules and draws

@@ -16,7 +16,7 @@ from tests.small_detector import smooth_images, write_images
 from tests.test_metrics import write_set
 from tests.tiny import tiny_generator, tiny_run
 from torch_utils import distributed
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 from training.snapshots import save_snapshot
 
 

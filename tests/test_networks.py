@@ -11,7 +11,7 @@ from training.networks.discriminator import DualDiscriminator, PatchDiscriminato
 from training.networks.generator import Generator
 from training.networks.stylegan2 import modulated_conv2d
 from training.networks.superresolution import RenderSizeError
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 
 
 def millions(module):

@@ -8,7 +8,7 @@ import torch
 from tests.helpers import assert_close
 from torch_utils.random import BatchRandom
 from training.config import RenderingConfig
-from training.rendering import cameras, compositing, rays, sampling
+from training.rendering import cameras, compositing, sampling
 from training.rendering.planes import sample_planes
 from training.rendering.renderer import render_rays
 
@@ -26,7 +26,7 @@ def test_camera_conventions_agree_with_the_reference(goldens):
     poses = cameras.look_at_pose(angles[:, 0], angles[:, 1], meta['lookat'], meta['radius'])
     assert_close(poses, arrays['poses'], 1e-6)
     label = cameras.make_label(arrays['poses'], arrays['intrinsics'])
-    origins, directions = rays.cast_rays(label, rays.pixel_centres(meta['ray_resolution']))
+    origins, directions = cameras.cast_rays(label, cameras.pixel_centres(meta['ray_resolution']))
     assert_close(origins, arrays['ray_origins'], 1e-6)
     assert_close(directions, arrays['ray_directions'], 1e-6)
 
@@ -46,7 +46,7 @@ def test_frontal_camera_is_at_plus_z_upright_and_unmirrored():
 
 
 def test_central_and_corner_rays_by_hand():
-    origins, directions = rays.cast_rays(frontal_label(focal=2.0), torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    origins, directions = cameras.cast_rays(frontal_label(focal=2.0), torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
     assert_close(directions[0, 0], torch.tensor([0.0, 0.0, -1.0]), 1e-5)
     corner = torch.tensor([0.25, 0.25, -1.0])  # half an image at focal 2 is a quarter; the top of the image is +y
     assert_close(directions[0, 1], corner / corner.norm(), 1e-5)
@@ -56,30 +56,30 @@ def test_central_and_corner_rays_by_hand():
 def test_skew_and_off_centre_intrinsics_project_back():
     intrinsics = torch.tensor([[1.5, 0.2, 0.4], [0, 1.7, 0.55], [0, 0, 1]])
     pose = cameras.look_at_pose(torch.tensor([1.2, 1.9]), torch.tensor([1.4, 1.7]), (0.1, 0.0, 0.2), 2.0)
-    points = rays.pixel_centres(5)
-    origins, directions = rays.cast_rays(cameras.make_label(pose, intrinsics), points)
+    points = cameras.pixel_centres(5)
+    origins, directions = cameras.cast_rays(cameras.make_label(pose, intrinsics), points)
     in_camera = ((origins + 3 * directions) - pose[:, None, :3, 3]) @ pose[:, :3, :3]
     projected = (in_camera / in_camera[..., 2:]) @ intrinsics.T
     assert_close(projected[..., :2], points.expand(2, -1, 2), 1e-5)
 
 
 def test_patch_rays_are_the_full_image_rays():
-    whole = rays.pixel_centres(16).reshape(16, 16, 2)
+    whole = cameras.pixel_centres(16).reshape(16, 16, 2)
     corners = torch.tensor([[0, 0], [3, 7], [12, 12]])
-    patches = rays.patch_centres(corners, 4, 16).reshape(3, 4, 4, 2)
+    patches = cameras.patch_centres(corners, 4, 16).reshape(3, 4, 4, 2)
     for patch, (top, left) in zip(patches, corners.tolist()):
         assert torch.equal(patch, whole[top:top + 4, left:left + 4])
 
 
 def test_patch_outside_the_image_is_refused():
     with pytest.raises(ValueError, match='leaves the 16x16 image'):
-        rays.patch_centres(torch.tensor([[13, 0]]), 4, 16)
+        cameras.patch_centres(torch.tensor([[13, 0]]), 4, 16)
 
 
 def test_box_limits():
     origins = torch.tensor([[[0.0, 0.0, 2.0], [0.0, 0.3, 2.0], [0.0, 5.0, 2.0]]])
     directions = torch.tensor([[[0.0, 0.0, -1.0], [0.0, 0.0, -1.0], [0.0, 0.0, -1.0]]])
-    near, far = rays.box_limits(origins, directions, side=1.0)
+    near, far = cameras.box_limits(origins, directions, side=1.0)
     assert near.flatten().tolist() == [1.5, 1.5, 1.5]
     assert far.flatten().tolist() == [2.5, 2.5, 1.5]  # the third ray misses: its far limit is the largest entry
 
@@ -88,9 +88,9 @@ def test_box_limits_of_rays_that_miss():
     """Entries at 1.5 and 2.5 and a miss; then misses alone."""
     origins = torch.tensor([[[0.0, 0.0, 2.0], [0.0, 0.0, 3.0], [0.0, 5.0, 2.0]]])
     directions = torch.tensor([0.0, 0.0, -1.0]).expand(1, 3, 3)
-    near, far = rays.box_limits(origins, directions, side=1.0)
+    near, far = cameras.box_limits(origins, directions, side=1.0)
     assert (near[0, 2].item(), far[0, 2].item()) == (1.5, 2.5)
-    near, far = rays.box_limits(origins[:, 2:], directions[:, 2:], side=1.0)
+    near, far = cameras.box_limits(origins[:, 2:], directions[:, 2:], side=1.0)
     assert (near.item(), far.item()) == (-1.0, -2.0)
 
 
@@ -200,7 +200,7 @@ def sphere_field(radius, colour=0.8, density=200.0):
 def test_a_sphere_is_rendered_at_its_depth(mode):
     config = RenderingConfig(near=2.0, far=3.4, depth_samples=64, importance_samples=64)
     label, radius = frontal_label(), 0.3
-    origins, directions = rays.cast_rays(label, rays.pixel_centres(33))
+    origins, directions = cameras.cast_rays(label, cameras.pixel_centres(33))
     out = render_rays(sphere_field(radius), origins, directions, config, mode)
     closest = (origins + directions * -(origins * directions).sum(-1, keepdim=True)).norm(dim=-1)[0]
     hit = closest < radius - 0.03
@@ -215,14 +215,14 @@ def test_a_sphere_is_rendered_at_its_depth(mode):
 
 def test_white_background_fills_what_is_not_covered():
     config = RenderingConfig(near=2.0, far=3.4, depth_samples=16, importance_samples=16, white_background=True)
-    origins, directions = rays.cast_rays(frontal_label(), rays.pixel_centres(8))
+    origins, directions = cameras.cast_rays(frontal_label(), cameras.pixel_centres(8))
     empty = render_rays(sphere_field(0.0), origins, directions, config, 'deterministic')
     assert_close(empty.features, torch.ones_like(empty.features), 1e-3)
 
 
 def test_chunks_change_nothing(monkeypatch):
     config = RenderingConfig(near=2.0, far=3.4, depth_samples=8, importance_samples=8)
-    origins, directions = rays.cast_rays(frontal_label(), rays.pixel_centres(8))
+    origins, directions = cameras.cast_rays(frontal_label(), cameras.pixel_centres(8))
     with torch.no_grad():
         whole = render_rays(sphere_field(0.3), origins, directions, config, 'deterministic')
         monkeypatch.setattr('training.rendering.renderer.MAX_POINTS_PER_PASS', 16 * 7)

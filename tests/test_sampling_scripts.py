@@ -23,8 +23,7 @@ from torch_utils.images import depth_to_image, image_grid, to_uint8
 from training import subjects
 from training.config import GeneratorConfig, RenderingConfig
 from training.networks.generator import Generator
-from training.rendering.cameras import split_label
-from training.rendering.viewpoints import full_orbit, portrait_orbit, view_label
+from training.rendering.cameras import full_orbit, portrait_orbit, split_label, view_label
 from training.snapshots import save_snapshot
 
 IMAGE, RAW = 16, 8  # pixels per side

@@ -14,7 +14,7 @@ from metrics import results
 from tests.small_detector import smooth_images
 from tests.test_metrics import write_set
 from tests.tiny import tiny_generator, tiny_run
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 from training.snapshots import SnapshotError, newest_snapshot, save_snapshot
 
 NEWEST = 'network-snapshot-000100.pkl'

@@ -13,7 +13,7 @@ from training.networks.generator import Decoder, Planes
 from training.rendering import choice, reference
 from training.rendering.bounds import MARGIN, density_bounds
 from training.rendering.field import TriplaneField
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 
 
 def field(sizes=(4, 8), order='mimic3d', images=2):

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dnnlib.errors import UserError
-from training.rendering import cameras
 
 AUTO = 'auto'
+FFHQ_FOCAL = 2985.29 / 700  # of FFHQ's and AFHQ's cameras, in image widths
+SHAPENET_FOCAL = 1.7074  # of ShapeNet's viewer cameras, in image widths
 PLANE_AXES = {
     'mimic3d': ('xy', 'yz', 'zx'),  # width axis, then height axis, of each plane
     'eg3d': ('xy', 'xz', 'zx'),  # EG3D's own planes: y-z is missing there, kept for its checkpoints
@@ -87,7 +88,7 @@ class RenderingConfig(Config):
     white_background: bool = False
     camera_radius: float = 2.7  # viewer cameras: distance from the world's origin
     camera_pivot: tuple = (0.0, 0.0, 0.2)  # viewer cameras: the point looked at
-    focal: float = cameras.FFHQ_FOCAL  # viewer cameras: in image widths
+    focal: float = FFHQ_FOCAL  # viewer cameras: in image widths
     precision: str = 'fp32'  # what the fused renderer may round to; the PyTorch renderer computes in fp32 throughout
 
     def __post_init__(self):
@@ -113,7 +114,7 @@ class GeneratorConfig(Config):
 
     z_dim: int = 512
     w_dim: int = 512
-    c_dim: int = cameras.LABEL_SIZE
+    c_dim: int = 25
     mapping_layers: int = 2
     pose_conditioning: bool = True  # False: the mapping network sees zeros in place of the camera
     conditioning_scale: float = 1.0
@@ -176,7 +177,7 @@ class DiscriminatorConfig(Config):
     """D2D (dual, conditional: c_dim > 0) or D3D (docs/method.md, section 3)."""
 
     resolution: int = 512
-    c_dim: int = cameras.LABEL_SIZE
+    c_dim: int = 25
     channel_base: int = 32768
     channel_max: int = 512
     mapping_layers: int = 8
@@ -365,7 +366,7 @@ def parse_interval(text):
 _FFHQ_CAMERAS = dict(near=2.25, far=3.3, box_size=1.0, camera_radius=2.7, camera_pivot=(0.0, 0.0, 0.2))
 _AFHQ_CAMERAS = dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, -0.06))
 _CARS = dict(near=0.1, far=2.6, box_size=1.6, depth_samples=64, importance_samples=64, white_background=True,
-             camera_radius=1.7, camera_pivot=(0.0, 0.0, 0.0), focal=cameras.SHAPENET_FOCAL)
+             camera_radius=1.7, camera_pivot=(0.0, 0.0, 0.0), focal=SHAPENET_FOCAL)
 _SR = {
     512: dict(sr_input_resolution=128, sr_channels=(256, 128)),
     256: dict(sr_input_resolution=128, sr_channels=(128, 64), sr_resize_larger=False),

@@ -8,7 +8,7 @@ from scipy.interpolate import CubicSpline
 
 from dnnlib.errors import UserError
 from torch_utils.random import BatchRandom, keyed_generator
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import view_label
 from training.snapshots import load_networks
 
 BRANCH_CHOICES = ('2d', '3d', 'both', 'coarse')

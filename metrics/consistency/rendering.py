@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from metrics.consistency.fields import Shaded
-from training.rendering.rays import intersect_box
+from training.rendering.cameras import intersect_box
 from training.rendering.sampling import invert_cdf
 
 OUTSIDE_SAMPLES = 32

@@ -10,7 +10,7 @@ from metrics.consistency.fields import make_fields
 from metrics.consistency.rendering import render_all, render_rays
 from metrics.consistency.views import scene_labels, view_rays
 from torch_utils.random import keyed_generator
-from training.rendering.rays import cast_rays
+from training.rendering.cameras import cast_rays
 
 
 class FitError(UserError):

@@ -17,9 +17,7 @@ from torch_utils.images import to_uint8
 from training.camera_checks import BOX_PER_VIEW, check_cameras
 from training.config import AUTO, RenderingConfig
 from training.dataset import LABEL_FILE, image_notes
-from training.rendering.cameras import split_label
-from training.rendering.rays import cast_rays
-from training.rendering.viewpoints import view_label
+from training.rendering.cameras import cast_rays, split_label, view_label
 from training.subjects import make_subject, render_subjects, seed_ws
 
 CAMERA_FILES = (TRANSFORMS_FILE, *SPLIT_FILES, LABEL_FILE)

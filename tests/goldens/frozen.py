@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from torch_utils.random import BatchRandom
-from training.config import DiscriminatorConfig, GeneratorConfig, LossConfig, RenderingConfig
+from training.config import FFHQ_FOCAL, DiscriminatorConfig, GeneratorConfig, LossConfig, RenderingConfig
 from training.losses import FakeInputs, Objectives, Schedule, r1_penalty
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
@@ -58,7 +58,7 @@ def draw(name, *shape):
 
 def camera_labels(n=2):
     poses = cameras.look_at_pose(torch.linspace(1.3, 1.8, n), torch.linspace(1.7, 1.4, n), (0.0, 0.0, 0.2), 2.7)
-    return cameras.make_label(poses, cameras.pinhole(cameras.FFHQ_FOCAL))
+    return cameras.make_label(poses, cameras.pinhole(FFHQ_FOCAL))
 
 
 def gradient_norms(module, loss):

@@ -11,7 +11,7 @@ from training.networks.superresolution import Superresolution
 from training.networks.triplane import ResidualPlanes, TriplaneBackbone
 from training.rendering.bounds import MAX_CELLS, density_bounds
 from training.rendering.field import TriplaneField
-from training.rendering.rays import cast_rays, patch_centres, pixel_centres
+from training.rendering.cameras import cast_rays, patch_centres, pixel_centres
 from training.rendering.renderer import render_rays
 from training.rendering.skipping import Skip
 
