@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import structure
 
+
 @pytest.fixture(scope='module')
 def arrows():
     return structure.product_arrows(structure.sources())
@@ -20,11 +21,6 @@ def test_no_import_is_part_of_a_circle(arrows):
 def test_nothing_imports_a_script():
     files = structure.sources()
     assert structure.script_imports(files, structure.arrows(files)) == []
-
-
-def test_configuration_and_rendering_know_nothing_of_each_other(arrows):
-    configuration = structure.LAYERS[1]
-    assert [arrow for arrow in arrows if arrow[0].startswith('training.rendering') and arrow[1] in configuration] == []
 
 
 def test_the_measures_see_what_is_wrong(tmp_path, monkeypatch):
