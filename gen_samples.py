@@ -16,7 +16,7 @@ from dnnlib.files import make_output_folder
 from dnnlib.params import FiniteFloat, FiniteRange, SeedList, UserPath, ViewList
 from shape_utils.files import FORMATS, save_mesh
 from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
-from torch_utils.images import depth_to_image, image_grid, to_pil, to_uint8
+from torch_utils.images import depth_to_image, image_grid, save_png, to_pil, to_uint8
 from torch_utils.memory import naming_memory
 from training.rendering.cameras import view_label
 from training.subjects import (BRANCH_CHOICES, choose_branches, default_device, load_generator, make_subject,
@@ -102,7 +102,7 @@ def generate(options):
             progress.update(len(seeds))
     if options.grid:
         for name, rows in pictures.items():
-            image_grid(torch.cat(rows), columns=len(options.views)).save(options.outdir / f'samples_{name}.png')
+            save_png(image_grid(torch.cat(rows), columns=len(options.views)), options.outdir / f'samples_{name}.png')
     if shapeless:
         raise UserError(f'{len(shapeless)} of {len(options.seeds)} subjects have no mesh; {shapeless[0]}')
 
@@ -131,7 +131,7 @@ def _keep(name, rows, seeds, options):
         return rows
     for seed, row in zip(seeds, rows):
         for view, image in enumerate(row):
-            to_pil(image).save(options.outdir / f'seed{seed:04d}_view{view:02d}_{name}.png')
+            save_png(to_pil(image), options.outdir / f'seed{seed:04d}_view{view:02d}_{name}.png')
     return []
 
 

@@ -20,7 +20,7 @@ from dnnlib.files import make_output_folder
 from dnnlib.params import FiniteFloat, FiniteRange, GridSize, SeedList, UserPath
 from dnnlib.video import VideoWriter
 from metrics.consistency.texture_images import straightness, texture_image
-from torch_utils.images import image_grid, to_uint8
+from torch_utils.images import image_grid, save_png, to_uint8
 from torch_utils.memory import naming_memory
 from training.rendering.cameras import full_orbit, portrait_orbit, view_label
 from training.subjects import (BRANCH_CHOICES, choose_branches, closed_path, default_device, load_generator,
@@ -118,7 +118,7 @@ def generate(options):
     if len(options.seeds) % options.cells:
         raise UserError(f'--seeds names {len(options.seeds)} subjects, which do not divide into the {options.cells} '
                         f'cells of --grid={options.grid[0]}x{options.grid[1]}')
-    if options.output.suffix != '.mp4':
+    if options.output.suffix.lower() != '.mp4':
         raise UserError(f'--output={options.output} must end in .mp4')
     G = load_generator(options.network, options.device)
     branches = choose_branches(G, options.branch)
@@ -133,14 +133,14 @@ def generate(options):
 
 def write_texture_images(options):
     """Write one picture: a row of texture images per subject, the branches side by side; print how straight they are."""
-    if options.output.suffix != '.png':
+    if options.output.suffix.lower() != '.png':
         raise UserError(f'--output={options.output} must end in .png with --epi')
     if options.frames < 2:
         raise UserError(f'--epi stacks frames: --frames={options.frames} is too few, take 120')
     G = load_generator(options.network, options.device)
     branches = choose_branches(G, options.branch)
     if options.render_resolution == 1 and branches != ('2d',):
-        raise UserError('--render-resolution=1 leaves one pixel of a line, and stripes need two with --epi: give 2 or more, or leave it out')
+        raise UserError('--render-resolution=1 leaves one pixel of a line, and --epi needs two: give 2 or more, or leave it out')
     labels = view_label(G.config, torch.linspace(-options.yaw_range, options.yaw_range, options.frames))
     make_output_folder(options.output.parent)
     cells, lines = [], []
@@ -151,7 +151,7 @@ def write_texture_images(options):
         cells += images
     width = max(image.shape[-1] for image in cells)
     cells = [F.interpolate(image[None], size=(options.frames, width))[0] for image in cells]
-    image_grid(torch.stack(cells), columns=len(branches)).save(options.output)
+    save_png(image_grid(torch.stack(cells), columns=len(branches)), options.output)
     click.echo('\n'.join(lines))
 
 

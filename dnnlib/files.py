@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import tempfile
 import time
@@ -37,6 +38,31 @@ def absolute(path):
         return str(Path(path).expanduser().absolute())  # `..` stays: behind a link it is not what it seems
     except (RuntimeError, OSError) as error:
         raise UserError(f'{path} cannot be found from here ({error}): give an absolute path') from None
+
+
+def cache_path(name):
+    """Where the file `name` of the user's cache lies or is to be written: below `mimic3d` in $XDG_CACHE_HOME or ~/.cache.
+
+    Its folder is made. Without a home, or where the folder cannot be written, it lies in a temporary folder, which goes with
+    this process, and a warning says so.
+    """
+    try:
+        path = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mimic3d' / name
+        if not path.exists():  # a cache that can only be read is good for what it holds
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except (RuntimeError, OSError) as error:  # the first: there is no home
+        path = Path(_temporary_cache(str(error)).name) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@functools.cache
+def _temporary_cache(reason):
+    folder = tempfile.TemporaryDirectory(prefix='mimic3d-')
+    warnings.warn(f'no cache folder can be written ({reason}): what is kept in {folder.name} instead is lost when this process ends; '
+                  'set XDG_CACHE_HOME', stacklevel=3)
+    return folder
 
 
 def source_name(path):

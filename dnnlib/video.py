@@ -25,7 +25,7 @@ class VideoWriter:
     """
 
     def __init__(self, path, fps, crf=18):
-        self.path, self.fps, self.crf = Path(path), fps, crf
+        self.path, self.fps, self.crf = Path(path).absolute(), fps, crf  # ffmpeg reads relative names as options and protocols
         self._beside = self.path.with_name(f'{self.path.stem}.part.mp4')
         self._encoder = None
 

@@ -3,6 +3,7 @@
 from matplotlib.figure import Figure
 
 from dnnlib.errors import UserError
+from dnnlib.files import replacing
 
 
 def plot_metrics(records, path):
@@ -25,6 +26,7 @@ def plot_metrics(records, path):
         axes.grid(alpha=0.3)
         axes.legend()
     try:
-        figure.savefig(path, format='png', dpi=120)
+        with replacing(path) as file:
+            figure.savefig(file, format='png', dpi=120)
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror}): name another file with --output') from None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dnnlib.files import cache_path
 from metrics.collection import collect
 from metrics.images import StoredImages, real_subset
 from metrics.processes import from_first
@@ -27,14 +28,15 @@ def real_statistics(wanted, data, task, detector, detector_hash):
     costs a warning.
     """
     content = from_first(lambda: content_hash(task.data))
-    folder = cache_folder(task.options.get('cache_dir'))
+    folder = task.options.get('cache_dir')
     found = {}
 
     def path_of(statistic, count):
         seed = None if count == len(data) else task.seed
         parts = [_VERSION, type(statistic).__name__, statistic.layer, detector_hash, content, data.resolution, data.background, task.mirror,
                  count, seed]
-        return folder / f'{data.name}-{type(statistic).__name__}-{_digest(parts)}.npz'
+        name = f'{data.name}-{type(statistic).__name__}-{_digest(parts)}.npz'
+        return Path(folder) / name if folder else cache_path(name)
 
     def load_all():
         for statistic, count in wanted:
@@ -55,12 +57,6 @@ def real_statistics(wanted, data, task, detector, detector_hash):
                 if statistic.cacheable:
                     save(path_of(statistic, count), values)
     return found, content
-
-
-def cache_folder(option=None):
-    """`option`, or mimic3d in the user's cache folder."""
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(option) if option else Path(base) / 'mimic3d'
 
 
 def content_hash(path):

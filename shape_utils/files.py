@@ -1,11 +1,12 @@
 """Meshes to files: PLY and GLB, coloured, in world units, +y up (the axes of both the world and GLB)."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 from trimesh.exchange.gltf import export_glb
 from trimesh.exchange.ply import export_ply
+
+from dnnlib.files import replacing
 
 FORMATS = ('ply', 'glb')
 
@@ -19,9 +20,9 @@ def save_mesh(mesh, path):
     encoders = {'.ply': _encode_ply, '.glb': _encode_glb}
     if path.suffix not in encoders:
         raise ValueError(f'a mesh is written as one of {", ".join(encoders)}, not {path.suffix!r}')
-    beside = path.with_name(path.name + '.part')
-    beside.write_bytes(encoders[path.suffix](mesh))
-    os.replace(beside, path)
+    content = encoders[path.suffix](mesh)
+    with replacing(path) as file:
+        file.write(content)
 
 
 def _encode_ply(mesh):

@@ -1,15 +1,21 @@
 """What the scripts share: errors in one line, files that appear whole."""
 
 import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from dnnlib import files
 from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
-from dnnlib.files import make_output_folder, replacing
+from dnnlib.files import cache_path, make_output_folder, replacing
 from dnnlib.params import UserPath
+from tests.helpers import ROOT
 
 
 def outcome(error):
@@ -125,3 +131,45 @@ def test_every_option_that_names_a_place_is_one_of_these_paths():
         for option in command.params:
             if isinstance(option.type, click.Path) or option.metavar in PLACES:
                 assert isinstance(option.type, UserPath), (command.name, option.name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cache
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """The home of a user; its cache can be read, and written where `writable` is not taken away."""
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    files._temporary_cache.cache_clear()
+    return tmp_path
+
+
+def test_the_cache_lies_in_the_home_or_where_the_user_has_it(user, monkeypatch):
+    assert cache_path('a/b') == user / '.cache/mimic3d/a/b' and (user / '.cache/mimic3d/a').is_dir()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(user / 'other'))
+    assert cache_path('b') == user / 'other/mimic3d/b'
+
+
+def test_a_cache_that_cannot_be_written_is_temporary_but_read_where_it_can_be(user, monkeypatch):
+    kept = cache_path('kept')
+    kept.write_text('kept')
+
+    def denied(**options):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(options['dir']))
+    monkeypatch.setattr(files.tempfile, 'TemporaryFile', denied)
+    assert cache_path('kept') == kept
+    with pytest.warns(UserWarning, match='no cache folder can be written .*Permission denied.*set XDG_CACHE_HOME'):
+        first = cache_path('new/file')
+    first.write_text('new')
+    assert user not in first.parents and cache_path('new/file').read_text() == 'new'
+
+
+def test_a_temporary_cache_ends_with_its_process(tmp_path):
+    script = 'from dnnlib.files import cache_path; path = cache_path("x"); path.write_text("x"); print(path)'
+    (tmp_path / 'file').write_text('')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, 'XDG_CACHE_HOME': str(tmp_path / 'file')})
+    assert done.returncode == 0, done.stderr
+    assert not Path(done.stdout.strip()).parent.exists()

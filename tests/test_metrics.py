@@ -13,6 +13,7 @@ import torch
 from torch_fidelity import calculate_metrics, register_feature_extractor
 
 from dataset_prep.archive import DatasetWriter
+from dnnlib import files
 from dnnlib.errors import UserError
 from metrics import DetectorError, Task, detector, evaluate, needs_detector, real_statistics, registry, results, tables
 from metrics import sliced_wasserstein as swd
@@ -424,6 +425,27 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(cached, monkeypatch):
     monkeypatch.setattr(np, 'savez', full)
     with pytest.warns(UserWarning, match='No space left on device.*--cache-dir'):
         cached()
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a home, as of a container's number."""
+    def home():
+        raise RuntimeError('Could not determine home directory.')
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(Path, 'home', home)
+    files._temporary_cache.cache_clear()
+
+
+def test_without_a_home_the_cache_is_temporary_and_an_option_wins(homeless, cached, small, real, tmp_path):
+    first = cached()  # into --cache-dir, without a warning
+    task = stored_task(cached.folder.parent / 'a', real, tmp_path, small)
+    task.options['cache_dir'] = None
+    passes = []
+    with pytest.warns(UserWarning, match='no cache folder can be written .*home directory'), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real_statistics, 'collect', lambda *arguments: passes.append(1) or collect(*arguments))
+        assert [values(['fid33_full'], task)['fid33_full'] for _ in range(2)] == [first[0]] * 2
+    assert passes == [1]
 
 
 def test_the_cache_tells_data_mirroring_and_detectors_apart(cached, real, small, tmp_path):

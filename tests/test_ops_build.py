@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from dnnlib import files
 from dnnlib.errors import UserError
 from torch_utils import custom_ops, distributed
 
@@ -84,6 +85,7 @@ def workshop(tmp_path, monkeypatch):
     monkeypatch.setattr(custom_ops, 'compile_command', made.command)
     custom_ops.load.cache_clear()
     custom_ops._warn.cache_clear()
+    files._temporary_cache.cache_clear()
     yield made
     custom_ops.load.cache_clear()
     custom_ops._warn.cache_clear()
@@ -205,12 +207,18 @@ def test_reasons_for_doing_without(workshop, monkeypatch):
     monkeypatch.setattr(custom_ops, 'cuda_home', lambda: None)
     assert 'no CUDA compiler (nvcc) was found' in custom_ops.load('upfirdn2d')
     custom_ops.load.cache_clear()
-    (workshop.cache / 'file').write_text('')
-    monkeypatch.setenv('XDG_CACHE_HOME', str(workshop.cache / 'file'))
-    assert 'Not a directory' in custom_ops.load('upfirdn2d')
-    custom_ops.load.cache_clear()
     monkeypatch.setattr(custom_ops, 'gpu_architectures', lambda: [])
     assert custom_ops.load('upfirdn2d') == 'there is no CUDA device'
+
+
+def test_without_a_cache_it_is_built_in_a_temporary_folder(workshop, monkeypatch):
+    custom_ops.build('bias_act')
+    (workshop.cache / 'file').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(workshop.cache / 'file'))
+    with pytest.warns(UserWarning, match='no cache folder can be written .*Not a directory'):
+        library = custom_ops.build('bias_act')
+    assert library.read_text() == 'all of it' and workshop.cache not in library.parents and len(workshop.compilers()) == 2
+    assert custom_ops.build('bias_act') == library and len(workshop.compilers()) == 2
 
 
 def test_report(workshop, monkeypatch):

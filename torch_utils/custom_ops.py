@@ -26,6 +26,7 @@ import torch
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
+from dnnlib.files import cache_path
 from torch_utils import distributed
 
 OPERATORS = ('bias_act', 'upfirdn2d')
@@ -108,14 +109,13 @@ def build(operator):
     architectures = gpu_architectures()
     if not architectures:
         raise BuildError('there is no CUDA device')
-    folder = cache_folder() / f'{operator}-{_key(operator, architectures)}'
-    library, log = folder / f'{operator}.so', folder / 'failure.log'
     asked = time.time()
     try:
+        library = cache_path(f'operators/{operator}-{_key(operator, architectures)}/{operator}.so')
+        log = library.with_name('failure.log')
         if library.exists():
             return library
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / 'lock'):
+        with _locked(library.with_name('lock')):
             failed_meanwhile = log.exists() and log.stat().st_mtime >= asked
             if not library.exists() and not failed_meanwhile:
                 _compile(operator, architectures, library, log)
@@ -132,10 +132,6 @@ def gpu_architectures():
         return []
     capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     return [f'{major}{minor}' for major, minor in sorted(capabilities)]
-
-
-def cache_folder():
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mimic3d' / 'operators'
 
 
 def _sources(operator):
@@ -227,7 +223,7 @@ def main():
     print(f'CUDA compiler  {f"{_compiler_version(home)} ({home})" if home else "none"}')
     print(f'GPUs           {", ".join(gpus) or "none"}')
     print(f'architectures  {", ".join(f"sm_{architecture}" for architecture in gpu_architectures()) or "none"}')
-    print(f'cache          {cache_folder()}')
+    print(f'cache          {cache_path("operators")}')
     print(f'MIMIC3D_OPS    {demanded_by_user() or "not set"}')
     for operator in OPERATORS:
         problem = None if demanded_by_user() == 'ref' else load(operator)

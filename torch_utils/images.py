@@ -3,6 +3,8 @@
 import torch
 from PIL import Image
 
+from dnnlib.files import replacing
+
 # Anchors of the viridis colour map, dark to bright; between them it is linear to within the eye's tolerance.
 _VIRIDIS = [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)]
 
@@ -20,6 +22,12 @@ def to_pil(image):
         raise ValueError(f'an image must have shape [3, H, W] or [1, H, W], got {list(image.shape)}')
     pixels = to_uint8(image).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_png(image, path):
+    """Write a PIL image as a PNG, whatever the path's name; whole or not at all. Raises OSError."""
+    with replacing(path) as file:
+        image.save(file, format='png')
 
 
 def tile(images, columns):

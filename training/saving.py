@@ -10,7 +10,7 @@ from dnnlib.files import FolderLock, remove
 from torch_utils import distributed
 from torch_utils.background import Background
 from torch_utils.checkpoint import StateFolder
-from torch_utils.images import image_grid
+from torch_utils.images import image_grid, save_png
 from training.resuming import write_options
 from training.snapshots import SnapshotError, read_snapshot, write_snapshot
 
@@ -54,7 +54,7 @@ class Saver:
         self.background.give(self.states.save, images_seen, content)
 
     def save_reals(self, images, columns):
-        image_grid(images, columns).save(self._path('reals.png'))
+        save_png(image_grid(images, columns), self._path('reals.png'))
 
     def snapshot_path(self, kimg):
         return self._path(f'network-snapshot-{kimg:06d}.pkl')
@@ -70,7 +70,7 @@ class Saver:
         """fakes<kimg>_<name>.png for every entry of pictures, and network-snapshot-<kimg>.pkl."""
         def write():
             for name, images in pictures.items():
-                image_grid(images, columns).save(self._path(f'fakes{kimg:06d}_{name}.png'))
+                save_png(image_grid(images, columns), self._path(f'fakes{kimg:06d}_{name}.png'))
             write_snapshot(self.snapshot_path(kimg), described, about)
         self.background.give(write)
 

@@ -6,7 +6,6 @@ what the results depend on, so the same command goes on where it was interrupted
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from dnnlib.errors import UserError
+from dnnlib.files import replacing
 from metrics.consistency import pictures
 from metrics.consistency.mesh import extract_surface
 from metrics.consistency.recipes import make_recipe
@@ -24,6 +24,7 @@ from metrics.processes import from_first
 from metrics.registry import Outcome
 from shape_utils.files import save_mesh
 from torch_utils import distributed
+from torch_utils.images import save_png
 
 _POLL_SECONDS = 1.0
 FIXED_CHOICES = {
@@ -126,7 +127,7 @@ class Run:
         reconstruction = fit(views.subset(trained), recipe, self.background, self.task.seed, self.task.device, self.task.progress)
         fitted_after = time.perf_counter() - start
         record, picture = judge(reconstruction, views.subset(judged))
-        picture.save(self._file(index, '.png'))
+        save_png(picture, self._file(index, '.png'))
         record = {'subject': self.names[index], **record, 'judged_views': judged, 'size': list(views.size),
                   'box_size': views.box_size, 'recipe': recipe.to_dict(),
                   'sharpness': reconstruction.fields.sharpness().item(), 'seconds': time.perf_counter() - start,
@@ -138,7 +139,7 @@ class Run:
 
     def _write_page(self):
         strips = [Image.open(self._file(index, '.png')) for index in range(len(self.names))]
-        pictures.page(strips).save(self.folder / 'page.png')
+        save_png(pictures.page(strips), self.folder / 'page.png')
 
     def _file(self, index, suffix):
         return self.folder / f'{self.names[index]}{suffix}'
@@ -170,7 +171,5 @@ def judge(reconstruction, views):
 
 
 def _write(path, text):
-    """A file that appears complete or not at all."""
-    beside = path.with_name(path.name + '.part')
-    beside.write_text(text)
-    os.replace(beside, path)
+    with replacing(path) as file:
+        file.write(text.encode())
