@@ -36,7 +36,7 @@ test-gpu: env  ## Run the tests that need a GPU
 	$(PYTEST) -m gpu
 
 clean:  ## Remove the demo's results and caches; keep .venv, data and runs
-	rm -rf $(DEMO) .pytest_cache build *.egg-info
+	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # ---- The environment. The project itself is not installed: its scripts run in place.
@@ -48,7 +48,8 @@ except ImportError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 with open('pyproject.toml', 'rb') as file:
     project = tomllib.load(file)['project']
-print(*project['dependencies'], *project['optional-dependencies']['test'], sep='\n')
+extras = project['optional-dependencies']
+print(*project['dependencies'], *extras['test'], *extras['dev'], sep='\n')
 endef
 export WRITE_REQUIREMENTS
 

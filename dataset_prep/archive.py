@@ -1,5 +1,6 @@
 """Writing data sets: a stored zip or a folder, in the layout of the FFHQ archives."""
 
+import contextlib
 import io
 import json
 import pathlib
@@ -98,10 +99,8 @@ class DatasetWriter:
         self._part.replace(self.dest)
 
     def _close_quietly(self):
-        try:
+        with contextlib.suppress(OSError):  # the disk is full: the error that matters is on its way
             self._zip.close()
-        except OSError:
-            pass  # the disk is full: the error that matters is on its way
 
     def _write_error(self, error):
         return DatasetError(f'--dest={self.dest} cannot be written ({error.strerror or error}): '

@@ -130,7 +130,8 @@ class FolderLock:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
                 raise
-            warnings.warn(f'{self._file.name}: this file system has no locks; see to it that one process at a time is here')
+            warnings.warn(f'{self._file.name}: this file system has no locks; see to it that one process at a time is here',
+                          stacklevel=2)
         return True
 
     def release(self):

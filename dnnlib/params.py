@@ -110,7 +110,8 @@ class ViewList(click.ParamType):
 class _Pair(click.ParamType):
     """`4x2` -> (4, 2): two positive numbers of at most `digits` digits."""
 
-    digits, failure = None, None
+    digits: int
+    failure: str
 
     def convert(self, value, param, ctx):
         if not isinstance(value, str):

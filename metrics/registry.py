@@ -16,9 +16,10 @@ metrics share (network, branch, data, seed, truncation, render resolution, sampl
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import click
 import torch

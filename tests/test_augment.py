@@ -25,7 +25,7 @@ COLOUR = ('brightness', 'contrast', 'lumaflip', 'hue', 'saturation')
 
 
 def only(*names):
-    return AugmentConfig(**(OFF | {name: 1.0 for name in names}))
+    return AugmentConfig(**(OFF | dict.fromkeys(names, 1.0)))
 
 
 def drawn(n, seed=0):
@@ -35,7 +35,7 @@ def drawn(n, seed=0):
 def set_draws(n, **values):
     """Draws with every gate open and the values given; the rest have no effect (uniform 0.5 for those about 0)."""
     table = {name: 0.0 if name in ('xflip', 'rotate90', 'lumaflip') else 0.5 for name in UNIFORM_DRAWS}
-    table |= {name: 0.0 for name in NORMAL_DRAWS}
+    table |= dict.fromkeys(NORMAL_DRAWS, 0.0)
     assert values.keys() <= table.keys()
     table |= values
 
@@ -48,7 +48,7 @@ def set_draws(n, **values):
 def at_percentile(n, q):
     """The goldens' draws: uniform q, normal erfinv(2q - 1) without the sqrt 2, second half of the rotation 0."""
     normal = torch.erfinv(torch.tensor(2 * q - 1, dtype=torch.float64)).item()
-    draws = {name: q for name in UNIFORM_DRAWS} | {name: normal for name in NORMAL_DRAWS}
+    draws = dict.fromkeys(UNIFORM_DRAWS, q) | dict.fromkeys(NORMAL_DRAWS, normal)
     return set_draws(n, **(draws | {'rotate_after': 0.5}))
 
 

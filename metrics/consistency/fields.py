@@ -4,7 +4,8 @@ Two fields with one face. `build` makes a Scene, which the renderer asks for dis
 until the parameters change. Points are [P, 3] in units of half the box's side, so that the scene is [-1, 1]^3.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F

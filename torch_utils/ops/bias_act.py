@@ -1,7 +1,8 @@
 """Bias, activation, gain and clamp in one call: a PyTorch version, and an operator that does it in one pass on a GPU."""
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
