@@ -17,7 +17,6 @@ from dnnlib.files import make_output_folder, source_name
 from dnnlib.params import FiniteRange, UserPath
 from interop.pickles import is_pickle
 from metrics import evaluate_branches, registry, results, tables
-from metrics.processes import from_first
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
 from training.snapshots import newest_snapshot, read_snapshot
@@ -141,18 +140,15 @@ def check_gpus(wanted):
         raise UserError(f'--gpus={wanted}, but this machine has {present}; use --gpus={present} or fewer')
 
 
-@naming_memory('lower --batch, --render-resolution or --fit-rays')
 def judge(request):
     """Compute, print and write what a Request asks for, in this process, which may be one of several."""
-    distributed.start()
-    try:
+    with distributed.joined(), naming_memory('lower --batch, --render-resolution or --fit-rays'):
         if request.network:
-            request = replace(request, network=from_first(functools.partial(newest_snapshot, request.network)))
-        subject = load_subject(request)
+            request = replace(request, network=distributed.from_first(functools.partial(newest_snapshot, request.network)))
+        with distributed.together():
+            subject = load_subject(request)
         for record in evaluate_branches(request.metrics, subject.task, subject.branches, subject.about):
-            from_first(functools.partial(publish, subject.task.outdir, record))
-    finally:
-        distributed.stop()
+            distributed.from_first(functools.partial(publish, subject.task.outdir, record))
 
 
 def publish(outdir, record):
@@ -190,7 +186,7 @@ def load_subject(request):
         set_samples(generator, request.samples, request.importance_samples)
         trained = training_of(request.network)
     outdir = request.outdir or (Path(request.network).parent if request.network else Path('.'))
-    from_first(functools.partial(make_output_folder, outdir))
+    distributed.from_first(functools.partial(make_output_folder, outdir))
     options = trained.get('options', {})
     same = ('images', 'seed', 'batch', 'render_resolution', 'sampling', 'skip', 'noise_mode', 'workers')
     task = registry.Task(

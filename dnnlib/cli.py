@@ -1,14 +1,11 @@
 """What the command-line scripts share."""
 
-import errno
 import functools
 
 import click
 from click.core import ParameterSource
 
-from dnnlib.errors import UserError
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # Python does not say of which file
+from dnnlib.errors import UserError, trouble_with_a_file
 
 
 def friendly_errors(command):
@@ -24,10 +21,10 @@ def friendly_errors(command):
         except UserError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
-            file = error.filename2 or error.filename  # of a renaming the new name, which the user gave
-            if file is None and error.errno not in _NO_ROOM:
+            line = trouble_with_a_file(error)
+            if line is None:
                 raise
-            raise click.ClickException(f'{file or "an output"}: {error.strerror}; choose another path or make room') from None
+            raise click.ClickException(line) from None
     return wrapper
 
 

@@ -1,5 +1,9 @@
 """The one exception that is shown to users without a traceback."""
 
+import errno
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # Python does not say of which file
+
 
 def one_line(text):
     """Text whose line breaks and other unprintable letters are escaped: the name of a file may hold anything."""
@@ -11,3 +15,13 @@ class UserError(Exception):
 
     def __init__(self, message):
         super().__init__(one_line(message))
+
+
+def trouble_with_a_file(error):
+    """The line for an OSError that names a file, or that says that the disk is full; None for any other exception."""
+    if not isinstance(error, OSError):
+        return None
+    file = error.filename2 or error.filename  # of a renaming the new name, which the user gave
+    if file is None and error.errno not in _NO_ROOM:
+        return None
+    return one_line(f'{file or "an output"}: {error.strerror}; choose another path or make room')

@@ -30,6 +30,7 @@ def collect(source, wanted, detector, task, description):
     shown = task.progress and distributed.rank() == 0
     with tqdm(total=longest, unit='img', desc=description, dynamic_ncols=True, leave=False, disable=not shown) as bar:
         for numbers, images in source.batches(longest):
+            distributed.look_around()
             beside.give(take_in, numbers, images)
             bar.update(min(len(numbers) * distributed.world_size(), longest - bar.n))
         beside.finish()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dnnlib.errors import UserError
-from metrics.processes import from_first
+from torch_utils import distributed
 
 NAME = 'inception-v3-compat'  # torch-fidelity's name for it
 FEATURES, LOGITS = '2048', 'logits_unbiased'  # its names for the pooled features [N, 2048] and for the logits [N, 1008]
@@ -35,7 +35,7 @@ def find_weights(option=None):
     Files of the cache are checked by the hash in their name; `option` may be any weights of this network. Every process
     must call it; the first one looks and downloads. Raises DetectorError on all of them.
     """
-    return from_first(functools.partial(_find, option))
+    return distributed.from_first(functools.partial(_find, option))
 
 
 def _find(option):

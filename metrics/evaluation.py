@@ -23,7 +23,7 @@ def evaluate(names, task, about=None):
     """
     for group, metrics in registry.by_group(names):
         start = time.perf_counter()
-        with full_precision():
+        with full_precision(), distributed.together():
             outcomes = group.evaluate(metrics, task)
         seconds = time.perf_counter() - start
         for name, outcome in outcomes.items():

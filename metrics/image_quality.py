@@ -16,7 +16,6 @@ from metrics import registry
 from metrics.collection import collect
 from metrics.images import (PUBLISHED, GeneratedImages, Rendering, StoredImages, background_of, check_render_resolution,
                             check_resolution, load_data, say_notes)
-from metrics.processes import from_first
 from metrics.real_statistics import real_statistics
 from metrics.registry import GENERATION_OPTIONS, Group, Outcome
 from torch_utils import distributed
@@ -103,7 +102,7 @@ def evaluate(metrics, task):
         judged = found[source][metric.statistic, count]
         value, parts, protocol = metric.compare(judged, real.get((metric.statistic, real_count)), task)
         return Outcome(value, parts, {**_protocol(metric, count, real_count, source, task, weights, content), **protocol})
-    return from_first(lambda: {metric.name: outcome(metric) for metric in metrics})
+    return distributed.from_first(lambda: {metric.name: outcome(metric) for metric in metrics})
 
 
 def _judged_images(metrics, task, data):

@@ -11,6 +11,7 @@ from metrics.detector import DetectorError, find_weights
 from metrics.evaluation import evaluate
 from metrics.image_quality import needs_detector
 from torch_utils import distributed
+from torch_utils.memory import naming_memory
 
 
 @dataclass
@@ -50,7 +51,8 @@ class Monitor:
     def _records_of(self, names, task, about, log):
         """Records of metrics that are computed together; none if that fails, which neither costs the others nor ends the run."""
         try:
-            return list(evaluate(names, task, about))
+            with naming_memory('leave it to calc_metrics.py'):
+                return list(evaluate(names, task, about))
         except distributed.LostContact:
             raise
         except UserError as error:
@@ -60,9 +62,9 @@ class Monitor:
     def _leave_out_what_cannot_be(self, log):
         needing = [name for name in self.names if needs_detector(name)]
         if needing and not self._checked:
-            reason = self._obstacle()
-            if distributed.any_of([reason is not None])[0]:
-                log(f'the training goes on without {", ".join(needing)}: {reason or "another process has no weights"}')
+            reason = distributed.first_problem(self._obstacle())
+            if reason is not None:
+                log(f'the training goes on without {", ".join(needing)}: {reason}')
                 self.names = [name for name in self.names if name not in needing]
         self._checked = True
 

@@ -13,7 +13,6 @@ import numpy as np
 from dnnlib.files import cache_path
 from metrics.collection import collect
 from metrics.images import StoredImages, real_subset
-from metrics.processes import from_first
 from torch_utils import distributed
 from training.dataset import FileStore, image_names
 
@@ -27,7 +26,7 @@ def real_statistics(wanted, data, task, detector, detector_hash):
     call it; the missing ones are computed by all together. A file that is damaged is made anew; one that cannot be written
     costs a warning.
     """
-    content = from_first(lambda: content_hash(task.data))
+    content = distributed.from_first(lambda: content_hash(task.data))
     folder = task.options.get('cache_dir')
     found = {}
 
@@ -46,7 +45,7 @@ def real_statistics(wanted, data, task, detector, detector_hash):
                     found[statistic, count] = stored
         return list(found)
 
-    known = from_first(load_all)
+    known = distributed.from_first(load_all)
     missing = [key for key in wanted if key not in known]
     for count in sorted({count for _, count in missing}):
         source = StoredImages(data, task, real_subset(data, task.seed, count))

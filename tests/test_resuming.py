@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -213,6 +214,12 @@ def test_a_second_signal_ends_the_process_at_once(data, tmp_path):
 # Several machines
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        return probe.getsockname()[1]
+
+
 def torchrun(port, *arguments):
     """A torchrun that stands for one of two machines, with two processes."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=2', '--max-restarts=3',
@@ -231,10 +238,10 @@ def finish(machines):
 def test_two_torchrun_machines_one_dies(demo_data, tmp_path):
     arguments = ['--preset=demo', f'--data={demo_data}', f'--outdir={tmp_path}', '--stage1-kimg=0.32', '--stage2-kimg=0.16',
                  '--tick=0.08', '--snap=100', '--state-every=0.04kimg']
-    port = distributed._free_port()
+    port = free_port()
     finish([torchrun(port, *arguments, '--run-id=whole') for _ in range(2)])
 
-    port = distributed._free_port()
+    port = free_port()
     machines = [torchrun(port, *arguments, '--run-id=killed')]
     time.sleep(2)  # the first one holds the rendezvous
     machines.append(torchrun(port, *arguments, '--run-id=killed'))

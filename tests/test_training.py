@@ -365,7 +365,7 @@ def test_an_unwritable_run_folder_is_named(data, tmp_path, monkeypatch):
 def test_a_full_gpu_is_one_line_with_the_cure(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError('CUDA out of memory')
-    monkeypatch.setattr(distributed, 'start', full)
+    monkeypatch.setattr(distributed, 'pick_device', full)
     with pytest.raises(UserError, match='too little memory; lower --batch-gpu'):
         train(tiny_run('', str(tmp_path)))
 

@@ -85,10 +85,15 @@ class StateFolder:
 
 def copy_to_cpu(value):
     """A copy of plain data in which every tensor lies on the CPU and shares memory with nothing."""
+    return map_tensors(lambda tensor: tensor.detach().to('cpu', copy=True), value)
+
+
+def map_tensors(function, value):
+    """Plain data with `function(tensor)` in the place of every tensor."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to('cpu', copy=True)
+        return function(value)
     if isinstance(value, dict):
-        return {key: copy_to_cpu(item) for key, item in value.items()}
+        return {key: map_tensors(function, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(copy_to_cpu(item) for item in value)
+        return type(value)(map_tensors(function, item) for item in value)
     return value

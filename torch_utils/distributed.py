@@ -1,6 +1,9 @@
-"""Processes of one run: who am I, how many are we, average this.
+"""Processes of one run: who am I, how many are we, average this; and one that fails is heard of by all.
 
 Works the same for one process (nothing is initialised), for `launch` and under torchrun.
+
+What can fail on one process alone stands in a block of `together`, which ends on all processes alike. Outside of such
+blocks, as in a training step, a process that fails tells the others why (torch_utils/watch.py), and they end, too.
 """
 
 import contextlib
@@ -8,8 +11,8 @@ import datetime
 import os
 import re
 import signal
-import socket
 import sys
+import threading
 import time
 import traceback
 from typing import NamedTuple
@@ -20,14 +23,32 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from dnnlib.errors import UserError
+from torch_utils.checkpoint import map_tensors
 from torch_utils.interrupts import STOPPED, Forwarding
+from torch_utils.watch import Failure, Watch, describe_failure
 
 _PARENT = os.getppid()  # while it lives; an orphan gets another
 GRACE_S = 10.0  # for the other processes to end by themselves when one has failed
+_LAUNCHED = 'MIMIC3D_LAUNCHED'  # the port of the store, in processes that `launch` has started
+_EXPECTED = (UserError, torch.OutOfMemoryError)  # failures whose message says all that there is to say
+
+_watch = None  # over the other processes, while this one is among them
+_blocks = []  # of `together`, which this process is in
 
 
 class LostContact(UserError):
-    """The other processes do not answer: one has failed, was killed, or hangs."""
+    """The other processes do not answer, or one has said why it failed: this process cannot go on."""
+
+
+class UnexpectedError(RuntimeError):
+    """A bug that showed on some process; its traceback is in the text of the cause."""
+
+
+class _Elsewhere(Exception):
+    """The traceback of another process, as a cause: it is printed with the error."""
+
+    def __str__(self):
+        return f'\n\n{self.args[0]}'
 
 
 def rank():
@@ -54,16 +75,57 @@ def pick_device():
     return device
 
 
-def start(timeout_minutes=30):
-    """Join the process group that the environment describes; nothing to do for a single process.
+@contextlib.contextmanager
+def joined(timeout_minutes=30):
+    """Be one of the processes that the environment describes, for a block; nothing to do for a single process, or within
+    such a block. An exception that leaves the block is told to the others, which end.
 
     timeout_minutes: how long the others may keep this process waiting. CUDA tensors go through NCCL, others through gloo.
     """
-    if under_torchrun() and int(os.environ['WORLD_SIZE']) > 1:
+    global _watch
+    if _watch is not None or not under_torchrun() or int(os.environ['WORLD_SIZE']) == 1:
+        yield
+        return
+    failed = True
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    number, processes = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    with _naming_the_loss():
+        store = _reach_store(timeout)
+    _watch = Watch(dist.PrefixStore('watch', store), number, processes)
+    try:
         pick_device()
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
         with _naming_the_loss():
-            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+            dist.init_process_group(backend, store=dist.PrefixStore('group', store), rank=number, world_size=processes, timeout=timeout)
+        yield
+        failed = False
+    except LostContact:
+        raise
+    except Exception as error:
+        _watch.tell(describe_failure(number, error, _EXPECTED))
+        raise
+    finally:
+        _leave(failed)
+
+
+def _reach_store(timeout):
+    if _LAUNCHED in os.environ:
+        return dist.TCPStore('localhost', int(os.environ[_LAUNCHED]), timeout=timeout)
+    return next(dist.rendezvous('env://', timeout=timeout))[0]
+
+
+def _leave(failed):
+    global _watch
+    if failed:  # what NCCL has begun may never end
+        last_resort = threading.Timer(GRACE_S, os._exit, [1])
+        last_resort.daemon = True
+        last_resort.start()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _watch.close(failed)
+    _watch = None
+    if failed:
+        last_resort.cancel()
 
 
 def exit_code_when_stopped():
@@ -82,11 +144,6 @@ def check_parent():
         raise LostContact(f'process {rank()} of {world_size()} has lost the torchrun that started it')
 
 
-def stop():
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 # Processes of this machine ---------------------------------------------------------------------------------------------
 
 
@@ -101,7 +158,8 @@ def launch(function, processes):
         return function()
     outcomes = torch.multiprocessing.get_context('spawn').SimpleQueue()
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: while they start, it is this one's
-    arguments = (function, processes, _free_port(), os.getpid(), outcomes)
+    store = dist.TCPStore('localhost', 0, is_master=True, wait_for_workers=False)  # here it outlives any of the processes
+    arguments = (function, processes, store.port, os.getpid(), outcomes)
     try:
         workers = torch.multiprocessing.spawn(_worker, args=arguments, nprocs=processes, join=False)
         with Forwarding(workers.pids()) as forwarding:
@@ -112,7 +170,7 @@ def launch(function, processes):
             sys.exit(STOPPED)
         if exited.exit_code > 128:
             sys.exit(exited.exit_code)
-        raise _most_telling([outcome.error for outcome in _drain(outcomes) if outcome.error is not None], exited) from None
+        raise _most_telling([outcome for outcome in _drain(outcomes) if outcome.error is not None], processes, exited) from None
     finally:
         signal.signal(signal.SIGINT, former)
     return next(outcome.result for outcome in _drain(outcomes) if outcome.rank == 0)
@@ -129,8 +187,7 @@ class _Outcome(NamedTuple):
 def _worker(local_rank, function, processes, port, parent, outcomes):
     if os.getppid() != parent:  # it was killed while this process started
         sys.exit(1)
-    os.environ.update(MASTER_ADDR='localhost', MASTER_PORT=str(port), WORLD_SIZE=str(processes), RANK=str(local_rank),
-                      LOCAL_RANK=str(local_rank))
+    os.environ.update(WORLD_SIZE=str(processes), RANK=str(local_rank), LOCAL_RANK=str(local_rank), **{_LAUNCHED: str(port)})
     try:
         outcomes.put(_Outcome(local_rank, result=function()))
     except UserError as error:
@@ -148,21 +205,19 @@ def _drain(queue):
     return items
 
 
-def _most_telling(errors, exited):
-    """The error to show: a cause rather than its consequences in the other processes."""
-    causes = [error for error in errors if not isinstance(error, LostContact)]
+def _most_telling(failures, processes, exited):
+    """The error to show: a cause rather than its consequences in the other processes; which process it was, if not all."""
+    causes = [failure for failure in failures if not isinstance(failure.error, LostContact)]
     if causes:
-        return causes[0]
+        error = causes[0].error
+        if len(causes) > 1 or not isinstance(error, UserError):
+            return error
+        return type(error)(f'process {causes[0].rank} of {processes}: {error}')
     if exited.signal_name is not None:
-        return UserError(f'process {exited.error_index} was killed by {exited.signal_name}; '
-                         'if the machine ran out of memory, lower --batch-gpu or --workers')
-    return errors[0] if errors else UserError(f'process {exited.error_index} ended with exit code {exited.exit_code}')
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        return probe.getsockname()[1]
+        killed = f'process {exited.error_index} was killed by {exited.signal_name}'
+        memory = '; if the machine ran out of memory, lower --batch-gpu or --workers' if exited.signal_name == 'SIGKILL' else ''
+        return UserError(killed + memory)
+    return failures[0].error if failures else UserError(f'process {exited.error_index} ended with exit code {exited.exit_code}')
 
 
 # Collectives -----------------------------------------------------------------------------------------------------------
@@ -170,16 +225,130 @@ def _free_port():
 
 @contextlib.contextmanager
 def _naming_the_loss():
-    """torch's errors about other processes, as LostContact."""
+    """torch's errors about other processes, as LostContact that says what became of them."""
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # this process's own trouble, found out here
         raise
     except RuntimeError as error:  # of which torch.distributed.DistError is one
+        if 'DataLoader worker' in str(error):  # comes from a signal, whatever this process was doing
+            raise
+        failure = _watch and _watch.failure()
+        if failure:
+            _give_up(failure, error)
         lines = re.sub(r'^\[[^\]]*\] ', '', str(error)).strip().splitlines()  # without the place in gloo's source
-        reason = lines[0][:200] if lines else type(error).__name__
-        raise LostContact(f'process {os.environ.get("RANK", 0)} of {os.environ.get("WORLD_SIZE", 1)} has lost the others: one has '
-                          f'failed, was killed or hangs ({reason})') from None
+        reason = lines[0].split('. ')[0][:200] if lines else type(error).__name__
+        raise LostContact(f'process {os.environ.get("RANK", 0)} of {os.environ.get("WORLD_SIZE", 1)} has lost the others: '
+                          f'{_who_is_silent()} ({reason})') from error
+
+
+def _give_up(failure, error=None):
+    """Raise what another process has told; error: how this one noticed."""
+    raise LostContact(f'process {failure.rank} of {os.environ["WORLD_SIZE"]} has failed: {failure.text}') from (
+        _Elsewhere(failure.details) if failure.details else error)
+
+
+def _who_is_silent():
+    silent = _watch.silent() if _watch else []
+    return f'process {", ".join(map(str, silent))} was killed or hangs' if silent else 'one has failed, was killed or hangs'
+
+
+@contextlib.contextmanager
+def together(naming=True):
+    """A block that ends on all processes alike: when it fails on one of them, it fails on all, for the same reason.
+
+    Every process must come here. The block may contain collectives, which then cost a little more: before each of them, and
+    at the end of the block, the processes ask each other whether any has failed. Raises what the first one that failed had
+    raised, if that is a UserError or a want of memory, and UnexpectedError for any other exception; naming: with the number
+    of the process in the message, unless all failed alike.
+    """
+    if world_size() == 1:
+        yield
+        return
+    block, mine = _Block(naming), None
+    _blocks.append(block)
+    try:
+        yield
+    except LostContact:
+        raise
+    except Exception as error:
+        mine = error
+        if block.broken is None:
+            _watch.raise_alarm()
+    finally:
+        _blocks.remove(block)
+    if block.broken is None:
+        _agree(block, mine)
+    elif mine is None:
+        raise block.broken
+    else:
+        raise mine
+
+
+class _Block:
+    """A block of `together`. broken: what was raised in it when another process was found to have left it."""
+
+    def __init__(self, naming):
+        self.naming, self.broken = naming, None
+
+
+class _Report(NamedTuple):
+    """Of a process that has failed: how many blocks deep, whether its number matters, and why."""
+
+    depth: int
+    naming: bool
+    failure: Failure
+
+
+def _agree(block=None, error=None):
+    """Ask all processes whether any has failed; if so, fail with the same reason. error: with which this one left `block`."""
+    failed = torch.tensor(int(error is not None))
+    with _naming_the_loss():
+        dist.all_reduce(failed)
+        if not failed:
+            return
+        reports = [None] * world_size()
+        mine = error and _Report(len(_blocks), block.naming, describe_failure(rank(), error, _EXPECTED))
+        dist.all_gather_object(reports, mine)
+    _watch.settle()
+    reports = [report for report in reports if report is not None]
+    for other in _blocks[min(report.depth for report in reports):]:
+        other.broken = _reason(reports)
+    if error is not None and len(reports) == world_size() and len({report.failure.text for report in reports}) == 1:
+        raise error
+    details = reports[0].failure.details
+    raise _reason(reports) from (error or (details and _Elsewhere(details)))
+
+
+def _reason(reports):
+    """The exception for what the first of some reports says."""
+    report = reports[0]
+    failure, where = report.failure, f'process {report.failure.rank} of {world_size()}: ' if report.naming else ''
+    return (failure.kind or UnexpectedError)(where + failure.text)
+
+
+def _check_in():
+    """Before a collective: within `together`, another process may have failed, and would never come."""
+    if _blocks:
+        _agree()
+
+
+def look_around():
+    """For long work between collectives, now and then: raise what has happened to another process. Costs nothing."""
+    if _watch is not None and _watch.has_news():
+        _give_up(_watch.failure())
+    if _blocks and _watch.alarmed():
+        _agree()
+
+
+def from_first(function):
+    """What `function()` returns on the first process, plain data, on all of them; it is called there alone.
+
+    What it raises is raised everywhere, as by `together`.
+    """
+    with together(naming=False):
+        value = function() if rank() == 0 else None
+    return share(value)
 
 
 def average(tensor):
@@ -193,6 +362,7 @@ def average(tensor):
 def total(tensor):
     """The sum of `tensor` over all processes, in place."""
     if world_size() > 1:
+        _check_in()
         with _naming_the_loss():
             dist.all_reduce(tensor)
     return tensor
@@ -207,20 +377,49 @@ def share(value):
     """The first process's `value`, plain data, in every process."""
     if world_size() == 1:
         return value
+    _check_in()
     carrier = [value]
     with _naming_the_loss():
         dist.broadcast_object_list(carrier, src=0, device=torch.device('cpu'))
     return carrier[0]
 
 
+def share_tensors(value, device):
+    """As `share`, for plain data with tensors: they travel one by one, and arrive on `device`. For one process, `value` itself."""
+    if world_size() == 1:
+        return value
+    tensors = []
+    map_tensors(tensors.append, value)
+    shapes = share(map_tensors(lambda tensor: tensor.to('meta'), value))
+    mine = iter(tensors)
+
+    def hand_on(shape):
+        tensor = next(mine).to(device).contiguous() if rank() == 0 else torch.empty(shape.shape, dtype=shape.dtype, device=device)
+        with _naming_the_loss():
+            dist.broadcast(tensor, src=0)
+        return tensor
+    return map_tensors(hand_on, shapes)
+
+
 def gather(value):
     """The list of every process's `value`, plain data, in the first process; None in the others."""
     if world_size() == 1:
         return [value]
+    _check_in()
     values = [None] * world_size() if rank() == 0 else None
     with _naming_the_loss():
         dist.gather_object(value, values)
     return values
+
+
+def first_problem(problem):
+    """What keeps any process from something, or None; the same on all. problem: what keeps this one, a text or None."""
+    problems = share(gather(problem))
+    found = [(number, text) for number, text in enumerate(problems) if text is not None]
+    if not found:
+        return None
+    number, text = found[0]
+    return text if set(problems) == {text} else f'process {number} of {world_size()}: {text}'
 
 
 def wait_for_all():
@@ -244,6 +443,7 @@ def average_gradients(parameters):
 def broadcast(module):
     """Give every process the first one's parameters and buffers."""
     if world_size() > 1:
-        for tensor in [*module.parameters(), *module.buffers()]:
-            with _naming_the_loss():
+        _check_in()
+        with _naming_the_loss():
+            for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor.detach(), src=0)

@@ -7,12 +7,14 @@ import os
 import sys
 import threading
 import time
+import traceback
 
 import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.images import depth_to_image, to_uint8
 from torch_utils.random import BatchRandom
@@ -70,9 +72,12 @@ class Reporter:
 
     def log(self, line):
         """One line to log.txt and to the terminal, above the progress bar."""
-        with open(os.path.join(self.outdir, 'log.txt'), 'a') as file:
-            file.write(line + '\n')
+        self._write(line)
         tqdm.write(line, file=sys.stderr)
+
+    def _write(self, text):
+        with open(os.path.join(self.outdir, 'log.txt'), 'a') as file:
+            file.write(text + '\n')
 
     def advance(self, images):
         self.bar.update(images)
@@ -99,7 +104,13 @@ class Reporter:
         for record in records:
             self.events.add_scalar(f'metric/{record["metric"]}/{record["branch"]}', record['value'], images_seen)
 
-    def close(self):
+    def close(self, error=None):
+        """error: what ends the run, if anything does; the log keeps it, and of a bug or a lost process the traceback, too."""
+        if isinstance(error, Exception):
+            told = isinstance(error, (UserError, OSError, torch.OutOfMemoryError)) and not isinstance(error, distributed.LostContact)
+            text = str(error) if told else ''.join(traceback.format_exception(error)).rstrip()
+            with contextlib.suppress(OSError):  # of a full disk
+                self._write(f'the run ends: {text}')
         threading.excepthook = threading.__excepthook__
         for logger in _LOGGERS:
             logger.removeHandler(self.library_lines)

@@ -87,6 +87,12 @@ class Saver:
             self.lock.release()
 
 
+def without_tensors(state):
+    """What the processes that do not read a state need of it, but for tensors: Stage.restore hands these on."""
+    stage = {name: value for name, value in state['stage'].items() if name not in ('networks', 'optimizers')}
+    return {**state, 'stage': stage, 'inherited': {}}
+
+
 def circumstances(config):
     """What must not change for a resumed run to give the very bits of an uninterrupted one."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'

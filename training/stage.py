@@ -121,7 +121,7 @@ class Stage:
                 self._steps(batches)
         except (distributed.LostContact, BadGradients) as error:
             raise type(error)(f'{error}, in step {self.steps} of stage {self.number}; the last training state is kept, and the '
-                              'same command goes on from it') from None
+                              'same command goes on from it') from error
 
     def _steps(self, batches):
         for real, real_c in self.run.clock.measure_each('data', batches):
@@ -141,12 +141,16 @@ class Stage:
                 'optimizers': {player.name: player.optimizer.state_dict() for player in self.players}}
 
     def restore(self, state):
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave. Every process must call it; the first one's has the networks' and optimisers' tensors.
+
+        The others get the optimisers' here, and the networks' from `Networks.agree`.
+        """
         self.start, self.steps, self.augment_p = state['start'], state['steps'], state['augment_p']
         self.real_signs = list(torch.tensor(state['real_signs'], device=self.run.device))
-        self.networks.restore(state['networks'])
+        self.networks.restore(state.get('networks', {}))
         for player in self.players:
-            player.optimizer.load_state_dict(state['optimizers'][player.name])
+            saved = state['optimizers'][player.name] if distributed.rank() == 0 else None
+            player.optimizer.load_state_dict(distributed.share_tensors(saved, self.run.device))
 
     # Numbers that go wrong -------------------------------------------------------------------------------------------
 

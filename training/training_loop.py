@@ -13,12 +13,11 @@ from torch_utils.memory import naming_memory
 from torch_utils.stats import Statistics
 from training.dataset import PosedImageDataset
 from training.reporting import Clock, Reporter, SampleGrid
-from training.saving import Saver, describe_resumption
+from training.saving import Saver, describe_resumption, without_tensors
 from training.snapshots import describe_all, load_augment_p, load_networks
 from training.stage import Networks, Stage
 
 
-@naming_memory('lower --batch-gpu, which may change as the run goes on')
 def train(config, vgg_weights=None, monitor=None):
     """Run both stages of a RunConfig in this process, which may be one of several; go on from a saved state if there is one.
 
@@ -26,19 +25,23 @@ def train(config, vgg_weights=None, monitor=None):
     config.outdir what docs/training.md lists.
     Returns whether the run is finished; if not, a signal or --max-minutes stopped it. Raises UserError.
     """
+    with (distributed.joined(config.timeout_minutes), naming_memory('lower --batch-gpu, which may change as the run goes on'),
+          naming_files(config.outdir), StopRequests() as requests, Run(config, vgg_weights, monitor, requests) as run):
+        return run.go()
+
+
+@contextlib.contextmanager
+def naming_files(outdir):
+    """A block whose trouble with files becomes a UserError."""
     try:
-        distributed.start(config.timeout_minutes)
-        with StopRequests() as requests, contextlib.closing(Run(config, vgg_weights, monitor, requests)) as run:
-            return run.go()
+        yield
     except OSError as error:
-        raise UserError(f'{error.filename or config.outdir}: {error.strerror or error}; what was whole in {config.outdir} '
+        raise UserError(f'{error.filename or outdir}: {error.strerror or error}; what was whole in {outdir} '
                         'stays so: mend the cause, and the same command goes on') from None
-    finally:
-        distributed.stop()
 
 
 class Run:
-    """One process's part of a run: what lasts longer than a stage."""
+    """One process's part of a run: what lasts longer than a stage. For a `with` block, whose failure it writes to the log."""
 
     def __init__(self, config, vgg_weights, monitor, requests):
         self.config, self.vgg_weights, self.monitor, self.requests = config, vgg_weights, monitor, requests
@@ -47,14 +50,17 @@ class Run:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        with distributed.together():
+            self._prepare(config)
+
+    def _prepare(self, config):
         self.dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution, mirror=config.mirror,
                                          background=config.generator.rendering.background)
         self.labels = self.dataset.labels.to(self.device)
         self.statistics = Statistics(self.device)
         self.grid = SampleGrid(self.dataset, config, self.device)
-        self.saver = Saver(config, self.dataset) if self.first else None
         damage = []
-        self.state = distributed.share(self.saver.load_state(damage.append) if self.first else None)
+        self._load_state(damage.append)
         self.images_seen = self.state['images_seen'] if self.state else 0
         position = self.state['reporter'] if self.state else {}
         self.reporter = Reporter(config, self.device, self.images_seen, **position) if self.first else None
@@ -64,6 +70,17 @@ class Run:
         self.inherited = self.state['inherited'] if self.state else {}  # weights that a later stage begins with
         self.augment_p = 0.0  # ADA's probability that the next stage begins with
         self.stopping = False
+
+    def _load_state(self, log):
+        """The first process reads the state; the others get what they need of it, but for tensors, which the stage hands on."""
+        state = None
+        with distributed.together(naming=False):
+            if self.first:
+                self.saver = Saver(self.config, self.dataset)
+                state = self.saver.load_state(log)
+        self.state = distributed.share(state and without_tensors(state))
+        if self.first:
+            self.state = state
 
     def go(self):
         """Train from where the last state was saved. Returns whether the run is finished; if not, it was asked to stop."""
@@ -78,22 +95,26 @@ class Run:
         distributed.wait_for_all()  # a process that ends early would take the others' connections away
         return finished
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
         if self.first:
-            self.reporter.close()
+            self.reporter.close(error)
             self.saver.close()
 
     def _train_stage(self, number, options):
-        networks = Networks(self.config, number, self.device)
-        stage = Stage(self, number, options, networks)
-        if self.state:
-            stage.restore(self.state['stage'])
-            self.statistics.restore(self.state['statistics'])
-        else:
-            stage.augment_p = self.augment_p
-            if self.inherited:
-                networks.take(self.inherited, self.log)
-        networks.agree()
+        with distributed.together():
+            networks = Networks(self.config, number, self.device)
+            stage = Stage(self, number, options, networks)
+            if self.state:
+                stage.restore(self.state['stage'])
+                self.statistics.restore(self.state['statistics'])
+            else:
+                stage.augment_p = self.augment_p
+                if self.inherited:
+                    networks.take(self.inherited, self.log)
+            networks.agree()
         self.inherited = networks.lacking(self.inherited)
         if self.state and self.state['to_be_shown']:
             self._show_what_is_missing(stage)
@@ -112,21 +133,22 @@ class Run:
             for line in describe_resumption(self.state, self.config):
                 self.log(line)
             return
-        self._inherit()
+        if self.config.init_from is not None:
+            self.augment_p = distributed.from_first(self._inherit)
         if self.first:
             self.saver.save_reals(self.grid.reals(self.dataset), self.grid.columns)
 
     def _inherit(self):
-        """Take over the weights that --init-from names."""
-        if self.config.init_from is None:
-            return
+        """Take over the weights that --init-from names, on the process whose weights a stage begins with. Returns ADA's probability."""
         self.log(f'weights from {self.config.init_from}')
         states = {name: network.state_dict() for name, network in load_networks(self.config.init_from).items()}
-        if self.config.augment == 'ada' and not self.config.fresh_schedules:
-            self.augment_p = load_augment_p(self.config.init_from)
-            self.log(f"ADA's probability begins at {self.augment_p:.3f}")
         generator = states.get('G', states.get('G_ema', {}))
         self.inherited = {'G': generator, 'G_ema': generator, **states}
+        if self.config.augment != 'ada' or self.config.fresh_schedules:
+            return 0.0
+        augment_p = load_augment_p(self.config.init_from)
+        self.log(f"ADA's probability begins at {augment_p:.3f}")
+        return augment_p
 
     def log(self, line):
         if self.first:
@@ -163,9 +185,9 @@ class Run:
 
     def _show_what_is_missing(self, stage):
         """After a restart from a moment that was to be shown: what the interruption left undone."""
-        if not distributed.share(self.saver.has_snapshot(self.images_seen) if self.first else None):
+        if not distributed.from_first(lambda: self.saver.has_snapshot(self.images_seen)):
             self.save_samples(stage)
-        if self._judges(stage) and not distributed.share(self.monitor.judged(self.images_seen / 1000) if self.first else None):
+        if self._judges(stage) and not distributed.from_first(lambda: self.monitor.judged(self.images_seen / 1000)):
             self._judge(stage)
 
     def _judges(self, stage):
@@ -182,7 +204,7 @@ class Run:
     def save_samples(self, stage):
         """Grids and snapshot of this moment; every process draws its part."""
         kimg = self.images_seen // 1000
-        with self.clock.measure('grids'):
+        with self.clock.measure('grids'), distributed.together():
             pictures = self.grid.draw(stage.networks.G_ema)
         if self.first:
             about = {'stage': stage.number, 'images_seen': self.images_seen, 'augment_p': stage.augment_p,

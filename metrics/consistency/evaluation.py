@@ -20,7 +20,6 @@ from metrics.consistency.recipes import make_recipe
 from metrics.consistency.scoring import SSIM_SETTINGS, check_window, psnr, ssim
 from metrics.consistency.subjects import find_subjects
 from metrics.consistency.trainer import fit
-from metrics.processes import from_first
 from metrics.registry import Outcome
 from shape_utils.files import save_mesh
 from torch_utils import distributed
@@ -41,7 +40,7 @@ def evaluate(metrics, task):
     scored; results so far are kept.
     """
     run = Run(task)
-    from_first(run.prepare)
+    distributed.from_first(run.prepare)
     for index in range(distributed.rank(), len(run.names), distributed.world_size()):
         run.work_on(index)
     records = run.collect()
