@@ -6,7 +6,8 @@
 The step is the first of stage 2 of the demo preset, in this process, with every regularisation that comes at intervals. A
 network's own forward pass counts as one call: what it calls is not looked into, for the depth; files and functions are
 counted both with it and without. A function's length is that of its lines, docstring included. Code is every line that is
-neither blank nor comment nor docstring. An import inside a function is an arrow like any other.
+neither blank nor comment nor docstring; logical lines do not depend on how the code is formatted. An import inside a
+function is an arrow like any other.
 """
 
 import ast
@@ -45,6 +46,7 @@ LAYERS = (
 )
 BESIDE = ('tests', 'benchmarks')  # not a part of the product
 SOURCES = ('*.py', '*.cpp', '*.cu', '*.h')
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
 class Source(NamedTuple):
@@ -66,7 +68,7 @@ class Source(NamedTuple):
 def sources():
     """The project's files of the kinds in SOURCES: those at the top, and those of packages."""
     packages = [path.parent for path in ROOT.glob('*/__init__.py')]
-    paths = [path for kind in SOURCES for path in (*ROOT.glob(kind), *(path for package in packages for path in package.rglob(kind)))]
+    paths = [*ROOT.glob('*.py'), *(path for package in packages for kind in SOURCES for path in package.rglob(kind))]
     return [_source(str(path.relative_to(ROOT))) for path in sorted(paths)]
 
 
@@ -132,8 +134,8 @@ def trace_step():
     with tempfile.TemporaryDirectory() as folder:
         data = f'{folder}/data.zip'
         _run_script('dataset_tool.py', 'demo', f'--dest={data}', '--images=8')
-        _run_script('train.py', '--preset=demo', f'--data={data}', f'--run-dir={folder}/run', '--stage1-kimg=0', '--stage2-kimg=0.008',
-                    '--share-fakes=false', '--gpus=1', '--workers=0', '--threads=1', profiler=trace)
+        _run_script('train.py', '--preset=demo', f'--data={data}', f'--run-dir={folder}/run', '--stage1-kimg=0',
+                    '--stage2-kimg=0.008', '--share-fakes=false', '--gpus=1', '--workers=0', '--threads=1', profiler=trace)
     if not trace.calls:
         raise SystemExit(f'no step was seen: {ROOT / "benchmarks/structure.py"} names those that begin one in STEPS')
     return trace.calls
@@ -188,29 +190,31 @@ def functions(source):
 
 
 def code_lines(source):
-    """How many lines are neither blank nor comment nor docstring."""
+    """How many lines are neither blank nor comment nor docstring, and how many logical lines they are: a statement is one
+    however it is broken. Of C++, lines only."""
     if not source.path.endswith('.py'):
-        return sum(bool(line.strip()) and not line.strip().startswith('//') for line in source.text.splitlines())
-    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
-    lines = set()
+        return sum(bool(line.strip()) and not line.strip().startswith('//') for line in source.text.splitlines()), 0
+    lines, ends = set(), set()
     for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
-        if token.type not in skipped:
+        if token.type == tokenize.NEWLINE:
+            ends.add(token.start[0])
+        elif token.type not in LAYOUT:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source.text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             lines.difference_update(range(node.lineno, node.end_lineno + 1))
-    return len(lines)
+    return len(lines), len(lines & ends)
 
 
 def describe_rooms(files):
-    yield ('room', 'files', 'functions', 'median', 'longest', 'code', 'lines')
+    yield ('room', 'files', 'functions', 'median', 'longest', 'lines', 'code', 'logical')
     rooms = [(room, list(group)) for room, group in itertools.groupby(sorted(files, key=lambda f: f.room), key=lambda f: f.room)]
     rooms.sort(key=lambda room: not room[1][0].is_product)
     totals = [('product', [f for f in files if f.is_product]), ('all', files)]
     for name, group in [*rooms, *totals]:
         lengths = [function.length for f in group for function in functions(f)]
         yield (name, len(group), len(lengths), f'{statistics.median(lengths or [0]):g}', max(lengths, default=0),
-               sum(map(code_lines, group)), sum(f.text.count('\n') for f in group))
+               sum(f.text.count('\n') for f in group), *map(sum, zip(*map(code_lines, group))))
 
 
 def longest_functions(files, most=5):
@@ -227,8 +231,8 @@ def arrows(files):
     found = set()
     for f in files:
         if f.path.endswith('.py'):
-            names = itertools.chain.from_iterable(map(_imported, ast.walk(ast.parse(f.text))))
-            found |= {(f.module, name) for module, name in names for name in [f'{module}.{name}' if f'{module}.{name}' in known else module]}
+            for module, name in itertools.chain.from_iterable(map(_imported, ast.walk(ast.parse(f.text)))):
+                found.add((f.module, f'{module}.{name}' if f'{module}.{name}' in known else module))
     return {(source, target) for source, target in found if target in known and source != target}
 
 
