@@ -10,11 +10,12 @@ from tqdm import tqdm
 from dataset_prep.archive import DatasetWriter
 from dataset_prep.convert import converted_image, load_views, summary
 from dataset_prep.demo import demo_items
-from dnnlib.cli import friendly_errors
+from dataset_prep.transforms import transforms_files
+from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import FiniteRange, UserPath
 from training.camera_checks import check_cameras, seen_scene
 from training.config import FFHQ_FOCAL
-from training.dataset import DatasetError, image_notes, mirror_label
+from training.dataset import LABEL_FILE, DatasetError, image_notes, mirror_label
 
 _POSITIVE = FiniteRange(min=0, min_open=True)
 
@@ -74,6 +75,8 @@ def convert(source, dest, mirror, overwrite, resolution, radius, axes, backgroun
     if pathlib.Path(source).resolve().is_relative_to(pathlib.Path(dest).resolve()):
         raise DatasetError(f'--dest={dest} would replace --source={source}: choose another destination')
     store, views, notes = load_views(source, radius, axes, skip_missing)
+    if not transforms_files(store):
+        refuse_idle(('radius', 'axes'), f'on {LABEL_FILE}')
     views = views[:max_images]
     items = (converted_image(store, view, resolution, background) for view in views)
     names = [view.name for view in views]

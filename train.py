@@ -17,7 +17,7 @@ import sys
 import click
 import torch
 
-from dnnlib.cli import friendly_errors
+from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import FiniteFloat, FiniteRange, NameList, UserPath
 from torch_utils import distributed
 from training.config import AUTO, PRESETS, RENDER_PRECISIONS, ConfigError, check, continuing, from_nothing, resolve
@@ -205,15 +205,32 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
     --resume. SIGTERM, SIGINT and SIGUSR1 finish the step, save, and exit with code 75; a second one exits at once.
     """
     options['gpus'] = process_count(options['gpus'])
+    folder_named = run_dir is not UNSET or resume not in (UNSET, LATEST)
     run_dir = choose_run_dir(preset, outdir, run_id, run_dir, resume)
     saved = saved_config(run_dir)
     config = new_run(preset, data, run_dir, options) if saved is None else continued(saved, preset, data, run_dir, options)
+    refuse_idle_options(config, folder_named)
     if dry_run:
         click.echo(summary(config))
         return
     vgg_weights = prepare(config)
     if not start(config, vgg_weights):
         sys.exit(distributed.exit_code_when_stopped())
+
+
+def refuse_idle_options(config, folder_named):
+    """Raise UserError for options that were given and that the run takes no notice of."""
+    imitation = config.stage2.loss.imitation
+    for idle, names, reason in (
+            (folder_named, ['outdir'], 'where the folder of the run itself is named'),
+            (config.augment != 'ada', ['ada_target'], 'without --augment=ada'),
+            (not config.generator.pose_conditioning, ['swap'], 'without --pose-conditioning'),
+            (config.stage2.kimg == 0, ['imitation', 'imitation_weight', 'lpips_weights', 'patch_weight', 'gamma_patch'], 'without stage 2'),
+            (imitation == 'none', ['imitation_weight'], 'with --imitation=none'),
+            (imitation != 'lpips', ['lpips_weights'], f'with --imitation={imitation}'),
+            (not config.metrics, ['metrics_every', 'detector'], 'without --metrics')):
+        if idle:
+            refuse_idle(names, reason)
 
 
 def choose_run_dir(preset, outdir, run_id, run_dir, resume):

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from dnnlib.cli import friendly_errors
+from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import UserPath
 from metrics.collection import collect
 from metrics.detector import FEATURES, NAME, Detector
@@ -90,6 +90,8 @@ def measure(task, labels, detector, images):
 @friendly_errors
 def main(network, preset, detector, images, batch):
     """Print images per second for each branch, and how much of the shorter work is hidden behind the longer."""
+    if network:
+        refuse_idle(('preset',), 'with --network')
     device = distributed.pick_device()
     G = load_generator(network, str(device)) if network else Generator(generator_config(PRESETS[preset])).eval().to(device)
     with tempfile.TemporaryDirectory() as folder, full_precision(), torch.no_grad():

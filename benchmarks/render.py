@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.measuring import device_name, markdown, number, peak_megabytes, write_json
 from benchmarks.ops import copy_bandwidth, median_time
-from dnnlib.cli import friendly_errors
+from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import UserPath
 from training.config import PRESETS, RENDER_PRECISIONS, generator_config
 from training.networks.generator import Generator, Planes
@@ -197,7 +197,7 @@ def build_generator(preset, small, device):
 
 @click.command()
 @click.option('--preset', type=click.Choice(sorted(PRESETS)), default='ffhq512', show_default=True, help='Sizes')
-@click.option('--network', help='A snapshot to render, in place of random weights')
+@click.option('--network', type=UserPath(), help='A snapshot to render, in place of random weights')
 @click.option('--skip', 'skips', default='1e-4,1e-3,1e-2', show_default=True,
               help='With a network: weights under which samples are left out')
 @click.option('--small', is_flag=True, help='Small sizes, as without a GPU')
@@ -208,8 +208,10 @@ def main(preset, network, skips, small, repeats, json_path):
     """Times of rendering, as a table."""
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if network:
+        refuse_idle(('preset', 'small'), 'with --network')
         G = load_generator(network, device).requires_grad_(True)
     else:
+        refuse_idle(('skips',), 'without --network')
         G = build_generator(preset, small or device.type == 'cpu', device)
     result = run(G, device, repeats, [float(eps) for eps in skips.split(',')] if network else [])
     print('\n'.join(table(result)))

@@ -245,6 +245,14 @@ def test_convert_resizes_ready_sets_and_keeps_square_labels(tmp_path):
     assert torch.equal(dataset.labels, PosedImageDataset(tmp_path / 'demo.zip').labels)
 
 
+def test_options_for_transforms_are_refused_on_ready_sets(tmp_path):
+    run('demo', f'--dest={tmp_path}/a', '--images=2', '--resolution=16')
+    for options, line in ((['--radius=2.7'], '--radius has no effect on dataset.json: leave it out'),
+                          (['--axes=opengl', '--radius=3'], '--radius, --axes have no effect on dataset.json: leave them out')):
+        assert line in refused('convert', f'--source={tmp_path}/a', f'--dest={tmp_path}/b', '--resolution=8', *options)
+    assert not (tmp_path / 'b').exists()
+
+
 def test_convert_of_oblong_ready_sets_moves_the_intrinsics(tmp_path):
     (tmp_path / 'oblong').mkdir()
     Image.new('RGB', (100, 80)).save(tmp_path / 'oblong/a.png')

@@ -213,7 +213,8 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
 SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_id', 'run_dir', 'resume', 'dry_run')]
 SAMPLES = {'g_channel_base': 16384, 'd_channel_base': 16384, 'ada_target': 0.3, 'swap': 0.3, 'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
            'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9, 'state_every': '5kimg', 'metrics': 'swd'}
-NEEDED = {'far': ['--near=0.5'], 'fresh_schedules': ['--init-from=x.pkl']}  # options that make no sense alone
+NEEDED = {'far': ['--near=0.5'], 'fresh_schedules': ['--init-from=x.pkl'], 'ada_target': ['--augment=ada'],
+          'metrics_every': ['--metrics=swd'], 'detector': ['--metrics=swd']}  # options that make no sense alone
 
 
 @pytest.mark.parametrize('option', SURFACE, ids=lambda option: option.name)
@@ -228,6 +229,20 @@ def test_every_option_reaches_the_configuration(option):
         assert result.exit_code == 0, result.output
         resolved.append(json.loads(result.output))
     assert any(entry != json.loads(json.dumps(base)) for entry in resolved)
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--outdir=x', '--run-dir=o'], '--outdir has no effect where the folder of the run itself is named: leave it out'),
+    (['--ada-target=0.6'], '--ada-target has no effect without --augment=ada'),
+    (['--metrics=none', '--metrics-every=2', '--detector=x'], '--metrics-every, --detector have no effect without --metrics'),
+    (['--pose-conditioning=false', '--swap=0.5'], '--swap has no effect without --pose-conditioning'),
+    (['--stage2-kimg=0', '--imitation=pyramid', '--patch-weight=1'], '--imitation, --patch-weight have no effect without stage 2'),
+    (['--imitation=none', '--imitation-weight=1'], '--imitation-weight has no effect with --imitation=none'),
+    (['--imitation=pyramid', '--lpips-weights=x'], '--lpips-weights has no effect with --imitation=pyramid'),
+])
+def test_options_without_effect_are_refused(options, message):
+    result = invoke('--preset=ffhq512', '--data=d', '--dry-run', *options)
+    assert result.exit_code == 1 and result.output.startswith(f'Error: {message}'), result.output
 
 
 def test_renders_that_super_resolution_would_not_resize_are_refused_before_training():
