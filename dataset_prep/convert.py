@@ -87,15 +87,15 @@ def crop_intrinsics(intrinsics, size, left, top, side):
 
 def _placed_views(store, views, radius, axes):
     """The views in a normalised world. Raises DatasetError, which names the slip that their poses look like."""
-    placed, _, message = _try_to_place(views, radius)
+    placed, wrong, message = _try_to_place(views, radius)
     if message is None:
         return placed
     to_own_axes = TO_OPENCV[axes]  # its own inverse
 
     def sound(poses):
         return ~_try_to_place([dataclasses.replace(view, pose=pose @ to_own_axes) for view, pose in zip(views, poses)], radius)[1]
-    slip = likely_slip(np.stack([view.pose @ to_own_axes for view in views]), sound, axes)
-    raise DatasetError(f'{store.path}: {message}' + (f'; or if these are {_slip_and_cure(slip, axes)}' if slip else ''))
+    slip = likely_slip(np.stack([view.pose @ to_own_axes for view in views]), sound, axes) if wrong.mean() > 0.5 else None
+    raise DatasetError(f'{store.path}: {message}' + (f'; or, if these are {_slip_and_cure(slip, axes)}' if slip else ''))
 
 
 def _try_to_place(views, radius):
@@ -114,8 +114,8 @@ def _try_to_place(views, radius):
 
 def _slip_and_cure(slip, axes):
     other = next((name for name, text in AXES.items() if text == slip), None)
-    cure = f'convert them with dataset_tool.py convert --axes={other}' if other else f'give camera-to-world matrices with {AXES[axes]}'
-    return f'{slip}, as it looks: {cure}'
+    cure = f'use dataset_tool.py convert --axes={other}' if other else f'give camera-to-world matrices with {AXES[axes]}'
+    return f'{slip}: {cure}'
 
 
 def normalise_world(views, radius):
@@ -148,6 +148,8 @@ def axes_meeting_point(poses):
     point = np.linalg.solve(system, target)
     ahead = np.median(((point - poses[:, :3, 3]) * forward).sum(axis=1))
     spread = np.linalg.norm(np.ptp(poses[:, :3, 3], axis=0))
+    if ahead < -_DEGENERATE * spread:
+        raise DatasetError('the cameras look away from the point where their axes meet: use photographs taken around an object')
     if ahead <= _DEGENERATE * spread or spread == 0:
         raise DatasetError('the cameras look around from one place, not at a common object: '
                            'use photographs taken around the object')

@@ -24,8 +24,8 @@ _DISTORTION = ('k1', 'k2', 'p1', 'p2', 'k3')  # in OpenCV's order
 _MODELS = {'PINHOLE': (), 'SIMPLE_PINHOLE': (), 'SIMPLE_RADIAL': ('k1',), 'RADIAL': ('k1', 'k2'),  # and what bends their images
            'OPENCV': _DISTORTION, 'PERSPECTIVE': _DISTORTION}
 _REFUSED = ('is_fisheye', 'fisheye', 'latlong', 'from_mitsuba', 'k4', 'k5', 'k6', *(f'ftheta_p{i}' for i in range(5)))
-_READ = ('file_path', 'transform_matrix', 'camera_model', 'mask_path', 'fl_x', 'fl_y', 'camera_angle_x', 'camera_angle_y',
-         'cx', 'cy', 'w', 'h', *_DISTORTION)
+_FOCALS = ('fl_x', 'fl_y', 'camera_angle_x', 'camera_angle_y')
+_READ = ('file_path', 'transform_matrix', 'camera_model', 'mask_path', 'cx', 'cy', 'w', 'h', *_FOCALS, *_DISTORTION)
 _HARMLESS = (  # where the scene lies and how large it is changes nothing: the world is centred, turned and scaled anyway
     'aabb', 'aabb_scale', 'render_aabb', 'scale', 'offset', 'up', 'applied_transform', 'applied_scale', 'orientation_override',
     'auto_scale_poses_override', 'ply_file_path', 'colmap_im_id', 'colmap_id', 'sharpness', 'sharpness_discard_threshold',
@@ -60,7 +60,8 @@ def read_transforms(store, axes='opengl', skip_missing=False):
     """The views of a FileStore's `transforms.json`, or of all its splits, sorted by name, in the world of the file; and notes,
     lines of text: what is applied or left out.
 
-    axes: of camera_checks.AXES, those that the file uses; skip_missing: leave out frames whose images are not there. Raises DatasetError or CameraError for what cannot be used.
+    axes: of camera_checks.AXES, those that the file uses; skip_missing: leave out frames whose images are not there. Raises
+    DatasetError or CameraError for what cannot be used.
     """
     files = transforms_files(store)
     cameras = CameraFile(store, ', '.join(files), [named for file in files for named in _read_frames(store, file)])
@@ -72,7 +73,7 @@ def read_transforms(store, axes='opengl', skip_missing=False):
     source = f'{store.path}/{cameras.file}'
     in_folder = not any(frame.values.get('mask_path') for frame in frames)
     views = [_view(store, frame, axes, in_folder) for frame in frames]
-    check_cameras(np.stack([view.label() for view in views]), [view.name for view in views], source)
+    check_cameras(np.stack([view.label() for view in views]), [view.name for view in views], source, axes=axes)
     _check_lenses(source, views)
     return views, [*cameras.notes, *_notes(source, store, frames, views)]
 
@@ -124,15 +125,9 @@ def _read_frames(store, file):
 
 
 def _merged(common, frame):
-    """A frame's keys over the common ones. A focal length and an angle of view are two forms of one thing."""
-    merged = {**common, **frame}
-    del merged['frames']
-    for axis in 'xy':
-        own, other = f'fl_{axis}', f'camera_angle_{axis}'
-        for given, replaced in ((own, other), (other, own)):
-            if given in frame and replaced not in frame:
-                merged.pop(replaced, None)
-    return merged
+    """A frame's keys over the common ones, but a frame that has a focal length or an angle of view has all of its own."""
+    left_out = {'frames', *(_FOCALS if any(key in frame for key in _FOCALS) else ())}
+    return {**{key: value for key, value in common.items() if key not in left_out}, **frame}
 
 
 def _notes(source, store, frames, views):

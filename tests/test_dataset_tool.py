@@ -397,7 +397,7 @@ def test_convert_with_cameras_that_share_no_view(photographs, tmp_path):
         turned[:3, [0, 2]] *= -1
         frame['transform_matrix'] = turned.tolist()
     write_transforms(photographs, frames)
-    assert 'look around from one place' in convert_error(photographs, tmp_path)
+    assert 'look away from the point where their axes meet' in convert_error(photographs, tmp_path)
 
 
 def test_convert_names_unreadable_photographs(photographs, tmp_path):

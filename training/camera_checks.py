@@ -23,8 +23,10 @@ _LARGEST_SHARE = 10.0  # a principal point beyond it is not in image widths
 _WIDEST_PIXEL = 3.0  # ratio of the focal lengths: pictures are squeezed into squares, but not more than this
 _LARGEST_SKEW = 0.1  # in focal lengths
 _SWAPPED_ASPECT = 1.1  # width and height more alike than this are not told apart
+_OFF_CENTRE = 0.03  # of principal points, in picture sizes
 _LIKELY = 0.9  # share of the wrong cameras that a slip must explain
 _MOST_TRIED = 1000  # wrong cameras that slips are tried on
+_UNKNOWN_SLIP = "correct or remove them, or move the scene to the world's origin"
 _PIXELS = 'intrinsics in pixels: divide the first row by the width and the second by the height'
 
 
@@ -40,18 +42,19 @@ class Fault(NamedTuple):
     slip: str | None = None
 
 
-def check_cameras(labels, names, source, scene=None):
+def check_cameras(labels, names, source, scene=None, axes='opencv'):
     """Raise CameraError unless all labels are cameras, and see the scene if one is given.
 
     labels: array or tensor [N, 25]; names: of their images, N strings; source: what holds them, for the message.
-    scene: RenderingConfig, world units: each optical axis must pass its box, between near and far.
+    scene: RenderingConfig, world units: each optical axis must pass its box, between near and far. axes: of AXES, those that
+    the source should have, for the message.
     """
     labels = np.asarray(labels, dtype=np.float64)
     first = first_fault(labels, scene)
     if first is None:
         return
     wrong, index, fault = first
-    slip = fault.slip or _slip_of_labels(labels[wrong], scene) or 'correct or remove them'
+    slip = fault.slip or _slip_of_labels(labels[wrong], scene, axes) or ('correct or remove them' if scene is None else _UNKNOWN_SLIP)
     raise CameraError(f'{source}: {describe(wrong, names[index], fault)}; {slip}')
 
 
@@ -99,7 +102,8 @@ def _split(labels):
 
 def _faults(labels, scene):
     poses, intrinsics = _split(labels)
-    return [Fault((labels == 0).all(axis=1), 'its numbers are all zeros', 'write the estimated cameras into it'),
+    zeros = (labels[:, :16] == 0).all(axis=1) | (labels[:, 16:] == 0).all(axis=1)
+    return [Fault(zeros, 'its pose or its intrinsics are all zeros', 'write the estimated cameras, or remove the images'),
             Fault(~np.isfinite(labels).all(axis=1), 'a number is not finite', 'correct or remove them'),
             *_pose_faults(poses), *_lens_faults(intrinsics), *([] if scene is None else _scene_faults(poses, scene))]
 
@@ -139,13 +143,17 @@ def _lens_faults(intrinsics):
 
 
 def _swapped(aspect, centres):
-    """Whether square pixels and a central principal point were divided by (height, width) in place of (width, height).
+    """Whether intrinsics in pixels were divided by (height, width) in place of (width, height).
 
-    With r = width / height, fx : fy becomes r, and the principal point (r / 2, 1 / 2r).
+    With r = width / height, a central principal point becomes (r / 2, 1 / 2r), and fx : fy becomes r for square pixels, r^2
+    for a picture that was squeezed into a square.
     """
-    swapped = np.stack([aspect / 2, 0.5 / aspect], axis=1)
-    off, apart = np.linalg.norm(centres - swapped, axis=1), np.linalg.norm(swapped - 0.5, axis=1)
-    return (np.abs(np.log(aspect)) > np.log(_SWAPPED_ASPECT)) & (off < apart / 3)
+    found = np.zeros(len(aspect), dtype=bool)
+    for ratio in (aspect, np.sqrt(aspect)):
+        swapped = np.stack([ratio / 2, 0.5 / ratio], axis=1)
+        off, apart = np.linalg.norm(centres - swapped, axis=1), np.linalg.norm(swapped - 0.5, axis=1)
+        found |= (np.abs(np.log(aspect)) > np.log(_SWAPPED_ASPECT)) & (off < np.minimum(apart / 3, _OFF_CENTRE))
+    return found
 
 
 def _scene_faults(poses, scene):
@@ -161,16 +169,16 @@ def _scene_faults(poses, scene):
                   f'its optical axis meets the box outside near {near:.3g} and far {far:.3g}')]
 
 
-def _slip_of_labels(labels, scene):
+def _slip_of_labels(labels, scene, axes):
     """What wrong labels look like, as the end of a message; None when nothing fits."""
     poses = _split(labels[:_MOST_TRIED])[0]
 
     def sound(poses):
         faults = _pose_faults(poses) + ([] if scene is None else _scene_faults(poses, scene))
         return ~np.any([fault.wrong for fault in faults], axis=0)
-    slip = likely_slip(poses, sound)
+    slip = likely_slip(poses, sound, axes)
     if slip:
-        return f'this looks like {slip}: labels hold row-major camera-to-world matrices with {AXES["opencv"]}'
+        return f'this looks like {slip}: give row-major camera-to-world matrices with {AXES[axes]}'
     return None if scene is None or scene.near == AUTO else _slip_of_distance(poses, scene, sound)
 
 
