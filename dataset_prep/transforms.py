@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from dataset_prep.lenses import folds
+from dnnlib.errors import one_line
 from training.camera_checks import check_cameras
 from training.dataset import CameraFile, DatasetError, check_declared_size, image_size, read_json
 
@@ -138,9 +139,12 @@ def _notes(source, store, frames, views):
     dynamic = sum(name.rpartition('/')[2].startswith('dynamic_mask_') for name in store.names)
     if dynamic:
         notes.append(f'{dynamic} files dynamic_mask_* are left out: name masks, black where an image is to be hidden, with "mask_path"')
+    splits = [file for file in SPLIT_FILES if file in store and TRANSFORMS_FILE in store]
+    if splits:
+        notes.append(f'{", ".join(splits)} are left out, since there is {TRANSFORMS_FILE}')
     unknown = sorted({key for frame in frames for key in frame.values} - {*_READ, *_REFUSED, *_HARMLESS})
     if unknown:
-        notes.append(f'{source} has keys that are not known and have no effect: {", ".join(unknown)}')
+        notes.append(one_line(f'{source} has keys that are not known and have no effect: {", ".join(unknown)}'))
     return notes
 
 
@@ -182,27 +186,27 @@ def _mask(store, frame, in_folder):
     """The mask of an image: its "mask_path", or its namesake in the folder `masks`, if there is such a folder."""
     path = frame.values.get('mask_path')
     if path:
-        mask = store.find(path)
+        mask = store.find(path) if isinstance(path, str) else None
         if mask is None:
             raise frame.error(f'has "mask_path": {path!r}, which does not exist: add it or remove the key')
         return mask
     if not in_folder or not any(other.startswith('masks/') for other in store.names):
         return None
-    inner = frame.name.partition('/')[2] or frame.name
-    tried = [f'masks/{form}' for path in (inner, frame.name) for form in (path, path.rpartition('.')[0] + '.png', path + '.png')]
-    mask = next((form for form in tried if form in store), None)
+    inner = frame.name.partition('/')[2] or frame.name  # below the folder of the images
+    tried = [f'masks/{form}' for path in (inner, frame.name) for form in (path.rpartition('.')[0], path + '.png')]
+    mask = next(filter(None, map(store.find, tried)), None)
     if mask is None:
-        raise frame.error(f'has no mask {tried[1]} in the folder masks: add it, or remove the folder')
+        raise frame.error(f'has no mask {tried[0]}.png in the folder masks: add it, or remove the folder')
     return mask
 
 
 def _intrinsics(store, frame):
     """Normalised intrinsics [3, 3]."""
     size = _size(store, frame)
-    focals = [_focal(frame, axis, length) for axis, length in zip('xy', size)]
+    focals = [_focal(frame, axis, side) for axis, side in zip('xy', size)]
     if focals == [None, None]:
         raise frame.error('needs "fl_x" or "camera_angle_x": add one')
-    focal_x, focal_y = focals[0] or focals[1], focals[1] or focals[0]
+    focal_x, focal_y = (other if own is None else own for own, other in (focals, focals[::-1]))  # square pixels
     width, height = size
     centre_x, centre_y = frame.number('cx', width / 2), frame.number('cy', height / 2)
     return np.array([[focal_x / width, 0, centre_x / width], [0, focal_y / height, centre_y / height], [0, 0, 1]])

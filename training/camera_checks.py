@@ -42,6 +42,7 @@ class Fault(NamedTuple):
     slip: str | None = None
 
 
+@np.errstate(all='ignore')  # what is not a number is not sound either
 def check_cameras(labels, names, source, scene=None, axes='opencv'):
     """Raise CameraError unless all labels are cameras, and see the scene if one is given.
 
@@ -58,10 +59,10 @@ def check_cameras(labels, names, source, scene=None, axes='opencv'):
     raise CameraError(f'{source}: {describe(wrong, names[index], fault)}; {slip}')
 
 
+@np.errstate(all='ignore')
 def first_fault(labels, scene=None):
     """(wrong: bool [N], index of the first wrong one, its Fault) of labels float64 [N, 25], or None when all are sound."""
-    with np.errstate(all='ignore'):  # what is not a number is not sound either
-        faults = _faults(labels, scene)
+    faults = _faults(labels, scene)
     wrong = np.any([fault.wrong for fault in faults], axis=0)
     if not wrong.any():
         return None
@@ -74,6 +75,7 @@ def describe(wrong, name, fault):
     return f'{wrong.sum()} of {len(wrong)} cameras cannot be right, first that of {name}: {fault.what}'
 
 
+@np.errstate(all='ignore')
 def likely_slip(poses, sound, axes='opencv'):
     """The name of the slip that explains wrong poses [N, 4, 4], or None.
 
@@ -82,8 +84,7 @@ def likely_slip(poses, sound, axes='opencv'):
     found = []
     for (layout, unpacked), (direction, turned), (kind, signs) in itertools.product(_LAYOUTS, _DIRECTIONS, _axes_slips(axes)):
         parts = [part for part in (layout, direction, kind) if part]
-        with np.errstate(all='ignore'):
-            share = np.mean(sound(turned(unpacked(poses)) * signs))
+        share = np.mean(sound(turned(unpacked(poses)) * signs))
         if parts and share >= _LIKELY:
             found.append((len(parts), -share, ' and '.join(parts)))
     return min(found)[2] if found else None
