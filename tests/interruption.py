@@ -12,7 +12,7 @@ import torch
 
 from metrics import monitoring
 from torch_utils import checkpoint, distributed
-from training import reporting, saving, stage, training_loop
+from training import reporting, saving, step, training_loop
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tests.interruption'])  # torch is imported once
@@ -96,16 +96,16 @@ def _hang(function):
 
 # What is replaced by what, so that the process dies there.
 MOMENTS = {
-    'in a step': (stage.Stage, '_step_discriminator', _before),
-    'after a step': (stage.Stage, 'step', _after),
+    'in a step': (step, 'discriminator_loss', _before),
+    'after a step': (training_loop, 'training_step', _after),
     'before a tick': (reporting.Reporter, 'tick', _before),
     'after a tick': (reporting.Reporter, 'tick', _after),
     'writing samples': (saving, 'write_snapshot', _before),
     'writing a state': (checkpoint, 'write_state', _half_written),
     'state written': (checkpoint, 'write_state', _after),
     'a metric that is told to stop': (monitoring.Monitor, 'judge', _stop_request),
-    'a step that hangs': (stage.Stage, 'step', _hang),
-    'stage 2 begins': (stage.Stage, 'go', _before),
+    'a step that hangs': (training_loop, 'training_step', _hang),
+    'stage 2 begins': (training_loop.TrainingRun, '_train_stage', _before),
 }
 
 

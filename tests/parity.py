@@ -20,7 +20,8 @@ from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
 from training.augment import augment
 from training.config import LossConfig
-from training.losses import FakeInputs, Objectives, Schedule, crop, r1_penalty
+from training import step
+from training.losses import FakeInputs, crop, r1_penalty
 from training.networks.aware_conv import align_planes
 from training.networks.discriminator import resize
 from training.networks.stylegan2 import modulated_conv2d
@@ -169,22 +170,22 @@ def compare_r1(it):
     dual = meta['class_name'] in reference_networks.DUAL_DISCRIMINATORS
     for i, case in enumerate(meta['cases']):
         received = []
-        judge = Receiving(D, received)
+        receiver = Receiving(D, received)
         size = meta['raw_resolution' if dual else 'patch_resolution']
-        objectives = Objectives(SimpleNamespace(config=SimpleNamespace(render_resolution=size)), judge, judge,
-                                LossConfig(r1_gamma=1.0, r1_gamma_patch=1.0), augment=recorded_augment(case),
-                                report=lambda name, values: None)
-        random, schedule = _NoRandomness(len(arrays['real'])), Schedule(blur_sigma=case['blur_sigma'])
+        G = SimpleNamespace(config=SimpleNamespace(render_resolution=size))
+        objective = step.Objective(G, receiver, receiver, LossConfig(r1_gamma=1.0, r1_gamma_patch=1.0),
+                                   augment=recorded_augment(case), blur_sigma=case['blur_sigma'])
+        random = _NoRandomness(len(arrays['real']))
         D.zero_grad()
         if dual:
-            loss = objectives.discriminator_r1(arrays['real'], arrays['c'], schedule, random)
+            loss = step.discriminator_r1(objective, arrays['real'], arrays['c'], random)
         else:
-            loss = objectives.patch_discriminator_r1(arrays['real'], schedule, random, arrays['patch_offsets'].long())
+            loss = step.patch_discriminator_r1(objective, arrays['real'], random, arrays['patch_offsets'].long())
         label = f'{i} (blur {case["blur_sigma"]:g}, {case["augment"]} {case.get("percentile", "")})'
         for name, value in zip(('image', 'image_raw'), received):
             it.output(f'{i}/{name}', value, label=f'{label}: {name}')
-        it.output(f'{i}/logits', judge.logits, label=f'{label}: logits')
-        it.output(f'{i}/r1_penalty', r1_penalty(judge.logits, received), label=f'{label}: penalty')
+        it.output(f'{i}/logits', receiver.logits, label=f'{label}: logits')
+        it.output(f'{i}/r1_penalty', r1_penalty(receiver.logits, received), label=f'{label}: penalty')
         loss.backward()
         it.gradients(f'{label}: gradient norms', D, case['grad_norms'], R1_GRADIENT, floor=R1_FLOOR)
 
@@ -300,7 +301,7 @@ class _NoRandomness(BatchRandom):
         return torch.zeros(self.batch, *shape)
 
 
-STATS = {  # the release's names of what Objectives reports
+STATS = {  # the release's names of what the losses note
     'Gmain': {'Loss/G/loss': 'loss/G/adversarial', 'Loss/G/lpips': 'loss/G/imitation', 'Loss/scores/fake': 'logits/fake',
               'Loss/scores/patch_fake': 'logits/patch_fake', 'Loss/signs/fake': 'signs/fake',
               'Loss/signs/patch_fake': 'signs/patch_fake'},
@@ -324,18 +325,15 @@ def compare_losses(it):
 def _compare_phases(it, case):
     arrays, meta = it.arrays, it.meta
     piped = case['augment'] is not None
-    schedule = Schedule(blur_sigma=case['blur_sigma'])
     G = trainable(reference_networks.GENERATORS[1], meta['G_init'], it.state('state/G/'))
     G.config = G.config.replace(render_resolution=meta['neural_rendering_resolution'])
     D = trainable(reference_networks.DUAL_DISCRIMINATORS[0], meta['D_init'], it.state('state/D/'))
     D_patch = trainable(reference_networks.SINGLE_DISCRIMINATORS[0], meta['D_patch_init'], it.state('state/D_patch/'))
     config = LossConfig(r1_gamma=meta['r1_gamma'], r1_gamma_patch=meta['r1_gamma_patch'], patch_weight=meta['patch_gan'],
                         density_spread=meta['G_init']['rendering_kwargs']['density_reg_p_dist'])
-    seen = {}
-    objectives = Objectives(
+    objective = step.Objective(
         G, D, D_patch, config, imitation=lambda x, target: (x - target).square().mean(dim=(1, 2, 3)), augment=recorded_augment(case),
-        report=lambda name, values: seen.update({name: float(values.detach().float().mean())}), noise_mode='const',
-        sampling='deterministic')
+        blur_sigma=case['blur_sigma'], noise_mode='const', sampling='deterministic')
     described = f'blur {case["blur_sigma"]:g}, {case["augment"]} {case.get("percentile", "")}: ' if 'cases' in meta else ''
     for phase, expected in case['phases'].items():
         kind, _, part = phase.partition('/')
@@ -343,44 +341,45 @@ def _compare_phases(it, case):
         inputs = FakeInputs(arrays['z'], c, torch.zeros_like(c) if kind == 'plain' else c.roll(1, dims=0))
         for network in (G, D, D_patch):
             network.zero_grad()
-        seen.clear()
-        loss, player = _phase(objectives, part, inputs, arrays, schedule)
+        objective.seen.clear()
+        loss, network = _phase(objective, part, inputs, arrays)
         loss.backward()
+        seen = {name: float(values[-1].float().mean()) for name, values in objective.seen.items()}
         stats = dict(expected['stats'])
         seen |= {'G/patch': config.patch_weight * seen.get('loss/G/patch', 0.0), 'loss': float(loss.detach())}
         names = STATS[part] | {'Loss/G/patch': 'G/patch', 'Loss/D/reg': 'loss', 'Loss/D_patch/reg': 'loss'}
         for published, value in stats.items():
             if part == 'Dreg' and published in STATS['Dmain']:
-                continue  # Objectives does not report what Dmain sees again
+                continue  # not noted: what Dmain has seen
             if value == 0:  # a mean of signs
                 it.rows.append(Row(f'{described}{phase} {published}', abs(seen[names[published]]), OUTPUT, 1))
             else:
                 it.scalar(f'{described}{phase} {published}', seen[names[published]], value)
         r1 = part in ('Dreg', 'D_patchreg') and 'cases' in meta
         allowed = (ILL_CONDITIONED if piped else R1_GRADIENT) if r1 else GRADIENT
-        it.gradients(f'{described}{phase} gradient norms', player, expected['grad_norms'], allowed,
+        it.gradients(f'{described}{phase} gradient norms', network, expected['grad_norms'], allowed,
                      lambda name: 'noise_strength' in name, floor=R1_FLOOR if r1 else 0.0)
 
 
-def _phase(objectives, part, inputs, arrays, schedule):
+def _phase(o, part, inputs, arrays):
     """The loss of a phase, and the network that learns from it."""
     random = _NoRandomness(len(inputs.z))
     fake_corners, real_corners = arrays['patch_offsets_fake'].long(), arrays['patch_offsets_real'].long()
     real, real_c = arrays['real'], arrays['real_c']
     if part == 'Gmain':
-        return objectives.generator(inputs, schedule, random, fake_corners)[0], objectives.G
+        return step.generator_loss(o, inputs, random, fake_corners)[0], o.G
     if part == 'Greg':
         points = arrays['greg_coordinates'] * 2 - 1
-        return objectives.density(inputs, random, points, arrays['greg_perturbation']), objectives.G
+        return step.density_loss(o, inputs, random, points, arrays['greg_perturbation']), o.G
     if part == 'Dreg':
-        return objectives.discriminator_r1(real, real_c, schedule, random), objectives.D
+        return step.discriminator_r1(o, real, real_c, random), o.D
     if part == 'D_patchreg':
-        return objectives.patch_discriminator_r1(real, schedule, random, real_corners), objectives.D_patch
+        return step.patch_discriminator_r1(o, real, random, real_corners), o.D_patch
     with torch.no_grad():
-        fakes = objectives.fakes(inputs, random, patch=True, corners=fake_corners)
+        fakes = step.generate(o, inputs, random, image=True, patch=True, corners=fake_corners)
     if part == 'Dmain':
-        return objectives.discriminator(fakes, inputs.c, real, real_c, schedule, random), objectives.D
-    return objectives.patch_discriminator(fakes, real, schedule, random, real_corners), objectives.D_patch
+        return step.discriminator_loss(o, fakes, real, real_c, random), o.D
+    return step.patch_discriminator_loss(o, fakes, real, random, real_corners), o.D_patch
 
 
 _GENERATOR_INPUTS = ('z', 'c', 'points', 'patch_offsets')

@@ -1,4 +1,4 @@
-"""Objectives, schedules and players."""
+"""Losses, schedules, optimisers."""
 
 import math
 
@@ -7,17 +7,18 @@ import torch
 from torch import nn
 
 from tests.helpers import assert_close
-from tests.tiny import tiny_config, tiny_discriminator_config, tiny_generator
+from tests.tiny import tiny_config, tiny_discriminator_config, tiny_generator, tiny_run
 from torch_utils.random import BatchRandom
-from training.config import LossConfig, OptimizerConfig, StageConfig, second_stage
-from training.losses import (FakeInputs, Objectives, Schedule, blur, blur_sigma, crop, draw_corners, draw_fake_inputs,
-                             pyramid_distance, r1_penalty, ramp, swap_probability)
+from training import step
+from training.config import LossConfig, StageConfig, second_stage
+from training.losses import (FakeInputs, blur, blur_sigma, crop, draw_corners, draw_fake_inputs, pyramid_distance, r1_penalty, ramp,
+                             swap_probability)
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, resize
 from training.networks.generator import Generator
 from training.perceptual import VGG_FILE, WeightsError, find_vgg_weights, load_lpips
-from training.players import BadGradients, Player, average_beta, update_average
 from training.rendering.cameras import view_label
-from training.stage import augment_images
+from training.state import augment_images, build_state
+from training.step import BadGradients
 
 # Schedules and draws
 
@@ -71,7 +72,7 @@ def test_pyramid_distance():
     assert_close(pyramid_distance(x, x + 0.5), torch.tensor([0.5, 0.5]), 1e-5)  # a constant lives on the last level only
 
 
-def test_r1_of_a_linear_judge():
+def test_r1_of_a_linear_network():
     slope = torch.randn(3, 4, 4)
     x = torch.randn(5, 3, 4, 4, requires_grad=True)
     assert_close(r1_penalty((x * slope).sum(dim=(1, 2, 3)), [x]), slope.square().sum().expand(5), 1e-5)
@@ -87,7 +88,7 @@ class Scene:
         self.G = tiny_generator() if stage == 2 else Generator(tiny_config(residual=False))
         self.D = DualDiscriminator(tiny_discriminator_config())
         self.D_patch = PatchDiscriminator(tiny_discriminator_config(resolution=8, c_dim=0)) if stage == 2 else None
-        self.objectives = Objectives(self.G, self.D, self.D_patch, LossConfig(density_points=20), pyramid_distance, **options)
+        self.o = step.Objective(self.G, self.D, self.D_patch, LossConfig(density_points=20), pyramid_distance, **options)
         c = view_label(self.G.config, yaw=torch.linspace(-0.3, 0.3, 4), pitch=torch.zeros(4))
         self.inputs = FakeInputs(torch.randn(4, 8), c, c.roll(1, dims=0))
         self.real, self.random = torch.randn(4, 3, 32, 32), BatchRandom(4)
@@ -116,59 +117,59 @@ def frozen(scene, *networks):
 def test_generator_step_of_stage_1():
     scene = Scene(stage=1)
     frozen(scene, scene.D)
-    loss, fakes = scene.objectives.generator(scene.inputs, Schedule(), scene.random)
+    loss, fakes = step.generator_loss(scene.o, scene.inputs, scene.random)
     assert fakes.patch is None and scene.learners(loss) == G_MODULES
 
 
 def test_generator_step_of_stage_2():
     scene = Scene()
     frozen(scene, scene.D, scene.D_patch)
-    loss, _ = scene.objectives.generator(scene.inputs, Schedule(), scene.random)
+    loss, _ = step.generator_loss(scene.o, scene.inputs, scene.random)
     assert scene.learners(loss) == G_MODULES | {'G.residual'}
 
 
 def test_imitation_teaches_the_3d_branch_only():
     """The 2D branch's image is a target: no gradient passes through it, so S2D learns nothing (paper, equation 5)."""
     scene = Scene()
-    fakes = scene.objectives.fakes(scene.inputs, scene.random, patch=True)
-    learners = scene.learners(scene.objectives._imitate(fakes))
+    scene.D.forward = lambda image, raw, c: torch.zeros(4, 1)  # neither discriminator has anything to say
+    scene.D_patch.forward = lambda patch: torch.zeros(4, 1)
+    learners = scene.learners(step.generator_loss(scene.o, scene.inputs, scene.random)[0])
     assert 'G.superresolution' not in learners and 'G.residual' in learners
 
 
 def test_density_regularisation_reaches_coarse_and_residual_planes():
     scene = Scene()
-    learners = scene.learners(scene.objectives.density(scene.inputs, scene.random))
+    learners = scene.learners(step.density_loss(scene.o, scene.inputs, scene.random))
     assert learners == {'G.backbone', 'G.mapping', 'G.decoder', 'G.residual'}
 
 
 def fakes_without_gradient(scene, **what):
     with torch.no_grad():
-        return scene.objectives.fakes(scene.inputs, scene.random, **what)
+        return step.generate(scene.o, scene.inputs, scene.random, **what)
 
 
 def test_discriminator_steps_teach_their_discriminator():
     expected = {f'D.{name}' for name in D_MODULES | {'mapping'}}
-    for step in ('discriminator', 'discriminator_r1'):
-        scene = Scene()
-        arguments = (scene.real, scene.inputs.c, Schedule(), scene.random)
-        if step == 'discriminator':
-            arguments = (fakes_without_gradient(scene), scene.inputs.c, *arguments)
-        assert scene.learners(getattr(scene.objectives, step)(*arguments)) == expected
+    scene = Scene()
+    fakes = fakes_without_gradient(scene, image=True)
+    assert scene.learners(step.discriminator_loss(scene.o, fakes, scene.real, scene.inputs.c, scene.random)) == expected
+    scene = Scene()
+    assert scene.learners(step.discriminator_r1(scene.o, scene.real, scene.inputs.c, scene.random)) == expected
 
 
 def test_patch_discriminator_steps_teach_it():
-    for step in ('patch_discriminator', 'patch_discriminator_r1'):
-        scene = Scene()
-        arguments = (scene.real, Schedule(), scene.random)
-        if step == 'patch_discriminator':
-            arguments = (fakes_without_gradient(scene, image=False, patch=True), *arguments)
-        assert scene.learners(getattr(scene.objectives, step)(*arguments)) == {f'D_patch.{name}' for name in D_MODULES}
+    expected = {f'D_patch.{name}' for name in D_MODULES}
+    scene = Scene()
+    fakes = fakes_without_gradient(scene, patch=True)
+    assert scene.learners(step.patch_discriminator_loss(scene.o, fakes, scene.real, scene.random)) == expected
+    scene = Scene()
+    assert scene.learners(step.patch_discriminator_r1(scene.o, scene.real, scene.random)) == expected
 
 
 def test_patches_lie_where_the_crops_lie():
     """The 3D branch's patch and the crop of a full 3D render are the same pixels."""
     scene = Scene(noise_mode='const', sampling='deterministic')
-    fakes = fakes_without_gradient(scene, image=False, patch=True)
+    fakes = fakes_without_gradient(scene, patch=True)
     ws = scene.G.mapping(scene.inputs.z, scene.inputs.c_cond)
     with torch.no_grad():
         whole = scene.G.render(scene.G.planes(ws, noise_mode='const'), scene.inputs.c, '3d', sampling='deterministic')['image']
@@ -177,25 +178,25 @@ def test_patches_lie_where_the_crops_lie():
 
 def test_blur_and_augmentation_reach_the_discriminator():
     seen = []
-    scene = Scene(augment=lambda images, p, random: seen.append((images.shape[1], p)) or images)
-    schedule, raw, patch = Schedule(blur_sigma=1.5, augment_p=0.3), scene.real[:, :, ::4, ::4], scene.real[:, :, :8, :8]
-    image, smooth_raw = scene.objectives.shown(scene.real, raw, schedule, scene.random)
+    scene = Scene(augment=lambda images, p, random: seen.append((images.shape[1], p)) or images, blur_sigma=1.5, augment_p=0.3)
+    raw, patch = scene.real[:, :, ::4, ::4], scene.real[:, :, :8, :8]
+    image, smooth_raw = step.discriminator_inputs(scene.o, scene.real, raw, scene.random)
     assert torch.equal(image, blur(scene.real, 1.5))
     assert torch.equal(smooth_raw, resize(resize(raw, 32), 8))  # a fake's raw render is not blurred
-    assert torch.equal(scene.objectives.shown_patch(patch, schedule, scene.random), blur(patch, 1.5))
+    assert torch.equal(step.patch_discriminator_input(scene.o, patch, scene.random), blur(patch, 1.5))
     assert seen == [(6, 0.3), (3, 0.3)]
 
 
 def test_with_augmentation_raw_images_go_up_and_back_even_at_probability_0():
     scene = Scene(augment=augment_images)
     raw = scene.real[:, :, ::4, ::4]
-    image, smooth_raw = scene.objectives.shown(scene.real, raw, Schedule(augment_p=0.0), scene.random)
+    image, smooth_raw = step.discriminator_inputs(scene.o, scene.real, raw, scene.random)
     assert_close(image, scene.real, 1e-6)
     assert_close(smooth_raw, resize(resize(raw, 32), 8), 1e-6)
     assert (smooth_raw - raw).abs().max() > 0.1
 
 
-class LinearJudge:
+class LinearDiscriminator:
     """Logits that are linear in all images, so that R1 is the same wherever it is taken; and what it was given."""
 
     def __call__(self, *inputs):
@@ -208,86 +209,106 @@ class LinearJudge:
         return sum(torch.randn(x.shape[1:]).square().sum() for x in self.seen)
 
 
-@pytest.mark.parametrize('player', ['D', 'D_patch'])
-def test_r1_is_taken_at_what_the_discriminator_receives(player):
-    """A linear judge's penalty at its inputs knows neither blur nor augmentation; at the images before them, it would."""
-    scene, judge = Scene(augment=lambda images, p, random: 3 * images.flip(3)), LinearJudge()
-    scene.objectives.D = scene.objectives.D_patch = judge
-    schedule, gamma = Schedule(blur_sigma=1.5, augment_p=1.0), LossConfig().r1_gamma
-    if player == 'D':
-        loss = scene.objectives.discriminator_r1(scene.real, scene.inputs.c, schedule, scene.random)
-        assert_close(judge.seen[0], 3 * blur(scene.real, 1.5).flip(3), 1e-6)
-        assert judge.seen[1].shape[-1] == 8
+@pytest.mark.parametrize('name', ['D', 'D_patch'])
+def test_r1_is_taken_at_what_the_discriminator_receives(name):
+    """A linear network's penalty at its inputs knows neither blur nor augmentation; at the images before them, it would."""
+    scene, linear = Scene(augment=lambda images, p, random: 3 * images.flip(3), blur_sigma=1.5, augment_p=1.0), LinearDiscriminator()
+    scene.o.D = scene.o.D_patch = linear
+    gamma = LossConfig().r1_gamma
+    if name == 'D':
+        loss = step.discriminator_r1(scene.o, scene.real, scene.inputs.c, scene.random)
+        assert_close(linear.seen[0], 3 * blur(scene.real, 1.5).flip(3), 1e-6)
+        assert linear.seen[1].shape[-1] == 8
     else:
-        loss = scene.objectives.patch_discriminator_r1(scene.real, schedule, scene.random, torch.zeros(4, 2, dtype=torch.long))
-        assert_close(judge.seen[0], 3 * blur(scene.real[:, :, :8, :8], 1.5).flip(3), 1e-6)
-    assert_close(loss, gamma / 2 * judge.penalty(), 1e-5)
+        loss = step.patch_discriminator_r1(scene.o, scene.real, scene.random, torch.zeros(4, 2, dtype=torch.long))
+        assert_close(linear.seen[0], 3 * blur(scene.real[:, :, :8, :8], 1.5).flip(3), 1e-6)
+    assert_close(loss, gamma / 2 * linear.penalty(), 1e-5)
 
 
-# Players
+# Optimisers
+
+
+def tiny_state(**changes):
+    """The TrainingState of a stage 2 of a tiny run."""
+    return build_state(tiny_run('', '', **changes), 2, 'cpu', torch.zeros(1, 25))
+
+
+def linear_state(module, **changes):
+    """A state whose G is `module`, with a learning rate of 0.1."""
+    state = tiny_state(**changes)
+    module.requires_grad_(False)
+    state.networks['G'], state.learning_rates['G'] = module, 0.1
+    state.optimizers['G'] = torch.optim.Adam(module.parameters(), lr=0.1)
+    return state
+
+
+def one_step(state, phase, *losses):
+    """An optimiser step of G on the mean of `losses`, a pass each. Returns what it noted."""
+    o = step.Objective(None, None, None, None)
+    passes = [step.Pass(i, len(losses), slice(None), None, None) for i in range(len(losses))]
+    for p, loss in zip(step.optimize(state, 'G', phase, passes, o), losses):
+        p.backward(loss())
+    return {name: values[-1] for name, values in o.seen.items()}
 
 
 def test_lazy_regularisation_scales_adam():
-    player = Player('P', nn.Linear(2, 2), lr=0.002, config=OptimizerConfig(), interval=16)
-    group = player.optimizer.param_groups[0]
-    assert group['lr'] == pytest.approx(0.002 * 16 / 17)
+    options = tiny_run('', '').optimizer
+    group = tiny_state().optimizers['D'].param_groups[0]
+    assert group['lr'] == pytest.approx(options.d_lr * 16 / 17)
     assert group['betas'] == (0.0, pytest.approx(0.99 ** (16 / 17)))
-    assert [step for step in range(40) if player.regularizes_at(step)] == [0, 16, 32]
+    plain = tiny_run('', '').stage2.loss.replace(r1_gamma=0)
+    state = tiny_state(stage2=tiny_run('', '').stage2.replace(loss=plain))
+    assert state.optimizers['D'].param_groups[0]['betas'] == (0.0, 0.99)
 
 
 def test_learning_rates_can_be_scaled():
-    player = Player('P', nn.Linear(2, 2), lr=0.002, config=OptimizerConfig(), interval=None)
-    player.scale_learning_rate(0.25)
-    assert player.optimizer.param_groups[0]['lr'] == pytest.approx(0.0005)
-    player.scale_learning_rate(1.0)
-    assert player.optimizer.param_groups[0]['lr'] == pytest.approx(0.002)
+    state = tiny_state()
+    for factor in (0.25, 1.0):
+        step.scale_learning_rates(state, factor)
+        assert state.optimizers['G'].param_groups[0]['lr'] == pytest.approx(state.learning_rates['G'] * factor)
 
 
-def test_passes_are_averaged_and_only_the_player_learns():
-    module, other = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-    other.requires_grad_(False)
-    player, reports = Player('P', module, 0.1, OptimizerConfig(), None), {}
-    player.step('phase', [1.0, 3.0], lambda x: other(module(torch.tensor([[x]]))).sum(), reports.__setitem__)
+def test_passes_are_averaged_and_only_one_network_learns():
+    module, other = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False).requires_grad_(False)
+    noted = one_step(linear_state(module), 'generator', *(lambda x=x: other(module(torch.tensor([[x]]))).sum() for x in (1.0, 3.0)))
     assert module.weight.grad.item() == pytest.approx(2 * other.weight.item())
-    assert reports['gradients/P'] == pytest.approx(abs(2 * other.weight.item())) and reports['gradients/P_not_finite'] == 0
+    assert noted['gradients/G'] == pytest.approx(abs(2 * other.weight.item())) and noted['gradients/G_not_finite'] == 0
     assert not module.weight.requires_grad
 
 
 def test_non_finite_gradients_are_replaced_and_counted():
     module = nn.Linear(3, 1, bias=False)
-    player, reports = Player('P', module, 0.1, OptimizerConfig(), None), {}
     factor = torch.tensor([float('nan'), float('inf'), float('-inf')])
-    player.step('phase', [0], lambda _: (module.weight * factor).sum(), reports.__setitem__)
+    noted = one_step(linear_state(module), 'generator', lambda: (module.weight * factor).sum())
     assert module.weight.grad.flatten().tolist() == [0.0, 1e5, -1e5]
-    assert reports['gradients/P_not_finite'] == 1 and module.weight.isfinite().all()
+    assert noted['gradients/G_not_finite'] == 1 and module.weight.isfinite().all()
 
 
 def test_bad_steps_are_counted_in_a_row_and_raised_where_that_is_asked():
     module = nn.Linear(1, 1)
-    player = Player('P', module, 0.1, OptimizerConfig(), None)
+    state = linear_state(module, max_bad_steps=1)
 
-
-    def step(phase, factor):
-        player.step(phase, [0], lambda _: module.weight.sum() * factor + module.bias.sum(), lambda *_: None)
+    def act(phase, factor):
+        one_step(state, phase, lambda: module.weight.sum() * factor + module.bias.sum())
     for phase, factor, expected in (('main', 1.0, 0), ('main', math.nan, 1), ('R1', 1.0, 1), ('main', math.inf, 2), ('main', 1.0, 0),
                                     ('R1', math.nan, 1), ('main', 1.0, 1), ('R1', 1.0, 0)):
-        step(phase, factor)
-        assert player.bad_steps() == expected
-    player.bad_steps_allowed = 1
-    step('R1', math.nan)
-    with pytest.raises(BadGradients, match='phase R1: the gradients of P are not finite, 2 times in a row, in weight$'):
-        step('R1', math.nan)
+        act(phase, factor)
+        assert max(map(int, state.bad_steps.values())) == expected
+    state.strict = {'R1'}
+    act('R1', math.nan)
+    with pytest.raises(BadGradients, match='phase R1: the gradients of G are not finite, 2 times in a row, in weight$'):
+        act('R1', math.nan)
 
 
 def test_moving_average():
     average, module = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
     module.weight.data.fill_(3.0)
     module.running_mean.fill_(7.0)
-    update_average(average, module, beta=0.75)
+    step.update_average(average, module, beta=0.75)
     assert average.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 3) and average.running_mean.item() == 7
-    assert average_beta(32, 10, None, 0) == pytest.approx(0.5 ** (32 / 10_000))
-    assert average_beta(32, 10, 0.05, 20_000) == pytest.approx(0.5 ** (32 / 1_000))
-    assert average_beta(32, 10, 0.05, 0) == 0
+    assert step.average_beta(32, 10, None, 0) == pytest.approx(0.5 ** (32 / 10_000))
+    assert step.average_beta(32, 10, 0.05, 20_000) == pytest.approx(0.5 ** (32 / 1_000))
+    assert step.average_beta(32, 10, 0.05, 0) == 0
 
 
 # LPIPS

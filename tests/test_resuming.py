@@ -23,9 +23,8 @@ from tests.tiny import tiny_run
 from torch_utils import distributed
 from torch_utils.checkpoint import StateFolder
 from torch_utils.interrupts import SAME_REQUEST_S
-from training import resuming
-from training.losses import Objectives
-from training.players import BadGradients
+from training import resuming, step
+from training.step import BadGradients
 from training.training_loop import train
 
 STEPS = 5  # of each stage
@@ -129,14 +128,14 @@ def test_another_number_of_processes_goes_on_and_says_what_that_means(whole, dat
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_and_saves(number, whole, data, tmp_path, monkeypatch):
     config = begin(small_run(data, tmp_path / 'run', state_every='999min'))
-    step, steps = Objectives.discriminator, []
+    ordinary, steps = step.discriminator_loss, []
 
-    def signalled(self, *args):
+    def signalled(*args):
         steps.append(1)
         if len(steps) == 3:
             os.kill(os.getpid(), number)
-        return step(self, *args)
-    monkeypatch.setattr(Objectives, 'discriminator', signalled)
+        return ordinary(*args)
+    monkeypatch.setattr(step, 'discriminator_loss', signalled)
     former = signal.getsignal(number)
     assert train(config) is False and signal.getsignal(number) is former
     assert [images for images, _ in StateFolder(config.outdir).paths()] == [24]
@@ -378,14 +377,14 @@ def test_a_dataset_that_vanishes_is_named(data, tmp_path, monkeypatch):
     folder = tmp_path / 'images'
     shutil.unpack_archive(data, folder)
     config = begin(small_run(folder, tmp_path / 'run'))
-    step, steps = Objectives.discriminator, []
+    ordinary, steps = step.discriminator_loss, []
 
-    def vanish(self, *args):
+    def vanish(*args):
         steps.append(1)
         if len(steps) == 3:
             shutil.rmtree(folder)
-        return step(self, *args)
-    monkeypatch.setattr(Objectives, 'discriminator', vanish)
+        return ordinary(*args)
+    monkeypatch.setattr(step, 'discriminator_loss', vanish)
     with pytest.raises(UserError, match=str(folder)):
         train(config)
     assert last_state(config.outdir)['images_seen'] == 24
@@ -393,13 +392,13 @@ def test_a_dataset_that_vanishes_is_named(data, tmp_path, monkeypatch):
 
 def test_a_killed_helper_is_named(data, tmp_path, monkeypatch):
     config = begin(small_run(data, tmp_path / 'run', steps=50, workers=1))
-    ordinary = Objectives.discriminator
+    ordinary = step.discriminator_loss
 
-    def kill_the_helper(self, *args):
+    def kill_the_helper(*args):
         for process in multiprocessing.active_children():
             process.kill()
-        return ordinary(self, *args)
-    monkeypatch.setattr(Objectives, 'discriminator', kill_the_helper)
+        return ordinary(*args)
+    monkeypatch.setattr(step, 'discriminator_loss', kill_the_helper)
     with pytest.raises(UserError, match='a process that reads images was killed'):
         train(config)
 
@@ -431,13 +430,13 @@ def test_a_run_in_use_is_refused(copy, monkeypatch):
 
 def test_gradients_that_stay_bad_stop_the_run(data, tmp_path, monkeypatch):
     config = begin(small_run(data, tmp_path / 'run', steps=20, max_bad_steps=3, augment='none', snapshot_ticks=100))
-    ordinary, calls = Objectives.discriminator, []
+    ordinary, calls = step.discriminator_loss, []
 
-    def spoiled(self, *args):
+    def spoiled(*args):
         calls.append(1)
-        loss = ordinary(self, *args)
+        loss = ordinary(*args)
         return loss * float('nan') if len(calls) > 4 else loss
-    monkeypatch.setattr(Objectives, 'discriminator', spoiled)
+    monkeypatch.setattr(step, 'discriminator_loss', spoiled)
     with pytest.raises(BadGradients) as caught:
         train(config)
     message = str(caught.value)
@@ -450,12 +449,12 @@ def test_gradients_that_stay_bad_stop_the_run(data, tmp_path, monkeypatch):
 
 def test_bad_gradients_of_one_phase_stop_the_run_though_others_are_good(data, tmp_path, monkeypatch):
     config = begin(small_run(data, tmp_path / 'run', steps=30, max_bad_steps=6, augment='none', snapshot_ticks=100))
-    ordinary = Objectives.generator
+    ordinary = step.generator_loss
 
-    def spoiled(self, *args):
-        loss, fakes = ordinary(self, *args)
+    def spoiled(*args):
+        loss, fakes = ordinary(*args)
         return loss * float('nan'), fakes
-    monkeypatch.setattr(Objectives, 'generator', spoiled)
+    monkeypatch.setattr(step, 'generator_loss', spoiled)
     with pytest.raises(BadGradients, match='phase generator: the gradients of G'):
         train(config)
     assert last_state(config.outdir) is None  # no state is saved after a bad step
@@ -463,13 +462,13 @@ def test_bad_gradients_of_one_phase_stop_the_run_though_others_are_good(data, tm
 
 def test_a_few_bad_gradients_do_not(data, tmp_path, monkeypatch):
     config = begin(small_run(data, tmp_path / 'run', max_bad_steps=3))
-    ordinary, calls = Objectives.discriminator, []
+    ordinary, calls = step.discriminator_loss, []
 
-    def spoiled(self, *args):
+    def spoiled(*args):
         calls.append(1)
-        loss = ordinary(self, *args)
+        loss = ordinary(*args)
         return loss * float('inf') if len(calls) in (2, 4) else loss
-    monkeypatch.setattr(Objectives, 'discriminator', spoiled)
+    monkeypatch.setattr(step, 'discriminator_loss', spoiled)
     assert train(config)
     assert all(torch.isfinite(value).all() for value in last_state(config.outdir)['stage']['networks']['D'].values())
 

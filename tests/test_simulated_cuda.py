@@ -10,7 +10,7 @@ import dataset_tool
 from tests.simulated_cuda import DEVICE, SimulatedTensor, simulated_cuda
 from tests.tiny import tiny_config, tiny_discriminator_config, tiny_run
 from torch_utils.random import keyed_generator
-from training import augment, stage, training_loop
+from training import augment, training_loop
 from training.config import RenderingConfig
 
 
@@ -61,16 +61,17 @@ def test_both_stages_train_and_no_step_waits(tmp_path, monkeypatch, precision, n
                       discriminator=discriminator, patch_discriminator=discriminator.replace(resolution=8, c_dim=0),
                       generator=tiny_config(precision=precision, conv_clamp=256.0, rendering=rendering))
     stages = {name: getattr(config, name).replace(kimg=0.004) for name in ('stage1', 'stage2')}
-    step, steps = stage.Stage.step, []
+    step, steps = training_loop.training_step, []
     with simulated_cuda() as simulation:
         @functools.wraps(step)
-        def watched(self, *batch):
+        def watched(*arguments):
             before = len(simulation.waits)
-            step(self, *batch)
+            seen = step(*arguments)
             steps.append(simulation.waits[before:])
-        monkeypatch.setattr(stage.Stage, 'step', watched)
-        batches = stage.real_batches  # without the thread that pins memory, for which CUDA must be there
-        monkeypatch.setattr(stage, 'real_batches', lambda *arguments: batches(*arguments[:4]))
+            return seen
+        monkeypatch.setattr(training_loop, 'training_step', watched)
+        batches = training_loop.real_batches  # without the thread that pins memory, for which CUDA must be there
+        monkeypatch.setattr(training_loop, 'real_batches', lambda *arguments: batches(*arguments[:4]))
         assert training_loop.train(config.replace(**stages))
     assert steps == [[], []]
     assert list(tmp_path.glob('fakes*_3d.png'))

@@ -12,10 +12,14 @@ from torch_utils.interrupts import StopRequests
 from torch_utils.memory import naming_memory
 from torch_utils.stats import Statistics
 from training.dataset import PosedImageDataset
+from training.loading import naming_dead_helpers, real_batches
 from training.reporting import Clock, Reporter, SampleGrid
 from training.saving import Saver, describe_resumption, without_tensors
 from training.snapshots import describe_all, load_augment_p, load_networks
-from training.stage import Networks, Stage
+from training.state import build_state
+from training.step import BadGradients, training_step
+
+CHECK_STEPS = 16  # how often, in steps, the host looks at the gradients' health: it has to wait for the GPU
 
 
 def train(config, vgg_weights=None, monitor=None):
@@ -26,7 +30,7 @@ def train(config, vgg_weights=None, monitor=None):
     Returns whether the run is finished; if not, a signal or --max-minutes stopped it. Raises UserError.
     """
     with (distributed.joined(config.timeout_minutes), naming_memory('lower --batch-gpu, which may change as the run goes on'),
-          naming_files(config.outdir), StopRequests() as requests, Run(config, vgg_weights, monitor, requests) as run):
+          naming_files(config.outdir), StopRequests() as requests, TrainingRun(config, vgg_weights, monitor, requests) as run):
         return run.go()
 
 
@@ -40,7 +44,7 @@ def naming_files(outdir):
                         'stays so: mend the cause, and the same command goes on') from None
 
 
-class Run:
+class TrainingRun:
     """One process's part of a run: what lasts longer than a stage. For a `with` block, whose failure it writes to the log."""
 
     def __init__(self, config, vgg_weights, monitor, requests):
@@ -61,13 +65,13 @@ class Run:
         self.grid = SampleGrid(self.dataset, config, self.device)
         damage = []
         self._load_state(damage.append)
-        self.images_seen = self.state['images_seen'] if self.state else 0
-        position = self.state['reporter'] if self.state else {}
+        self.images_seen = self.saved['images_seen'] if self.saved else 0  # where the next stage begins
+        position = self.saved['reporter'] if self.saved else {}
         self.reporter = Reporter(config, self.device, self.images_seen, **position) if self.first else None
         for line in damage:
             self.log(line)
         self.clock = Clock(config, self.images_seen)
-        self.inherited = self.state['inherited'] if self.state else {}  # weights that a later stage begins with
+        self.inherited = self.saved['inherited'] if self.saved else {}  # weights that a later stage begins with
         self.augment_p = 0.0  # ADA's probability that the next stage begins with
         self.stopping = False
 
@@ -78,17 +82,17 @@ class Run:
             if self.first:
                 self.saver = Saver(self.config, self.dataset)
                 state = self.saver.load_state(log)
-        self.state = distributed.share(state and without_tensors(state))
+        self.saved = distributed.share(state and without_tensors(state))
         if self.first:
-            self.state = state
+            self.saved = state
 
     def go(self):
         """Train from where the last state was saved. Returns whether the run is finished; if not, it was asked to stop."""
         self._greet()
-        begin = self.state['stage']['number'] if self.state else 1
+        begin = self.saved['stage']['number'] if self.saved else 1
         for number, stage in ((1, self.config.stage1), (2, self.config.stage2)):
             if number >= begin and stage.kimg > 0 and not self.stopping:
-                self._train_stage(number, stage)
+                self._train_stage(number)
         finished = self.images_seen >= self.config.total_images and not self.stopping
         if self.first:
             self.saver.finish(finished)
@@ -103,34 +107,55 @@ class Run:
             self.reporter.close(error)
             self.saver.close()
 
-    def _train_stage(self, number, options):
+    def _train_stage(self, number):
+        state = self._begin_stage(number)
+        self.log(f'stage {number}: {state.stage.kimg:g} kimg')
+        if state.images_seen == 0:
+            self._save_samples(state)
+        end = state.start + state.total_steps * self.config.batch
+        batches = real_batches(self.dataset, self.config, state.images_seen, end, self.device.type == 'cuda')
+        try:
+            with naming_dead_helpers(), contextlib.closing(batches):
+                for real, real_c in self.clock.measure_each('data', batches):
+                    for name, tensors in training_step(state, real, real_c).items():
+                        for values in tensors:
+                            self.statistics.report(name, values)
+                    self._after_step(state)
+                    if self.stopping:
+                        return
+        except (distributed.LostContact, BadGradients) as error:
+            raise type(error)(f'{error}, in step {state.steps} of stage {number}; the last training state is kept, and the '
+                              'same command goes on from it') from error
+        self.images_seen, self.augment_p = state.images_seen, state.augment_p
+        for name, weights in state.weights().items():  # what this stage does not have stays as --init-from gave it
+            self.inherited[name] = {**self.inherited.get(name, {}), **weights}
+
+    def _begin_stage(self, number):
+        """The TrainingState that the stage goes on from: what a saved one holds, or else what the run brings along."""
         with distributed.together():
-            networks = Networks(self.config, number, self.device)
-            stage = Stage(self, number, options, networks)
-            if self.state:
-                stage.restore(self.state['stage'])
-                self.statistics.restore(self.state['statistics'])
+            state = build_state(self.config, number, self.device, self.labels, self.vgg_weights)
+            state.images_seen = state.start = self.images_seen
+            if self.saved:
+                state.restore(self.saved['stage'])
+                self.statistics.restore(self.saved['statistics'])
             else:
-                stage.augment_p = self.augment_p
+                state.augment_p = self.augment_p
                 if self.inherited:
-                    networks.take(self.inherited, self.log)
-            networks.agree()
-        self.inherited = networks.lacking(self.inherited)
-        if self.state and self.state['to_be_shown']:
-            self._show_what_is_missing(stage)
-        self.state = None
-        stage.go()
-        self.augment_p = stage.augment_p
-        for name, state in networks.states().items():  # what this stage does not have stays as --init-from gave it
-            self.inherited[name] = {**self.inherited.get(name, {}), **state}
+                    state.take(self.inherited, self.log)
+            state.agree()
+        self.inherited = state.lacking(self.inherited)
+        if self.saved and self.saved['to_be_shown']:
+            self._show_what_is_missing(state)
+        self.saved = None
+        return state
 
     def _greet(self):
         self.log(f'{len(self.dataset)} images of {self.dataset.resolution}x{self.dataset.resolution} from {self.config.data}; '
                  f'{distributed.world_size()} process(es) on {self.device.type}')
         for line in self.dataset.notes:
             self.log(line)
-        if self.state:
-            for line in describe_resumption(self.state, self.config):
+        if self.saved:
+            for line in describe_resumption(self.saved, self.config):
                 self.log(line)
             return
         if self.config.init_from is not None:
@@ -156,89 +181,91 @@ class Run:
 
     # Between the steps -----------------------------------------------------------------------------------------------
 
-    def after_step(self, stage):
+    def _after_step(self, state):
         """Report and save what is due. A snapshot comes with a state, so that what a run has shown is not lost."""
+        if state.steps % min(CHECK_STEPS, self.config.max_bad_steps) == 0:
+            state.watch_gradients()
         distributed.check_parent()
         if self.first:
             self.reporter.advance(self.config.batch)
             self.saver.check()
-        ticks, rest = divmod(stage.steps, self.config.steps_per_tick)
-        ticked = stage.done or rest == 0
-        shown = ticked and (stage.done or ticks % self.config.snapshot_ticks == 0)
+        ticks, rest = divmod(state.steps, self.config.steps_per_tick)
+        ticked = state.done or rest == 0
+        shown = ticked and (state.done or ticks % self.config.snapshot_ticks == 0)
         if ticked:
-            self._tick(stage)
-        late, due = self.clock.read(self.images_seen) if self.first else (False, False)
+            self._tick(state)
+        late, due = self.clock.read(state.images_seen) if self.first else (False, False)
         asked, late, due = distributed.any_of([self.requests.received, late, due])
         self.stopping = asked or late
-        if (self.stopping or due or shown) and not stage.bad_gradients():
-            self._save_state(stage, shown)
+        if (self.stopping or due or shown) and state.healthy:
+            self._save_state(state, shown)
         if shown and not self.stopping:  # else the run shows it when it goes on
-            self._show(stage)
+            self._show(state)
         if self.stopping:
             self.log('stopping, as asked; the same command goes on from here' if asked else 'stopping: --max-minutes are over')
 
-    def _show(self, stage):
+    def _show(self, state):
         """Grids, snapshot and, every so often, metrics of this moment."""
-        self.save_samples(stage)
-        if self._judges(stage):
-            self._judge(stage)
+        self._save_samples(state)
+        if self._evaluates(state):
+            self._evaluate(state)
 
-    def _show_what_is_missing(self, stage):
+    def _show_what_is_missing(self, state):
         """After a restart from a moment that was to be shown: what the interruption left undone."""
-        if not distributed.from_first(lambda: self.saver.has_snapshot(self.images_seen)):
-            self.save_samples(stage)
-        if self._judges(stage) and not distributed.from_first(lambda: self.monitor.judged(self.images_seen / 1000)):
-            self._judge(stage)
+        if not distributed.from_first(lambda: self.saver.has_snapshot(state.images_seen)):
+            self._save_samples(state)
+        if self._evaluates(state) and not distributed.from_first(lambda: self.monitor.judged(state.images_seen / 1000)):
+            self._evaluate(state)
 
-    def _judges(self, stage):
+    def _evaluates(self, state):
         """Whether metrics are due with this snapshot."""
-        snapshots = stage.steps // self.config.steps_per_tick // self.config.snapshot_ticks
-        return self.monitor is not None and (stage.done or snapshots % self.config.metrics_every == 0)
+        snapshots = state.steps // self.config.steps_per_tick // self.config.snapshot_ticks
+        return self.monitor is not None and (state.done or snapshots % self.config.metrics_every == 0)
 
-    def _tick(self, stage):
+    def _tick(self, state):
         """Every process: it collects from all."""
         collected = self.statistics.collect()
         if self.first:
-            self.reporter.tick(stage.number, self.images_seen, {**collected, **self.clock.shares()})
+            self.reporter.tick(state.number, state.images_seen, {**collected, **self.clock.shares()})
 
-    def save_samples(self, stage):
+    def _save_samples(self, state):
         """Grids and snapshot of this moment; every process draws its part."""
-        kimg = self.images_seen // 1000
+        kimg = state.images_seen // 1000
         with self.clock.measure('grids'), distributed.together():
-            pictures = self.grid.draw(stage.networks.G_ema)
+            pictures = self.grid.draw(state.networks['G_ema'])
         if self.first:
-            about = {'stage': stage.number, 'images_seen': self.images_seen, 'augment_p': stage.augment_p,
+            about = {'stage': state.number, 'images_seen': state.images_seen, 'augment_p': state.augment_p,
                      'options': self.config.to_dict()}
             with self.clock.measure('saving'):
-                self.saver.save_samples(kimg, pictures, self.grid.columns, describe_all(stage.networks.by_name()), about)
+                self.saver.save_samples(kimg, pictures, self.grid.columns, describe_all(state.networks), about)
 
-    def _judge(self, stage):
+    def _evaluate(self, state):
         """Metrics of the snapshot that was just saved. Every process computes its part.
 
         They can take long, and the state is saved: a stop request is obeyed at once, and the next start does them again.
         """
-        snapshot = self.saver.snapshot_path(self.images_seen // 1000) if self.first else None
-        about = {'snapshot': snapshot, 'kimg': self.images_seen / 1000, 'label': os.path.basename(self.config.outdir)}
-        branches = ('2d', '3d') if stage.networks.G_ema.config.residual else ('2d',)
+        snapshot = self.saver.snapshot_path(state.images_seen // 1000) if self.first else None
+        about = {'snapshot': snapshot, 'kimg': state.images_seen / 1000, 'label': os.path.basename(self.config.outdir)}
+        branches = ('2d', '3d') if state.networks['G_ema'].config.residual else ('2d',)
         if self.first:
             self.saver.finish_writing()
         distributed.wait_for_all()
         with self.clock.measure('metrics'), self.requests.obeyed_at_once(distributed.exit_code_when_stopped()):
-            records = self.monitor.judge(stage.networks.G_ema, self.device, branches, about, self.log)
+            records = self.monitor.judge(state.networks['G_ema'], self.device, branches, about, self.log)
         if self.first:
             for line in self.monitor.keep(records, snapshot, branches):
                 self.log(line)
-            self.reporter.add_metrics(records, self.images_seen)
+            self.reporter.add_metrics(records, state.images_seen)
 
-    def _save_state(self, stage, to_be_shown):
+    def _save_state(self, state, to_be_shown):
         with self.clock.measure('saving'):
-            content = self._state(stage, to_be_shown)
+            content = self._content(state, to_be_shown)
             if self.first:
-                self.saver.save_state(self.images_seen, content)
-        self.clock.state_saved(self.images_seen)
+                self.saver.save_state(state.images_seen, content)
+        self.clock.state_saved(state.images_seen)
 
-    def _state(self, stage, to_be_shown):
+    def _content(self, state, to_be_shown):
         """Everything that a restart needs, on the CPU. Every process must call it."""
-        state = {'images_seen': self.images_seen, 'statistics': self.statistics.state(), 'stage': stage.state(),
+        content = {'images_seen': state.images_seen, 'statistics': self.statistics.state(), 'stage': state.to_dict(),
                  'inherited': self.inherited, 'to_be_shown': to_be_shown}
-        return copy_to_cpu({**state, **self.saver.about(), 'reporter': self.reporter.position()}) if self.first else None
+        return copy_to_cpu({**content, **self.saver.about(), 'reporter': self.reporter.position()}) if self.first else None

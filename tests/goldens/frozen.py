@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from torch_utils.random import BatchRandom
+from training import step
 from training.config import FFHQ_FOCAL, DiscriminatorConfig, GeneratorConfig, LossConfig, RenderingConfig
-from training.losses import FakeInputs, Objectives, Schedule, r1_penalty
+from training.losses import FakeInputs, r1_penalty
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
 from training.rendering import cameras
@@ -108,25 +109,25 @@ def loss_outputs():
     D = fill(DualDiscriminator(DiscriminatorConfig(**_DISCRIMINATOR)))
     D_patch = fill(PatchDiscriminator(DiscriminatorConfig(**(_DISCRIMINATOR | dict(resolution=8, c_dim=0)))))
     config = LossConfig(r1_gamma=1.3, r1_gamma_patch=0.7, patch_weight=0.2, density_points=32)
-    objectives = Objectives(G, D, D_patch, config, lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
-                            noise_mode='const', sampling='deterministic')
-    random, schedule, c = BatchRandom(2), Schedule(blur_sigma=1.1), camera_labels()
+    o = step.Objective(G, D, D_patch, config, lambda x, target: (x - target).square().mean(dim=(1, 2, 3)), blur_sigma=1.1,
+                       noise_mode='const', sampling='deterministic')
+    random, c = BatchRandom(2), camera_labels()
     inputs = FakeInputs(draw('z', 2, 8), c, c.roll(1, dims=0))
     corners, real = torch.tensor([[3, 17], [24, 0]]), torch.tanh(draw('real', 2, 3, 32, 32))
-    loss, fakes = objectives.generator(inputs, schedule, random, corners)
+    loss, fakes = step.generator_loss(o, inputs, random, corners)
     fakes = fakes.detach()
-    density = objectives.density(inputs, random, torch.tanh(draw('points', 2, 32, 3)), draw('moves', 2, 32, 3))
+    density = step.density_loss(o, inputs, random, torch.tanh(draw('points', 2, 32, 3)), draw('moves', 2, 32, 3))
     phases = {
         'generator': (G, loss),
         'density': (G, density),
-        'discriminator': (D, objectives.discriminator(fakes, c, real, c, schedule, random)),
-        'discriminator_r1': (D, objectives.discriminator_r1(real, c, schedule, random)),
-        'patch_discriminator': (D_patch, objectives.patch_discriminator(fakes, real, schedule, random, corners.flip(0))),
-        'patch_discriminator_r1': (D_patch, objectives.patch_discriminator_r1(real, schedule, random, corners.flip(0))),
+        'discriminator': (D, step.discriminator_loss(o, fakes, real, c, random)),
+        'discriminator_r1': (D, step.discriminator_r1(o, real, c, random)),
+        'patch_discriminator': (D_patch, step.patch_discriminator_loss(o, fakes, real, random, corners.flip(0))),
+        'patch_discriminator_r1': (D_patch, step.patch_discriminator_r1(o, real, random, corners.flip(0))),
     }
     outputs = {}
-    for name, (player, value) in phases.items():
-        outputs[name], outputs[f'gradients/{name}'] = value, gradient_norms(player, value)
+    for name, (network, value) in phases.items():
+        outputs[name], outputs[f'gradients/{name}'] = value, gradient_norms(network, value)
     return outputs
 
 
