@@ -18,13 +18,14 @@ import click
 import torch
 
 from dnnlib.cli import friendly_errors, refuse_idle
-from dnnlib.params import FiniteFloat, FiniteRange, NameList, UserPath
+from dnnlib.options import GroupedCommand, config_options, grouped_option, options_of
+from dnnlib.params import UserPath
 from torch_utils import distributed
-from training.config import AUTO, PRESETS, RENDER_PRECISIONS, ConfigError, check, continuing, from_nothing, resolve
+from training.config import GROUPS, NETWORKS, ConfigError, RunConfig, check
+from training.presets import AWARE, PRESETS, resolve, with_options
 from training.resuming import LATEST, check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
 
 UNSET = None
-AWARE = ('stream', 'latent')
 MOST_IMAGES_CHECKED = 300  # two seconds at 512x512
 
 
@@ -37,93 +38,8 @@ def process_count(option):
     return started
 
 
-def near_or_far(value):
-    """A distance in world units, or 'auto'."""
-    if value == AUTO:
-        return value
-    try:
-        return FiniteFloat().convert(value, None, None)
-    except click.BadParameter:
-        raise click.BadParameter(f"{value} is neither a finite number nor 'auto'") from None
-
-
-# Options by the part of the configuration that they override: {option name: field name}.
-_RUN = dict(batch='batch', batch_gpu='batch_gpu', gpus='gpus', seed='seed', mirror='mirror', workers='workers', augment='augment',
-            ada_target='ada_target', ema_kimg='ema_kimg', share_fakes='share_fakes', tf32='tf32', tick='tick_kimg',
-            snap='snapshot_ticks', init_from='init_from', fresh_schedules='fresh_schedules', lpips_weights='lpips_weights', threads='threads', state_every='state_every',
-            keep_states='keep_states', max_minutes='max_minutes', max_bad_steps='max_bad_steps', timeout='timeout_minutes',
-            metrics='metrics', metrics_every='metrics_every', detector='detector')
-_GENERATOR = dict(render_resolution='render_resolution', plane_resolution='plane_resolution', pose_conditioning='pose_conditioning',
-                  g_channel_base='channel_base', g_channel_max='channel_max', precision='precision')
-_DISCRIMINATOR = dict(d_channel_base='channel_base', d_channel_max='channel_max', precision='precision')
-_RENDERING = dict(near='near', far='far', box='box_size', samples='depth_samples', importance_samples='importance_samples',
-                  white_background='white_background', camera_radius='camera_radius', focal='focal',
-                  render_precision='precision')
-_LOSS = dict(gamma='r1_gamma', gamma_patch='r1_gamma_patch', imitation='imitation', imitation_weight='imitation_weight',
-             patch_weight='patch_weight', density_weight='density_weight', blur_fade='blur_fade_kimg')
-_OPTIMIZER = dict(glr='g_lr', dlr='d_lr', lr_rampup='lr_rampup_kimg')
-
-# Options that a resumed run may change: none of them changes what is trained.
-_CHANGEABLE = ('gpus', 'batch_gpu', 'workers', 'threads', 'tick', 'snap', 'stage2_kimg', 'lpips_weights', 'state_every', 'keep_states',
-               'max_minutes', 'max_bad_steps', 'timeout', 'metrics', 'metrics_every', 'detector')
-
-
-def override(config, options):
-    """The configuration with every given option in its place."""
-    given = _given(options)
-
-    def changes(table):
-        return {field: given[name] for name, field in table.items() if name in given}
-    rendering = config.generator.rendering.replace(**changes(_RENDERING))
-    generator = config.generator.replace(rendering=rendering, **_awareness(given), **changes(_GENERATOR))
-    discriminator = config.discriminator.replace(**changes(_DISCRIMINATOR))
-    patch = config.patch_discriminator.replace(resolution=generator.render_resolution, **changes(_DISCRIMINATOR))
-    stages = {}
-    for number in (1, 2):
-        stage = getattr(config, f'stage{number}')
-        stages[f'stage{number}'] = stage.replace(kimg=given.get(f'stage{number}_kimg', stage.kimg),
-                                                 loss=stage.loss.replace(**_stage_loss(changes(_LOSS), number, given)))
-    stages = _scheduled(stages, config.replace(**changes(_RUN)), given)
-    optimizer = config.optimizer.replace(**changes(_OPTIMIZER))
-    return config.replace(generator=generator, discriminator=discriminator, patch_discriminator=patch, optimizer=optimizer,
-                          **stages, **changes(_RUN))
-
-
-def _awareness(given):
-    """Where E's planes see each other: in a stream beside it, or in E itself (paper, table 3)."""
-    return {f'aware_{place}': place == given['aware'] for place in AWARE} if 'aware' in given else {}
-
-
-def _given(options):
+def given_options(options):
     return {name: value for name, value in options.items() if value is not UNSET}
-
-
-def _scheduled(stages, run, given):
-    """The stages with the schedules of what the run starts from, which is told by `run` (a RunConfig).
-
-    Given weights have no use for blur and ramps, in whichever stage comes first. From nothing, the first stage has them, also
-    where that is stage 2 (supplement, section II.1).
-    """
-    first = 'stage1' if stages['stage1'].kimg > 0 else 'stage2'
-    if run.init_from is None or run.fresh_schedules:
-        return {**stages, first: from_nothing(stages[first], stages['stage1'])}
-    if 'init_from' not in given:  # a run that goes on: its schedules are settled
-        return stages
-    stage = continuing(stages[first])
-    if 'blur_fade' in given:
-        stage = stage.replace(loss=stage.loss.replace(blur_fade_kimg=given['blur_fade']))
-    return {**stages, first: stage}
-
-
-def _stage_loss(changes, number, given):
-    """Options of the loss for one stage: blur and the swap's ramp belong to the first; swap_end holds in both."""
-    if number == 2:
-        changes.pop('blur_fade_kimg', None)
-    if 'swap' in given:
-        changes.update(swap_end=given['swap'], **({'swap_start': given['swap']} if number == 2 else {}))
-    if 'gamma' in given:
-        changes.setdefault('r1_gamma_patch', given['gamma'])
-    return changes
 
 
 def summary(config):
@@ -131,70 +47,16 @@ def summary(config):
     return json.dumps(config.to_dict(), indent=2)
 
 
-@click.command(context_settings=dict(max_content_width=120, show_default=True))
-@click.option('--preset', type=click.Choice(list(PRESETS)), help='Configuration to start from; other options override it.')
-@click.option('--data', type=UserPath(), metavar='ZIP|DIR', help='Posed images with a dataset.json.')
-@click.option('--outdir', default='runs', type=UserPath(), metavar='DIR', help='Where the folder of the run is made.')
-@click.option('--run-id', metavar='NAME', help='Name of the run in --outdir, instead of a number; if it is there, it goes on.')
-@click.option('--run-dir', type=UserPath(), metavar='DIR', help='Folder of the run itself; if it holds a run, that goes on.')
-@click.option('--resume', type=UserPath(words=[LATEST]), metavar='RUN_DIR|latest', help='Go on with a run, with its own options.')
-@click.option('--gpus', type=click.IntRange(1), help='Processes, one per GPU (on a machine without: CPU processes).')
-@click.option('--batch', type=click.IntRange(1), help='Images per step over all processes.')
-@click.option('--batch-gpu', type=click.IntRange(1), help='Images per process and pass; smaller saves memory.')
-@click.option('--stage1-kimg', type=FiniteRange(0), help='Length of stage 1; 0 trains everything together from the start.')
-@click.option('--stage2-kimg', type=FiniteRange(0), help='Length of stage 2.')
-@click.option('--init-from', type=UserPath(), metavar='PATH', help='Snapshot whose weights the run starts from; of a folder, the newest one.')
-@click.option('--fresh-schedules', type=bool, is_flag=False, flag_value=True, help='With --init-from: blur, ramps and ADA begin as in a run from nothing.')
-@click.option('--seed', type=click.IntRange(0, 2**32 - 1), help='Random seed.')
-@click.option('--mirror', type=bool, help='Double the set by mirrored copies.')
-@click.option('--augment', type=click.Choice(['none', 'ada']), help='Augmentation of what the discriminators see.')
-@click.option('--ada-target', type=FiniteRange(0, 1), help="ADA's target for sign(D(real)).")
-@click.option('--gamma', type=FiniteRange(0), help='R1 weight of both discriminators.')
-@click.option('--gamma-patch', type=FiniteRange(0), help='R1 weight of the patch discriminator, where it differs.')
-@click.option('--imitation', type=click.Choice(['lpips', 'pyramid', 'none']), help='What the 3D branch imitates with.')
-@click.option('--imitation-weight', type=FiniteRange(0), help='Weight of the imitation loss.')
-@click.option('--lpips-weights', type=UserPath(), metavar='FILE', help="torchvision's VGG-16 weights for LPIPS; else torch's cache or a download.")
-@click.option('--patch-weight', type=FiniteRange(0), help="lambda_p, of the generator's patch term.")
-@click.option('--density-weight', type=FiniteRange(0), help='Weight of the density regularisation.')
-@click.option('--blur-fade', type=FiniteRange(0), help='Thousands of images over which the blur fades (times batch / 32).')
-@click.option('--swap', type=FiniteRange(0, 1), help="Probability of conditioning on a neighbour's camera, after its ramp.")
-@click.option('--pose-conditioning', type=bool, help='Condition the generator on the camera.')
-@click.option('--glr', type=FiniteRange(0, min_open=True), help="Generator's learning rate.")
-@click.option('--dlr', type=FiniteRange(0, min_open=True), help="Discriminators' learning rate.")
-@click.option('--lr-rampup', type=FiniteRange(0), help='Thousands of images over which the learning rates of a stage rise.')
-@click.option('--ema-kimg', type=FiniteRange(0), help="Half-life of the generator's average (default: batch * 10 / 32).")
-@click.option('--share-fakes', type=bool, help='The players of a step share its fakes: one generator pass instead of three.')
-@click.option('--render-resolution', type=int, help='Pixels per side of the volume render and of a patch.')
-@click.option('--plane-resolution', type=int, help='Side of the coarse tri-planes; the residual ones have twice that.')
-@click.option('--aware', type=click.Choice(AWARE), help='Where planes see each other: in a stream beside E, or in E itself.')
-@click.option('--g-channel-base', type=int, help="Generator's channels times resolution.")
-@click.option('--g-channel-max', type=int, help="Generator's channels at most.")
-@click.option('--d-channel-base', type=int, help="Discriminators' channels times resolution.")
-@click.option('--d-channel-max', type=int, help="Discriminators' channels at most.")
-@click.option('--near', type=near_or_far, help="Where rays start, world units, or 'auto'.")
-@click.option('--far', type=near_or_far, help="Where rays end, world units, or 'auto'.")
-@click.option('--box', type=FiniteRange(0, min_open=True), help='Side of the cube that the tri-planes cover.')
-@click.option('--samples', type=int, help='Stratified samples per ray.')
-@click.option('--importance-samples', type=int, help='Importance samples per ray.')
-@click.option('--white-background', type=bool, help='Composite on white.')
-@click.option('--camera-radius', type=FiniteRange(0, min_open=True), help='Distance of the viewer cameras from the origin.')
-@click.option('--focal', type=FiniteRange(0, min_open=True), help='Focal length of the viewer cameras, image widths.')
-@click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='Of S2D and the highest resolutions of the discriminators.')
-@click.option('--render-precision', type=click.Choice(RENDER_PRECISIONS), help='Of the fused renderer, where it runs.')
-@click.option('--tf32', type=bool, help='TF32 matrix products and convolutions.')
-@click.option('--tick', type=FiniteRange(0, min_open=True), help='Thousands of images between status lines.')
-@click.option('--snap', type=click.IntRange(1), help='Ticks between snapshots and sample grids.')
-@click.option('--metrics', type=NameList(), help='Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd; or none.')
-@click.option('--metrics-every', type=click.IntRange(1), help='Snapshots from one evaluation to the next.')
-@click.option('--detector', type=UserPath(), metavar='FILE', help="The metrics' feature detector; else torch-fidelity's cache or a download.")
-@click.option('--workers', type=click.IntRange(0), help='Processes that read images.')
-@click.option('--threads', type=click.IntRange(1), help='CPU threads per process.')
-@click.option('--state-every', metavar='INTERVAL', help='How often to save the training state, such as 15min or 50kimg.')
-@click.option('--keep-states', type=click.IntRange(1), help='Training states that are kept.')
-@click.option('--max-minutes', type=FiniteRange(0), help='Stop after so long, to be resumed (exit code 75); 0: never.')
-@click.option('--max-bad-steps', type=click.IntRange(1), help='Steps in a row whose gradients may be not finite.')
-@click.option('--timeout', type=FiniteRange(0, min_open=True), help='Minutes that a process waits for the others.')
-@click.option('--dry-run', is_flag=True, help='Print the resolved configuration and stop.')
+@click.command(cls=GroupedCommand, context_settings=dict(max_content_width=120, show_default=True))
+@grouped_option('--preset', group='Run', type=click.Choice(list(PRESETS)), help='Configuration to start from; other options override it.')
+@grouped_option('--data', group='Run', type=UserPath(), metavar='ZIP|DIR', help='Posed images with a dataset.json.')
+@grouped_option('--outdir', group='Run', default='runs', type=UserPath(), metavar='DIR', help='Where the folder of the run is made.')
+@grouped_option('--run-id', group='Run', metavar='NAME', help='Name of the run in --outdir, instead of a number; if it is there, it goes on.')
+@grouped_option('--run-dir', group='Run', type=UserPath(), metavar='DIR', help='Folder of the run itself; if it holds a run, that goes on.')
+@grouped_option('--resume', group='Run', type=UserPath(words=[LATEST]), metavar='RUN_DIR|latest', help='Go on with a run, with its own options.')
+@config_options(RunConfig, GROUPS)
+@grouped_option('--aware', group=NETWORKS, type=click.Choice(AWARE), help='Where planes see each other: in a stream beside E, or in E itself.')
+@grouped_option('--dry-run', group='Run', is_flag=True, help='Print the resolved configuration and stop.')
 @friendly_errors
 def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
     """Train Mimic3D on posed images.
@@ -253,18 +115,19 @@ def new_run(preset, data, run_dir, options):
     if options['init_from'] is not UNSET:
         from training.snapshots import newest_snapshot
         options = {**options, 'init_from': newest_snapshot(options['init_from'])}
-    return override(resolve(preset, data, run_dir), options)
+    return with_options(resolve(preset, data, run_dir), given_options(options))
 
 
 def continued(saved, preset, data, run_dir, options):
     """The configuration with which a saved run goes on. Raises ConfigError for an option that would change it."""
     check(preset in (UNSET, saved.preset), f'--preset={preset}, but the run in {run_dir} has --preset={saved.preset}; name another folder')
     saved = saved.replace(outdir=run_dir, data=data or saved.data)
-    given = _given(options)
+    given = given_options(options)
     if 'init_from' in given and _holds(given['init_from'], saved.init_from):
         given['init_from'] = saved.init_from  # of a folder, the run took the snapshot that was the newest then
-    check_unchanged(saved, lambda some: override(saved, some), {name: given[name] for name in given if name not in _CHANGEABLE})
-    config = override(saved, {name: given[name] for name in given if name in _CHANGEABLE})
+    resumable = {name for name, option in options_of(RunConfig).items() if option.resumable}
+    check_unchanged(saved, lambda some: with_options(saved, some), {name: given[name] for name in given if name not in resumable})
+    config = with_options(saved, {name: given[name] for name in given if name in resumable})
     check(config.images_per_group == saved.images_per_group, f'--gpus={config.gpus} and --batch-gpu={config.batch_per_pass} would '
           f"change the run: the discriminators' minibatch statistics are over groups of {saved.images_per_group} images of a pass")
     return config

@@ -22,7 +22,7 @@ from metrics.processes import my_batches
 from metrics.registry import Task
 from metrics.statistics import FeatureMoments
 from torch_utils import distributed
-from training.config import PRESETS, generator_config
+from training.presets import PRESETS, generator_config
 from training.networks.generator import Generator
 from training.rendering.cameras import view_label
 from training.subjects import load_generator

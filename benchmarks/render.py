@@ -20,7 +20,8 @@ from benchmarks.measuring import device_name, markdown, number, peak_megabytes, 
 from benchmarks.ops import copy_bandwidth, median_time
 from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import UserPath
-from training.config import PRESETS, RENDER_PRECISIONS, generator_config
+from training.config import RENDER_PRECISIONS
+from training.presets import PRESETS, generator_config
 from training.networks.generator import Generator, Planes
 from training.rendering.choice import VARIABLE
 from training.rendering.cameras import view_label

@@ -160,7 +160,7 @@ def test_labels_that_are_there_twice_are_counted(folder):
 
 
 def test_the_log_of_training_says_what_is_odd(folder):
-    from training.config import resolve
+    from training.presets import resolve
     from training.training_loop import Run
     (folder / 'a/0.png').unlink()
     run = Run.__new__(Run)

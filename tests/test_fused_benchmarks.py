@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import generator, render
-from training.config import PRESETS, generator_config
+from training.presets import PRESETS, generator_config
 from training.rendering.choice import VARIABLE
 
 

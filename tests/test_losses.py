@@ -10,7 +10,8 @@ from tests.helpers import assert_close
 from tests.tiny import tiny_config, tiny_discriminator_config, tiny_generator, tiny_run
 from torch_utils.random import BatchRandom
 from training import step
-from training.config import LossConfig, StageConfig, second_stage
+from training.config import LossConfig, StageConfig
+from training.presets import second_stage
 from training.losses import (FakeInputs, blur, blur_sigma, crop, draw_corners, draw_fake_inputs, pyramid_distance, r1_penalty, ramp,
                              swap_probability)
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, resize

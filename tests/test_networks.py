@@ -6,7 +6,8 @@ import torch
 from tests.helpers import assert_close
 from tests.tiny import tiny_config, tiny_generator
 from torch_utils.random import BatchRandom
-from training.config import PRESETS, ConfigError, GeneratorConfig, RenderingConfig, generator_config, resolve
+from training.config import ConfigError, GeneratorConfig, RenderingConfig
+from training.presets import PRESETS, generator_config, resolve
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, minibatch_std
 from training.networks.generator import Generator
 from training.networks.stylegan2 import modulated_conv2d

@@ -12,7 +12,7 @@ from interop.pickles import LegacyError
 from tests import published as files
 from tests.helpers import GOLDENS
 from training import legacy
-from training.config import PRESETS, generator_config
+from training.presets import PRESETS, generator_config
 from training.snapshots import load_augment_p, load_networks
 
 

@@ -15,7 +15,8 @@ import train as train_script
 from dnnlib.errors import UserError
 from tests.tiny import tiny_generator, tiny_run
 from torch_utils import distributed
-from training.config import RunConfig, resolve
+from training.config import RunConfig
+from training.presets import resolve
 from training.snapshots import SnapshotError, load_networks, save_snapshot
 from training.training_loop import train
 

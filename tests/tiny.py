@@ -2,7 +2,8 @@
 
 import torch
 
-from training.config import DiscriminatorConfig, GeneratorConfig, RenderingConfig, resolve
+from training.config import DiscriminatorConfig, GeneratorConfig, RenderingConfig
+from training.presets import resolve
 from training.networks.generator import Generator
 
 

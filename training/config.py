@@ -1,7 +1,6 @@
-"""What a run is: frozen, validated configuration objects and the preset table.
+"""What a run is: frozen, validated configuration objects, whose fields declare their command-line options.
 
 Every object turns into plain data with `to_dict` and back with `from_dict`; an unknown key is an error.
-Numbers of the presets: paper and release, see docs/fidelity.md.
 """
 
 import dataclasses
@@ -11,11 +10,16 @@ import typing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dnnlib.errors import UserError
+import click
 
+
+from dnnlib.errors import UserError
+from dnnlib.options import setting
+from dnnlib.params import FiniteFloat, FiniteRange, NameList, UserPath
+
+FFHQ_FOCAL = 2985.29 / 700  # FFHQ and AFHQ, in image widths
+SHAPENET_FOCAL = 1.7074  # ShapeNet's viewer cameras, in image widths
 AUTO = 'auto'
-FFHQ_FOCAL = 2985.29 / 700  # of FFHQ's and AFHQ's cameras, in image widths
-SHAPENET_FOCAL = 1.7074  # of ShapeNet's viewer cameras, in image widths
 PLANE_AXES = {
     'mimic3d': ('xy', 'yz', 'zx'),  # width axis, then height axis, of each plane
     'eg3d': ('xy', 'xz', 'zx'),  # EG3D's own planes: y-z is missing there, kept for its checkpoints
@@ -24,9 +28,14 @@ PLANE_ACTIVATIONS = ('linear', 'tanh', 'sigmoid')
 PRECISIONS = ('fp32', 'fp16', 'bf16')
 RENDER_PRECISIONS = ('fp32', 'tf32x3', 'tf32', 'fp16', 'bf16')
 RAW_RESIZE_FILTERS = ('antialiased', 'classic', 'none')
+IMITATIONS = ('lpips', 'pyramid', 'none')
+AUGMENTATIONS = ('none', 'ada')
+
+POSITIVE, NOT_NEGATIVE, COUNT = FiniteRange(0, min_open=True), FiniteRange(0), click.IntRange(1)
+GROUPS = TRAINING, LOSSES, SCHEDULES, NETWORKS, RENDERING, MACHINE, OUTPUT = (  # headings of train.py --help
+    'Training', 'Losses', 'Schedules', 'Networks', 'Rendering and cameras', 'Machine', 'Saving and metrics')
 
 
-CONTINUED_ADA_KIMG = 100.0
 MOST_KIMG = 1e9  # more is a slip of the keyboard, and larger than counters can be
 MOST_MINUTES = 1e6
 
@@ -42,6 +51,20 @@ def check(condition, message):
 
 def is_power_of_two(value):
     return value >= 1 and value & (value - 1) == 0
+
+
+def near_or_far(value):
+    """A distance in world units, or 'auto'."""
+    if value == AUTO:
+        return value
+    try:
+        return FiniteFloat().convert(value, None, None)
+    except click.BadParameter:
+        raise click.BadParameter(f"{value} is neither a finite number nor 'auto'") from None
+
+
+def _precision():
+    return setting('fp16', 'precision', click.Choice(PRECISIONS), 'Of S2D and the highest resolutions of the discriminators.', MACHINE)
 
 
 class Config:
@@ -80,16 +103,17 @@ def _restore(hint, value):
 class RenderingConfig(Config):
     """Volume rendering and the cameras of the data (docs/method.md, sections 2 and 4)."""
 
-    near: float | str = 2.25  # world units along the ray, or 'auto': where the ray enters the box
-    far: float | str = 3.3
-    box_size: float = 1.0  # side of the cube that the planes cover, world units
-    depth_samples: int = 48  # stratified samples per ray
-    importance_samples: int = 48
-    white_background: bool = False
-    camera_radius: float = 2.7  # viewer cameras: distance from the world's origin
+    near: float | str = setting(2.25, 'near', near_or_far, "Where rays start, world units, or 'auto': where they enter the box.", RENDERING)
+    far: float | str = setting(3.3, 'far', near_or_far, "Where rays end, world units, or 'auto'.", RENDERING)
+    box_size: float = setting(1.0, 'box', POSITIVE, 'Side of the cube that the tri-planes cover, world units.', RENDERING)
+    depth_samples: int = setting(48, 'samples', click.INT, 'Stratified samples per ray.', RENDERING)
+    importance_samples: int = setting(48, 'importance_samples', click.INT, 'Importance samples per ray.', RENDERING)
+    white_background: bool = setting(False, 'white_background', click.BOOL, 'Composite on white.', RENDERING)
+    camera_radius: float = setting(2.7, 'camera_radius', POSITIVE, "Viewer cameras: distance from the world's origin.", RENDERING)
     camera_pivot: tuple = (0.0, 0.0, 0.2)  # viewer cameras: the point looked at
-    focal: float = FFHQ_FOCAL  # viewer cameras: in image widths
-    precision: str = 'fp32'  # what the fused renderer may round to; the PyTorch renderer computes in fp32 throughout
+    focal: float = setting(FFHQ_FOCAL, 'focal', POSITIVE, 'Viewer cameras: focal length, image widths.', RENDERING)
+    # What the fused renderer may round to; the PyTorch renderer computes in fp32 throughout.
+    precision: str = setting('fp32', 'render_precision', click.Choice(RENDER_PRECISIONS), 'Of the fused renderer, where it runs.', RENDERING)
 
     def __post_init__(self):
         self.check_finite()
@@ -116,16 +140,20 @@ class GeneratorConfig(Config):
     w_dim: int = 512
     c_dim: int = 25
     mapping_layers: int = 2
-    pose_conditioning: bool = True  # False: the mapping network sees zeros in place of the camera
+    # False: the mapping network sees zeros in place of the camera.
+    pose_conditioning: bool = setting(True, 'pose_conditioning', click.BOOL, 'Condition the generator on the camera.', NETWORKS)
     conditioning_scale: float = 1.0
     image_resolution: int = 512
-    render_resolution: int = 64  # pixels per side of the 2D branch's volume render and of a patch
-    plane_resolution: int = 256
+    render_resolution: int = setting(64, 'render_resolution', click.INT, "Pixels per side of the 2D branch's volume render and of a patch.",
+                                     NETWORKS)
+    plane_resolution: int = setting(256, 'plane_resolution', click.INT,
+                                    'Side of the coarse tri-planes; the residual ones have twice that.', NETWORKS)
     plane_channels: int = 32
     plane_order: str = 'mimic3d'
     plane_activation: str = 'linear'
-    channel_base: int = 32768  # E has min(channel_base / resolution, channel_max) channels
-    channel_max: int = 512
+    # E has min(channel_base / resolution, channel_max) channels.
+    channel_base: int = setting(32768, 'g_channel_base', click.INT, "Generator's channels times resolution.", NETWORKS)
+    channel_max: int = setting(512, 'g_channel_max', click.INT, "Generator's channels at most.", NETWORKS)
     aware_stream: bool = True  # the 3D-aware stream beside E's output stream
     aware_latent: bool = False  # in its place, 3D-aware convolutions in E itself (paper table 3, '3D-aware latent')
     residual: bool = True  # S3D and the 3D branch
@@ -136,7 +164,7 @@ class GeneratorConfig(Config):
     sr_resize_larger: bool = True  # resize raw renders that are larger than S2D's input, too
     sr_antialias: bool = True
     sr_noise_mode: str = 'none'
-    precision: str = 'fp16'  # of S2D
+    precision: str = _precision()  # of S2D
     conv_clamp: float | None = 256.0  # of S2D
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
 
@@ -178,12 +206,12 @@ class DiscriminatorConfig(Config):
 
     resolution: int = 512
     c_dim: int = 25
-    channel_base: int = 32768
-    channel_max: int = 512
+    channel_base: int = setting(32768, 'd_channel_base', click.INT, "Discriminators' channels times resolution.", NETWORKS)
+    channel_max: int = setting(512, 'd_channel_max', click.INT, "Discriminators' channels at most.", NETWORKS)
     mapping_layers: int = 8
     minibatch_group: int = 4
     low_precision_resolutions: int = 4  # how many of the highest resolutions run in `precision`
-    precision: str = 'fp16'
+    precision: str = _precision()
     conv_clamp: float | None = 256.0
     raw_resize: str | float = 'antialiased'
 
@@ -201,23 +229,24 @@ class DiscriminatorConfig(Config):
 class LossConfig(Config):
     """The objectives of one stage (docs/method.md, sections 1 and 5)."""
 
-    r1_gamma: float = 1.0
-    r1_gamma_patch: float = 1.0
-    imitation: str = 'lpips'  # 'lpips', 'pyramid' or 'none'
-    imitation_weight: float = 1.0
-    patch_weight: float = 0.1  # lambda_p, of the generator's patch term
-    density_weight: float = 0.25
+    r1_gamma: float = setting(1.0, 'gamma', NOT_NEGATIVE, 'R1 weight of both discriminators.', LOSSES)
+    r1_gamma_patch: float = setting(1.0, 'gamma_patch', NOT_NEGATIVE, 'R1 weight of the patch discriminator, where it differs.', LOSSES)
+    imitation: str = setting('lpips', 'imitation', click.Choice(IMITATIONS), 'What the 3D branch imitates with.', LOSSES)
+    imitation_weight: float = setting(1.0, 'imitation_weight', NOT_NEGATIVE, 'Weight of the imitation loss.', LOSSES)
+    patch_weight: float = setting(0.1, 'patch_weight', NOT_NEGATIVE, "lambda_p, of the generator's patch term.", LOSSES)
+    density_weight: float = setting(0.25, 'density_weight', NOT_NEGATIVE, 'Weight of the density regularisation.', LOSSES)
     density_spread: float = 0.004  # standard deviation of the perturbation, world units
     density_points: int = 1000
     blur_init_sigma: float = 10.0  # pixels
-    blur_fade_kimg: float = 200.0  # 0: no blur
+    blur_fade_kimg: float = setting(200.0, 'blur_fade', NOT_NEGATIVE, 'Thousands of images over which the blur fades (times batch / 32); '
+                                    '0: no blur.', SCHEDULES)
     swap_start: float = 1.0  # probability that the mapping network gets the neighbour's camera
-    swap_end: float = 0.5
+    swap_end: float = setting(0.5, 'swap', FiniteRange(0, 1), "Probability of conditioning on a neighbour's camera, after its ramp.", SCHEDULES)
     swap_fade_kimg: float = 1000.0
 
     def __post_init__(self):
         self.check_finite()
-        check(self.imitation in ('lpips', 'pyramid', 'none'), f"imitation must be 'lpips', 'pyramid' or 'none', got {self.imitation!r}")
+        check(self.imitation in IMITATIONS, f'imitation must be one of {", ".join(IMITATIONS)}, got {self.imitation!r}')
         for name in ('swap_start', 'swap_end'):
             check(0 <= getattr(self, name) <= 1, f'{name} must lie in [0, 1], got {getattr(self, name)}')
 
@@ -226,7 +255,8 @@ class LossConfig(Config):
 class StageConfig(Config):
     """One stage of a run: how long, and what changes between the stages (docs/method.md, section 5)."""
 
-    kimg: float
+    kimg: float = setting(dataclasses.MISSING, '{}_kimg', NOT_NEGATIVE, 'Length of {}, thousands of images; --stage1-kimg=0 '
+                          'trains both branches from the start.', TRAINING, resumable=('stage2',))
     loss: LossConfig
     ema_rampup: float | None = 0.05  # None: no ramp
     ada_kimg: float = 500.0
@@ -240,14 +270,15 @@ class StageConfig(Config):
 class OptimizerConfig(Config):
     """Adam with lazy regularisation."""
 
-    g_lr: float = 0.0025
-    d_lr: float = 0.002
+    g_lr: float = setting(0.0025, 'glr', POSITIVE, "Generator's learning rate.", TRAINING)
+    d_lr: float = setting(0.002, 'dlr', POSITIVE, "Discriminators' learning rate.", TRAINING)
     beta1: float = 0.0
     beta2: float = 0.99
     eps: float = 1e-8
     density_interval: int = 4
     r1_interval: int = 16
-    lr_rampup_kimg: float = 0.0  # a stage's learning rates rise linearly over so many thousand images; 0: at once
+    lr_rampup_kimg: float = setting(0.0, 'lr_rampup', NOT_NEGATIVE, "Thousands of images over which a stage's learning rates rise.",
+                                    SCHEDULES)
 
     def __post_init__(self):
         self.check_finite()
@@ -266,33 +297,44 @@ class RunConfig(Config):
     stage1: StageConfig
     stage2: StageConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch: int = 32
-    batch_gpu: int | None = None  # images per process and forward pass; None: all at once
-    gpus: int = 1
-    seed: int = 0
-    mirror: bool = False
-    workers: int = 3
-    augment: str = 'none'  # 'none' or 'ada'
-    ada_target: float = 0.6
+    batch: int = setting(32, 'batch', COUNT, 'Images per step over all processes.', TRAINING)
+    # None: all of a process's images at once.
+    batch_gpu: int | None = setting(None, 'batch_gpu', COUNT, 'Images per process and pass; smaller saves memory.', MACHINE, resumable=True)
+    gpus: int = setting(1, 'gpus', COUNT, 'Processes, one per GPU (on a machine without: CPU processes).', MACHINE, resumable=True)
+    seed: int = setting(0, 'seed', click.IntRange(0, 2**32 - 1), 'Random seed.', TRAINING)
+    mirror: bool = setting(False, 'mirror', click.BOOL, 'Double the set by mirrored copies.', TRAINING)
+    workers: int = setting(3, 'workers', click.IntRange(0), 'Processes that read images.', MACHINE, resumable=True)
+    augment: str = setting('none', 'augment', click.Choice(AUGMENTATIONS), 'Augmentation of what the discriminators see.', LOSSES)
+    ada_target: float = setting(0.6, 'ada_target', FiniteRange(0, 1), "ADA's target for sign(D(real)).", LOSSES)
     ada_interval: int = 4
-    ema_kimg: float | None = None  # half-life of G's average; None: batch * 10 / 32
-    share_fakes: bool = False  # all players of a step judge the same fakes: one forward pass instead of three
-    tf32: bool = False
-    tick_kimg: float = 4.0
-    snapshot_ticks: int = 50
-    init_from: str | None = None
-    fresh_schedules: bool = False  # with init_from: blur, ramps and ADA begin as in a run from nothing
-    lpips_weights: str | None = None
+    ema_kimg: float | None = setting(None, 'ema_kimg', NOT_NEGATIVE, "Half-life of the generator's average (default: batch * 10 / 32).",
+                                     SCHEDULES)
+    share_fakes: bool = setting(False, 'share_fakes', click.BOOL, 'All networks of a step learn from the same fakes: one generator pass '
+                                'instead of three.', TRAINING)
+    tf32: bool = setting(False, 'tf32', click.BOOL, 'TF32 matrix products and convolutions.', MACHINE)
+    tick_kimg: float = setting(4.0, 'tick', POSITIVE, 'Thousands of images between status lines.', OUTPUT, resumable=True)
+    snapshot_ticks: int = setting(50, 'snap', COUNT, 'Ticks between snapshots and sample grids.', OUTPUT, resumable=True)
+    init_from: str | None = setting(None, 'init_from', UserPath(), 'Snapshot whose weights the run starts from; of a folder, the newest one.',
+                                    TRAINING, metavar='PATH')
+    fresh_schedules: bool = setting(False, 'fresh_schedules', click.BOOL, 'With --init-from: blur, ramps and ADA begin as in a run from '
+                                    'nothing.', SCHEDULES, flag=True)
+    lpips_weights: str | None = setting(None, 'lpips_weights', UserPath(), "torchvision's VGG-16 weights for LPIPS; else torch's cache or "
+                                        'a download.', LOSSES, metavar='FILE', resumable=True)
     grid_size: tuple | None = None  # columns and rows of the sample grids; None: by the image size
-    threads: int | None = None
-    state_every: str = '15min'  # how often the training state is saved: '<number>min' or '<number>kimg'
-    keep_states: int = 2
-    max_minutes: float | None = None  # the run stops, to be resumed, after so long; None or 0: never
-    max_bad_steps: int = 50  # gradients that are not finite in a row, before the run stops
-    timeout_minutes: float = 30.0  # how long a process waits for the others
-    metrics: tuple = ()  # names of metrics that are computed for snapshots; the first one decides which is the best
-    metrics_every: int = 1  # snapshots from one evaluation to the next
-    detector: str | None = None  # file of the metrics' feature detector; None: torch-fidelity's cache or download
+    threads: int | None = setting(None, 'threads', COUNT, 'CPU threads per process.', MACHINE, resumable=True)
+    state_every: str = setting('15min', 'state_every', click.STRING, 'How often to save the training state, such as 15min or 50kimg.',
+                               OUTPUT, metavar='INTERVAL', resumable=True)
+    keep_states: int = setting(2, 'keep_states', COUNT, 'Training states that are kept.', OUTPUT, resumable=True)
+    max_minutes: float | None = setting(None, 'max_minutes', NOT_NEGATIVE, 'Stop after so long, to be resumed (exit code 75); 0: never.',
+                                        MACHINE, resumable=True)
+    max_bad_steps: int = setting(50, 'max_bad_steps', COUNT, 'Steps in a row whose gradients may be not finite.', MACHINE, resumable=True)
+    timeout_minutes: float = setting(30.0, 'timeout', POSITIVE, 'Minutes that a process waits for the others.', MACHINE, resumable=True)
+    # Names of metrics that are computed for snapshots; the first one decides which is the best.
+    metrics: tuple = setting((), 'metrics', NameList(), 'Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd; or none.',
+                             OUTPUT, resumable=True)
+    metrics_every: int = setting(1, 'metrics_every', COUNT, 'Snapshots from one evaluation to the next.', OUTPUT, resumable=True)
+    detector: str | None = setting(None, 'detector', UserPath(), "The metrics' feature detector; else torch-fidelity's cache or a download.",
+                                   OUTPUT, metavar='FILE', resumable=True)
 
     def __post_init__(self):
         self.check_finite()
@@ -307,7 +349,7 @@ class RunConfig(Config):
                   f"of {name}'s minibatch statistics; choose --batch and --batch-gpu so that they do")
         check(self.discriminator.resolution == self.generator.image_resolution, 'discriminator.resolution must be the image resolution')
         check(self.patch_discriminator.resolution == self.generator.render_resolution, "patch_discriminator.resolution must be the patch's")
-        check(self.augment in ('none', 'ada'), f"--augment must be 'none' or 'ada', got {self.augment!r}")
+        check(self.augment in AUGMENTATIONS, f'--augment must be one of {", ".join(AUGMENTATIONS)}, got {self.augment!r}')
         check(self.keep_states >= 1 and self.max_bad_steps >= 1, '--keep-states and --max-bad-steps must be at least 1')
         check(self.metrics_every >= 1, '--metrics-every must be at least 1')
         parse_interval(self.state_every)
@@ -358,95 +400,3 @@ def parse_interval(text):
           'thousands of images, such as 15min or 50kimg')
     amount = float(match[1])
     return Interval(math.inf, amount * 60) if match[2] == 'min' else Interval(amount * 1000, math.inf)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Presets
-
-_FFHQ_CAMERAS = dict(near=2.25, far=3.3, box_size=1.0, camera_radius=2.7, camera_pivot=(0.0, 0.0, 0.2))
-_AFHQ_CAMERAS = dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, -0.06))
-_CARS = dict(near=0.1, far=2.6, box_size=1.6, depth_samples=64, importance_samples=64, white_background=True,
-             camera_radius=1.7, camera_pivot=(0.0, 0.0, 0.0), focal=SHAPENET_FOCAL)
-_SR = {
-    512: dict(sr_input_resolution=128, sr_channels=(256, 128)),
-    256: dict(sr_input_resolution=128, sr_channels=(128, 64), sr_resize_larger=False),
-    128: dict(sr_input_resolution=64, sr_channels=(128, 64)),
-}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One row of the table of presets (docs/method.md, section 5)."""
-
-    resolution: int
-    rendering: dict
-    gamma: float
-    patch_weight: float
-    stage1_kimg: float = 25000
-    stage2_kimg: float = 15000
-    augment: str = 'none'
-    generator: dict = field(default_factory=dict)  # changes to the defaults of GeneratorConfig
-    discriminator: dict = field(default_factory=dict)  # of both DiscriminatorConfigs
-    loss: dict = field(default_factory=dict)  # of LossConfig, both stages
-    optimizer: dict = field(default_factory=dict)
-    run: dict = field(default_factory=dict)
-
-
-_DEMO = Preset(  # minutes on two CPU cores: small networks, high learning rates, no pretrained weights, objects on white
-    resolution=64, gamma=0.3, patch_weight=0.2, stage1_kimg=12, stage2_kimg=5,
-    rendering=dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, 0.0), depth_samples=8, importance_samples=6, white_background=True),
-    generator=dict(z_dim=64, w_dim=128, render_resolution=16, plane_resolution=16, plane_channels=16, channel_base=512,
-                   channel_max=64, decoder_hidden=32, sr_input_resolution=16, sr_channels=(16, 8), precision='fp32', conv_clamp=None),
-    discriminator=dict(channel_base=512, channel_max=64, mapping_layers=2, precision='fp32', conv_clamp=None),
-    loss=dict(imitation='pyramid', blur_fade_kimg=2.0, swap_fade_kimg=12.0, density_points=200),
-    optimizer=dict(g_lr=0.008, d_lr=0.006, lr_rampup_kimg=0.5),
-    run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=4, ema_kimg=0.3, share_fakes=True, workers=0, grid_size=(8, 4)))
-
-PRESETS = {
-    'ffhq512': Preset(512, _FFHQ_CAMERAS, gamma=1, patch_weight=0.1),
-    'ffhq256': Preset(256, _FFHQ_CAMERAS, gamma=1, patch_weight=0.2),
-    'afhq512': Preset(512, _AFHQ_CAMERAS, gamma=5, patch_weight=0.1, augment='ada', stage1_kimg=4000, stage2_kimg=6200),
-    'afhq256': Preset(256, _AFHQ_CAMERAS, gamma=5, patch_weight=0.2, augment='ada', stage1_kimg=1600, stage2_kimg=10000),
-    'shapenet128': Preset(128, _CARS, gamma=1, patch_weight=0.2, stage2_kimg=13600),
-    'demo': _DEMO,
-}
-
-
-def generator_config(preset, **changes):
-    """The generator of a preset row."""
-    values = {'image_resolution': preset.resolution, **_SR.get(preset.resolution, {}), **preset.generator}
-    return GeneratorConfig(rendering=RenderingConfig(**preset.rendering), **values).replace(**changes)
-
-
-def resolve(name, data, outdir):
-    """The full configuration of a preset. Raises ConfigError for a name that is not in the table."""
-    check(name in PRESETS, f'--preset={name} is unknown; choose one of: {", ".join(PRESETS)}')
-    row = PRESETS[name]
-    generator = generator_config(row)
-    discriminator = DiscriminatorConfig(resolution=row.resolution, **row.discriminator)
-    patch = discriminator.replace(resolution=generator.render_resolution, c_dim=0)
-    loss = LossConfig(r1_gamma=row.gamma, r1_gamma_patch=row.gamma, patch_weight=row.patch_weight).replace(**row.loss)
-    stage1 = StageConfig(kimg=row.stage1_kimg, loss=loss)
-    return RunConfig(
-        preset=name, data=str(data), outdir=str(outdir), generator=generator, discriminator=discriminator,
-        patch_discriminator=patch, optimizer=OptimizerConfig(**row.optimizer), augment=row.augment,
-        stage1=stage1, stage2=second_stage(stage1, row.stage2_kimg), **row.run)
-
-
-def continuing(stage):
-    """The schedules of a stage that goes on from given weights: no blur, no ramps, a five times faster ADA."""
-    loss = stage.loss.replace(blur_fade_kimg=0.0, swap_start=stage.loss.swap_end, swap_fade_kimg=0.0)
-    return stage.replace(loss=loss, ema_rampup=None, ada_kimg=CONTINUED_ADA_KIMG)
-
-
-def from_nothing(stage, first):
-    """`stage` with the schedules of `first`, a stage that starts with random weights."""
-    names = ('blur_init_sigma', 'blur_fade_kimg', 'swap_start', 'swap_end', 'swap_fade_kimg')
-    loss = stage.loss.replace(**{name: getattr(first.loss, name) for name in names})
-    return stage.replace(loss=loss, ema_rampup=first.ema_rampup, ada_kimg=first.ada_kimg)
-
-
-def second_stage(first, kimg):
-    """Stage 2 goes on from stage 1's weights, with half the step of the density regularisation."""
-    stage = continuing(first).replace(kimg=kimg)
-    return stage.replace(loss=stage.loss.replace(density_spread=first.loss.density_spread / 2))

@@ -1,0 +1,135 @@
+"""The preset table, and how presets, options and what a run starts from make its configuration.
+
+Numbers of the presets: paper and release, see docs/fidelity.md.
+"""
+
+from dataclasses import dataclass, field
+
+from dnnlib.options import changed_fields
+from training.config import (SHAPENET_FOCAL, DiscriminatorConfig, GeneratorConfig, LossConfig, OptimizerConfig, RenderingConfig, RunConfig,
+                             StageConfig, check)
+
+CONTINUED_ADA_KIMG = 100.0
+AWARE = ('stream', 'latent')
+
+_FFHQ_CAMERAS = dict(near=2.25, far=3.3, box_size=1.0, camera_radius=2.7, camera_pivot=(0.0, 0.0, 0.2))
+_AFHQ_CAMERAS = dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, -0.06))
+_CARS = dict(near=0.1, far=2.6, box_size=1.6, depth_samples=64, importance_samples=64, white_background=True,
+             camera_radius=1.7, camera_pivot=(0.0, 0.0, 0.0), focal=SHAPENET_FOCAL)
+_SR = {
+    512: dict(sr_input_resolution=128, sr_channels=(256, 128)),
+    256: dict(sr_input_resolution=128, sr_channels=(128, 64), sr_resize_larger=False),
+    128: dict(sr_input_resolution=64, sr_channels=(128, 64)),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of the table of presets (docs/method.md, section 5)."""
+
+    resolution: int
+    rendering: dict
+    gamma: float
+    patch_weight: float
+    stage1_kimg: float = 25000
+    stage2_kimg: float = 15000
+    augment: str = 'none'
+    generator: dict = field(default_factory=dict)  # changes to the defaults of GeneratorConfig
+    discriminator: dict = field(default_factory=dict)  # of both DiscriminatorConfigs
+    loss: dict = field(default_factory=dict)  # of LossConfig, both stages
+    optimizer: dict = field(default_factory=dict)
+    run: dict = field(default_factory=dict)
+
+
+_DEMO = Preset(  # minutes on two CPU cores: small networks, high learning rates, no pretrained weights, objects on white
+    resolution=64, gamma=0.3, patch_weight=0.2, stage1_kimg=12, stage2_kimg=5,
+    rendering=dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, 0.0), depth_samples=8, importance_samples=6, white_background=True),
+    generator=dict(z_dim=64, w_dim=128, render_resolution=16, plane_resolution=16, plane_channels=16, channel_base=512,
+                   channel_max=64, decoder_hidden=32, sr_input_resolution=16, sr_channels=(16, 8), precision='fp32', conv_clamp=None),
+    discriminator=dict(channel_base=512, channel_max=64, mapping_layers=2, precision='fp32', conv_clamp=None),
+    loss=dict(imitation='pyramid', blur_fade_kimg=2.0, swap_fade_kimg=12.0, density_points=200),
+    optimizer=dict(g_lr=0.008, d_lr=0.006, lr_rampup_kimg=0.5),
+    run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=4, ema_kimg=0.3, share_fakes=True, workers=0, grid_size=(8, 4)))
+
+PRESETS = {
+    'ffhq512': Preset(512, _FFHQ_CAMERAS, gamma=1, patch_weight=0.1),
+    'ffhq256': Preset(256, _FFHQ_CAMERAS, gamma=1, patch_weight=0.2),
+    'afhq512': Preset(512, _AFHQ_CAMERAS, gamma=5, patch_weight=0.1, augment='ada', stage1_kimg=4000, stage2_kimg=6200),
+    'afhq256': Preset(256, _AFHQ_CAMERAS, gamma=5, patch_weight=0.2, augment='ada', stage1_kimg=1600, stage2_kimg=10000),
+    'shapenet128': Preset(128, _CARS, gamma=1, patch_weight=0.2, stage2_kimg=13600),
+    'demo': _DEMO,
+}
+
+
+def generator_config(preset, **changes):
+    """The generator of a preset row."""
+    values = {'image_resolution': preset.resolution, **_SR.get(preset.resolution, {}), **preset.generator}
+    return GeneratorConfig(rendering=RenderingConfig(**preset.rendering), **values).replace(**changes)
+
+
+def resolve(name, data, outdir):
+    """The full configuration of a preset. Raises ConfigError for a name that is not in the table."""
+    check(name in PRESETS, f'--preset={name} is unknown; choose one of: {", ".join(PRESETS)}')
+    row = PRESETS[name]
+    generator = generator_config(row)
+    discriminator = DiscriminatorConfig(resolution=row.resolution, **row.discriminator)
+    patch = discriminator.replace(resolution=generator.render_resolution, c_dim=0)
+    loss = LossConfig(r1_gamma=row.gamma, r1_gamma_patch=row.gamma, patch_weight=row.patch_weight).replace(**row.loss)
+    stage1 = StageConfig(kimg=row.stage1_kimg, loss=loss)
+    return RunConfig(
+        preset=name, data=str(data), outdir=str(outdir), generator=generator, discriminator=discriminator,
+        patch_discriminator=patch, optimizer=OptimizerConfig(**row.optimizer), augment=row.augment,
+        stage1=stage1, stage2=second_stage(stage1, row.stage2_kimg), **row.run)
+
+
+def continuing(stage):
+    """The schedules of a stage that goes on from given weights: no blur, no ramps, a five times faster ADA."""
+    loss = stage.loss.replace(blur_fade_kimg=0.0, swap_start=stage.loss.swap_end, swap_fade_kimg=0.0)
+    return stage.replace(loss=loss, ema_rampup=None, ada_kimg=CONTINUED_ADA_KIMG)
+
+
+def from_nothing(stage, first):
+    """`stage` with the schedules of `first`, a stage that starts with random weights."""
+    names = ('blur_init_sigma', 'blur_fade_kimg', 'swap_start', 'swap_end', 'swap_fade_kimg')
+    loss = stage.loss.replace(**{name: getattr(first.loss, name) for name in names})
+    return stage.replace(loss=loss, ema_rampup=first.ema_rampup, ada_kimg=first.ada_kimg)
+
+
+def second_stage(first, kimg):
+    """Stage 2 goes on from stage 1's weights, with half the step of the density regularisation."""
+    stage = continuing(first).replace(kimg=kimg)
+    return stage.replace(loss=stage.loss.replace(density_spread=first.loss.density_spread / 2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options
+
+
+def with_options(config, given):
+    """The RunConfig with every given option {name: value} in its place. Raises ConfigError for what cannot work together."""
+    changes = changed_fields(config, given)
+    if 'aware' in given:  # where the planes see each other: in a stream beside E, or in E itself (paper, table 3)
+        changes['generator'] = changes['generator'].replace(**{f'aware_{place}': place == given['aware'] for place in AWARE})
+    changes['patch_discriminator'] = changes['patch_discriminator'].replace(resolution=changes['generator'].render_resolution)
+    for name in ('stage1', 'stage2') if 'gamma' in given and 'gamma_patch' not in given else ():
+        loss = changes[name].loss
+        changes[name] = changes[name].replace(loss=loss.replace(r1_gamma_patch=loss.r1_gamma))
+    return config.replace(**{**changes, **_scheduled(changes, given, config)})
+
+
+def _scheduled(changes, given, config):
+    """Both stages with the schedules of what they start from.
+
+    Given weights have no use for blur and ramps, in whichever stage comes first, nor has a stage 2 that follows stage 1. From
+    nothing, the first stage has them, also where that is stage 2 (supplement, section II.1).
+    """
+    init_from, fresh = (changes.get(name, getattr(config, name)) for name in ('init_from', 'fresh_schedules'))
+    stage1, stage2 = changes['stage1'], changes['stage2']
+    first = stage1 if stage1.kimg > 0 else stage2
+    if init_from is None or fresh:
+        first = from_nothing(first, stage1)
+    elif 'init_from' in given:  # else it is a run that goes on, whose schedules are settled
+        fade = given.get('blur_fade', 0.0)
+        first = continuing(first)
+        first = first.replace(loss=first.loss.replace(blur_fade_kimg=fade))
+    return {'stage1': first, 'stage2': continuing(stage2)} if stage1.kimg > 0 else {'stage1': stage1, 'stage2': first}
