@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import click
 
-
 from dnnlib.errors import UserError
 from dnnlib.options import setting
 from dnnlib.params import FiniteFloat, FiniteRange, NameList, UserPath

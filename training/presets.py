@@ -129,7 +129,11 @@ def _scheduled(changes, given, config):
     if init_from is None or fresh:
         first = from_nothing(first, stage1)
     elif 'init_from' in given:  # else it is a run that goes on, whose schedules are settled
-        fade = given.get('blur_fade', 0.0)
         first = continuing(first)
-        first = first.replace(loss=first.loss.replace(blur_fade_kimg=fade))
-    return {'stage1': first, 'stage2': continuing(stage2)} if stage1.kimg > 0 else {'stage1': stage1, 'stage2': first}
+        first = first.replace(loss=first.loss.replace(blur_fade_kimg=given.get('blur_fade', 0.0)))
+    if stage1.kimg == 0:
+        return {'stage1': stage1, 'stage2': first}
+    ramps = dict(blur_fade_kimg=config.stage2.loss.blur_fade_kimg)  # --blur-fade and the ramp to --swap are stage 1's
+    if 'swap' in given:
+        ramps['swap_start'] = given['swap']
+    return {'stage1': first, 'stage2': stage2.replace(loss=stage2.loss.replace(**ramps))}
