@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from interop import published as reference_networks
 from tests.helpers import GOLDENS, load_golden, worst_error
 from torch_utils.ops.bias_act import bias_act
-from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
 from training.augment import augment
@@ -24,7 +23,7 @@ from training import step
 from training.losses import FakeInputs, crop, r1_penalty
 from training.networks.aware_conv import align_planes
 from training.networks.discriminator import resize
-from training.networks.stylegan2 import modulated_conv2d
+from training.networks.stylegan2 import conv2d, modulated_conv2d
 from training.rendering import cameras
 
 OUTPUT = 1e-4  # of the output's own scale
@@ -133,10 +132,14 @@ def compare_ops(it):
             it.output(f'bias_act/{i}/{key}', value, label=f'bias_act/{i}/{key} ({case["act"]})')
     taps = setup_filter([1, 3, 3, 1])
     for i, case in enumerate(meta['conv2d_resample']):
-        it.output(f'conv2d_resample/{i}/y', conv2d_resample(arrays['conv_x'], arrays['conv_w'], f=taps, **case))
+        as_ours = case['flip_weight'] == (case['up'] == 1)  # recorded with any kernel; ours is flipped where it upsamples
+        weight = arrays['conv_w'] if as_ours else arrays['conv_w'].flip([2, 3])
+        y = conv2d(arrays['conv_x'], weight, taps, case['up'], case['down'])
+        y = F.pad(y, 4 * [case['padding'] - weight.shape[-1] // 2])  # negative: ours pads so that the size stays
+        it.output(f'conv2d_resample/{i}/y', y)
     for i, case in enumerate(meta['modulated_conv2d']):
         it.output(f'modulated_conv2d/{i}/y', modulated_conv2d(arrays['conv_x'], arrays['conv_w'], arrays['mod_styles'],
-                                                              padding=1, resample_filter=taps, **case))
+                                                              resample_filter=taps, **case))
     for i, case in enumerate(meta['filtered_resizing']):
         it.output(f'filtered_resizing/{i}/y', resize(arrays['resize_x'], case['size'], case['mode']),
                   label=f'filtered_resizing/{i}/y ({case["mode"]})')

@@ -6,23 +6,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers import assert_close
 from torch_utils.ops.upfirdn2d import setup_filter
-from training.networks.aware_conv import align_planes, aware_modulated_conv2d
-from training.networks.stylegan2 import modulated_conv2d
+from training.networks.aware_conv import align_planes, aware_modulated_conv2d, plane_modulated_conv2d
 
 CASES = [dict(kernel=3, up=1), dict(kernel=3, up=2), dict(kernel=1, up=1)]
 
 
-def specification(x, weight, styles, **options):
-    aligned = align_planes(x.unflatten(0, (-1, 3))).flatten(0, 1)
-    return modulated_conv2d(aligned, weight, styles, **options)
+def specification(planes, weight, styles, **options):
+    return plane_modulated_conv2d(align_planes(planes), weight, styles, **options)
 
 
 def example(resolution, kernel, up, channels=4):
-    x = torch.randn(6, channels, resolution, resolution, requires_grad=True)
+    planes = torch.randn(2, 3, channels, resolution, resolution, requires_grad=True)
     weight = torch.randn(5, 3 * channels, kernel, kernel, requires_grad=True)
-    styles = torch.randn(6, 3 * channels, requires_grad=True)
-    options = dict(up=up, padding=kernel // 2, resample_filter=setup_filter([1, 3, 3, 1]), demodulate=kernel == 3)
-    return (x, weight, styles), options
+    styles = torch.randn(2, 3, 3 * channels, requires_grad=True)
+    return (planes, weight, styles), dict(up=up, resample_filter=setup_filter([1, 3, 3, 1]), demodulate=kernel == 3)
 
 
 @pytest.mark.parametrize('case', CASES, ids=str)

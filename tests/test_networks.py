@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.helpers import assert_close
 from tests.tiny import tiny_config, tiny_generator
+from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
 from training.config import ConfigError, GeneratorConfig, RenderingConfig
 from training.presets import PRESETS, generator_config, resolve
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, minibatch_std
 from training.networks.generator import Generator
-from training.networks.stylegan2 import modulated_conv2d
+from training.networks.stylegan2 import conv2d, modulated_conv2d
 from training.networks.superresolution import RenderSizeError
 from training.rendering.cameras import view_label
 
@@ -195,13 +197,29 @@ def test_synthesis_does_not_depend_on_the_split_of_the_batch():
         assert_close(part, whole[rows], 1e-4)
 
 
+def test_convolutions_that_resample():
+    """Up: a true convolution of what lies between inserted zeros, then the filter; down: the filter, then every second pixel.
+
+    The first result is wanted beyond the border, too, as far as the second reaches.
+    """
+    x, f = torch.randn(2, 3, 6, 6), setup_filter([1, 3, 3, 1])
+    for size in (1, 3):
+        weight, same = torch.randn(4, 3, size, size), size // 2
+        between_zeros = torch.zeros(2, 3, 12, 12)
+        between_zeros[:, :, ::2, ::2] = x
+        convolved = F.conv2d(between_zeros, weight.flip([2, 3]), padding=same + 2)
+        assert_close(conv2d(x, weight, f, up=2), upfirdn2d(convolved, f, padding=(0, -1, 0, -1), gain=4), 1e-5)
+        filtered = upfirdn2d(x, f, padding=same + 1)
+        assert_close(conv2d(x, weight, f, down=2), F.conv2d(filtered, weight, stride=2), 1e-5)
+
+
 def test_modulated_convolution_is_a_convolution_per_sample():
     x, weight, styles = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), torch.rand(2, 3) + 0.5
-    y = modulated_conv2d(x, weight, styles, padding=1)
+    y = modulated_conv2d(x, weight, styles)
     for i in range(2):
         own = weight * styles[i][None, :, None, None]
         own = own / (own.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        assert_close(y[i:i + 1], torch.nn.functional.conv2d(x[i:i + 1], own, padding=1), 1e-5)
+        assert_close(y[i:i + 1], F.conv2d(x[i:i + 1], own, padding=1), 1e-5)
 
 
 @pytest.mark.parametrize('resize_larger, render_resolution', [(True, 16), (True, 4), (False, 8), (False, 4)])

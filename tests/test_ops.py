@@ -14,8 +14,8 @@ from dnnlib.errors import UserError
 from torch_utils import custom_ops
 from torch_utils.ops import bias_act as bias_act_module
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
-from torch_utils.ops.conv2d_resample import conv2d_resample
-from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
+from training.networks.stylegan2 import conv2d
 
 UPFIRDN_CASES = [  # up, down, padding, flip_filter, filter shape
     ((1, 1), (1, 1), (1, 2, -1, 3), False, (4, 4)), ((2, 2), (1, 1), (2, 1, 2, 1), False, (4, 4)),
@@ -181,7 +181,7 @@ def _always_cuda(operator, device_type, impl=None):
 class SmallNetwork(torch.nn.Module):
     def forward(self, x, b, f):
         x = bias_act(x, b, act='lrelu', clamp=2.0)
-        x = conv2d_resample(x, torch.ones(3, 3, 3, 3), f, down=2, padding=1)
+        x = conv2d(x, torch.ones(3, 3, 3, 3), f, down=2)
         return bias_act(upsample2d(x, f), act='sigmoid')
 
 
@@ -198,19 +198,6 @@ def test_operators_pass_through_compile_and_export(operators_everywhere):
     used = {str(node.target) for node in exported.graph.nodes if 'mimic3d' in str(node.target)}
     assert used == {'mimic3d.bias_act.default', 'mimic3d.upfirdn2d.default'}
     torch.testing.assert_close(exported.module()(x, b, f), expected)
-
-
-def test_helpers_hand_impl_on(monkeypatch):
-    asked = []
-    monkeypatch.setattr(custom_ops, 'choose', lambda operator, device_type, impl=None: asked.append(impl) or 'ref')
-    x, f = torch.randn(1, 2, 8, 8), setup_filter([1, 3, 3, 1])
-    for function in (upfirdn2d, filter2d, upsample2d, downsample2d):
-        function(x, f, impl='ref')
-    bias_act(x, impl='ref')
-    for options in ({}, {'up': 2}, {'down': 2}):
-        for kernel in (1, 3):
-            conv2d_resample(x, torch.ones(2, 2, kernel, kernel), f, padding=kernel // 2, impl='ref', **options)
-    assert set(asked) == {'ref'} and len(asked) == 9
 
 
 # ---- The benchmark

@@ -9,43 +9,28 @@ import torch.nn.functional as F
 from torch_utils import custom_ops
 
 
-def setup_filter(taps, gain=1.0, device=None):
-    """A normalised 2-D FIR filter [h, w] from 1-D taps (made separable by their outer product) or a 2-D table."""
+def setup_filter(taps, device=None):
+    """A 2-D FIR filter [h, w] that sums to 1 from 1-D taps (made separable by their outer product) or a 2-D table."""
     taps = torch.as_tensor(taps, dtype=torch.float32, device=device)
     if taps.ndim == 1:
         taps = torch.outer(taps, taps)
-    return taps / taps.sum() * gain
-
-
-def pair(value):
-    """(x, y) of a number or a pair."""
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def four_sides(padding):
-    """(x before, x after, y before, y after) of a number, an (x, y) pair, or four numbers."""
-    if isinstance(padding, int):
-        return (padding,) * 4
-    if len(padding) == 2:
-        return (padding[0], padding[0], padding[1], padding[1])
-    return tuple(padding)
+    return taps / taps.sum()
 
 
 def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1.0, impl=None):
     """Insert zeros, pad (negative: crop), filter, and keep every `down`-th pixel.
 
-    x: [N, C, H, W]; f: [h, w] or None (identity); up, down: integer or (x, y); padding: pixels of the upsampled image,
-    a number, (x, y), or (x before, x after, y before, y after). The filter is convolved; `flip_filter` correlates.
-    Returns [N, C, H', W'] with H' = (H * up + pad - h) // down + 1, scaled by `gain`. Differentiable in x, to any order.
+    x: [N, C, H, W]; f: [h, w]; up, down: integer or (x, y); padding: pixels of the upsampled image, a number or
+    (x before, x after, y before, y after). The filter is convolved; `flip_filter` correlates. Returns [N, C, H', W'] with
+    H' = (H * up + pad - h) // down + 1, scaled by `gain`. Differentiable in x, to any order.
 
     impl: 'ref', plain PyTorch; 'cuda', the operator (x on a GPU, no derivative with respect to f); None: the operator where
     x is on a GPU and it can be built (see custom_ops). They differ by rounding.
     """
-    up, down, sides = pair(up), pair(down), four_sides(padding)
+    up, down = ((factor, factor) if isinstance(factor, int) else tuple(factor) for factor in (up, down))
+    sides = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
     if custom_ops.choose('upfirdn2d', x.device.type, impl) == 'ref':
         return _reference(x, f, up, down, sides, flip_filter, gain)
-    if f is None:
-        f = torch.ones([1, 1], device=x.device)
     return torch.ops.mimic3d.upfirdn2d(x, f, up, down, sides, flip_filter, gain)
 
 
@@ -53,10 +38,7 @@ def _reference(x, f, up, down, sides, flip_filter, gain):
     """The specification."""
     x = _insert_zeros(x, *up)
     x = F.pad(x, sides)
-    if f is not None:
-        x = _filter(x, f * gain, flip_filter)
-    elif gain != 1:
-        x = x * gain
+    x = _filter(x, f * gain, flip_filter)
     down_x, down_y = down
     return x[:, :, ::down_y, ::down_x]
 
@@ -128,25 +110,13 @@ torch.library.register_autograd('mimic3d::upfirdn2d', _grad, setup_context=_save
 # ---- On top of it
 
 
-def filter2d(x, f, padding=0, flip_filter=False, gain=1.0, impl=None):
-    """Filter an image; with padding 0 the size stays."""
+def filter2d(x, f):
+    """Filter an image x [N, C, H, W], zeros beyond the border; f: [h, w]. The size stays."""
     h, w = f.shape
-    left, right, top, bottom = four_sides(padding)
-    sides = (left + w // 2, right + (w - 1) // 2, top + h // 2, bottom + (h - 1) // 2)
-    return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
+    return upfirdn2d(x, f, padding=(w // 2, (w - 1) // 2, h // 2, (h - 1) // 2))
 
 
-def upsample2d(x, f, up=2, padding=0, flip_filter=False, gain=1.0, impl=None):
-    """Upsample an image by `up`; with padding 0 the size becomes exactly `up` times the input's."""
-    (up_x, up_y), (h, w) = pair(up), f.shape
-    left, right, top, bottom = four_sides(padding)
-    sides = (left + (w + up_x - 1) // 2, right + (w - up_x) // 2, top + (h + up_y - 1) // 2, bottom + (h - up_y) // 2)
-    return upfirdn2d(x, f, up=up, padding=sides, flip_filter=flip_filter, gain=gain * up_x * up_y, impl=impl)
-
-
-def downsample2d(x, f, down=2, padding=0, flip_filter=False, gain=1.0, impl=None):
-    """Downsample an image by `down`; with padding 0 the size becomes the input's divided by `down`."""
-    (down_x, down_y), (h, w) = pair(down), f.shape
-    left, right, top, bottom = four_sides(padding)
-    sides = (left + (w - down_x + 1) // 2, right + (w - down_x) // 2, top + (h - down_y + 1) // 2, bottom + (h - down_y) // 2)
-    return upfirdn2d(x, f, down=down, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
+def upsample2d(x, f):
+    """Double the resolution of an image x [N, C, H, W]; f: [t, t], t even."""
+    before = len(f) // 2
+    return upfirdn2d(x, f, up=2, padding=(before, before - 1, before, before - 1), gain=4)

@@ -1,14 +1,21 @@
-"""3D-aware convolution: every plane sees itself and what the other two know about its axes (paper section 3.3).
+"""3D-aware convolution: every plane sees itself and what the other two know about its axes (paper, section 3.3).
 
 `align_planes` and an ordinary modulated convolution are the specification. `aware_modulated_conv2d` computes the same
 without the concatenated planes: the other two planes' parts are constant along one axis, so their convolution is that
 of a narrow strip, widened and added. That is exact, borders included, and takes about a third of the multiplications.
+
+`PlaneLayer` and `PlaneToRGB` are the layers of three planes that share convolution weights, with such an alignment or
+without (docs/method.md, section 3).
 """
 
-import torch
+import math
 
-from torch_utils.ops.conv2d_resample import conv2d_resample
-from training.networks.stylegan2 import demodulation
+import torch
+from torch import nn
+
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.upfirdn2d import setup_filter
+from training.networks.stylegan2 import RESAMPLE_TAPS, FullyConnected, add_noise, conv2d, demodulation, modulated_conv2d
 
 NUM_PLANES = 3
 AWARE_AXES = ('xy', 'yz', 'zx')  # the planes that alignment is defined for: (width axis, height axis)
@@ -38,24 +45,20 @@ def _seen_from(plane, source, target):
     return profile.expand(plane.shape)
 
 
-def aware_modulated_conv2d(x, weight, styles, up=1, padding=0, resample_filter=None, demodulate=True):
+def aware_modulated_conv2d(planes, weight, styles, up=1, resample_filter=None, demodulate=True):
     """Modulated convolution of aligned planes, without aligning them.
 
-    x: [N * 3, C, R, R], plane by plane; weight: [C_out, 3C, k, k]; styles: [N * 3, 3C]; with (k, up) one of (1, 1),
-    (3, 1), (3, 2). Returns what `modulated_conv2d` returns for `align_planes`' output: [N * 3, C_out, R', R'].
+    planes: [N, 3, C, R, R]; weight: [C_out, 3C, k, k]; styles: [N, 3, 3C]; with (k, up) one of (1, 1), (3, 1), (3, 2).
+    Returns what `plane_modulated_conv2d` returns for `align_planes(planes)`: [N, 3, C_out, R', R'].
     """
-    planes = x.unflatten(0, (-1, NUM_PLANES))
-    by_source = styles.unflatten(0, (-1, NUM_PLANES)).unflatten(2, (NUM_PLANES, -1))  # [N, target, source, C]
+    style_of = styles.unflatten(2, (NUM_PLANES, -1))  # [N, target, source, C]
     width, edge = _STRIPS[weight.shape[-1], up]
 
     def convolve(images, ahead):
         """Images [N, target, C, h, w] made from source plane target + ahead, with that source's weights and styles."""
-        targets = torch.arange(NUM_PLANES, device=x.device)
-        sources = (targets + ahead) % NUM_PLANES
-        scaled = images * by_source[:, targets, sources, :, None, None]
-        own = weight.unflatten(1, (NUM_PLANES, -1))[:, sources].transpose(0, 1).flatten(0, 1)
-        y = conv2d_resample(scaled.flatten(1, 2), own, f=resample_filter, up=up, padding=padding, groups=NUM_PLANES,
-                            flip_weight=(up == 1))
+        scales = torch.stack([style_of[:, target, (target + ahead) % NUM_PLANES] for target in range(NUM_PLANES)], dim=1)
+        kernels = weight.unflatten(1, (NUM_PLANES, -1)).roll(-ahead, dims=1).transpose(0, 1).flatten(0, 1)  # target by target
+        y = conv2d((images * scales[..., None, None]).flatten(1, 2), kernels, resample_filter, up=up, groups=NUM_PLANES)
         return y.unflatten(1, (NUM_PLANES, -1))
 
     # The next plane shares this one's height axis (as its width axis); the one after shares the width axis.
@@ -64,7 +67,6 @@ def aware_modulated_conv2d(x, weight, styles, up=1, padding=0, resample_filter=N
     y = convolve(planes, 0)
     size = y.shape[-1]
     y = y + _widen(convolve(heights, 1), size, edge, dim=-1) + _widen(convolve(widths, 2), size, edge, dim=-2)
-    y = y.flatten(0, 1)
     return y * demodulation(weight, styles) if demodulate else y
 
 
@@ -77,3 +79,65 @@ def _widen(strip, size, edge, dim):
     shape[dim] = size - 2 * edge
     interior = strip.narrow(dim, edge, 1).expand(shape)
     return torch.cat([strip.narrow(dim, 0, edge), interior, strip.narrow(dim, length - edge, edge)], dim=dim)
+
+
+def plane_modulated_conv2d(planes, weight, styles, **options):
+    """Modulated convolution of planes that see themselves only: [N, 3, C, R, R] to [N, 3, C_out, R', R'].
+
+    weight: [C_out, C, k, k], shared by the planes; styles: [N, 3, C]; options: of `modulated_conv2d`.
+    """
+    return modulated_conv2d(planes.flatten(0, 1), weight, styles.flatten(0, 1), **options).unflatten(0, (-1, NUM_PLANES))
+
+
+class PlaneConv(nn.Module):
+    """A modulated convolution of three planes: weights are shared by the planes, styles are not (supplement, section I.1).
+
+    Planes stand side by side in the channels, so that a layer is used like one of StyleGAN2's; in_channels and
+    out_channels count those of all three. align: every plane sees the aligned planes (3D-aware), otherwise itself.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, w_dim, align):
+        super().__init__()
+        self.convolution = aware_modulated_conv2d if align else plane_modulated_conv2d
+        seen = in_channels if align else in_channels // NUM_PLANES
+        self.affine = FullyConnected(w_dim, NUM_PLANES * seen, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels // NUM_PLANES, seen, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels // NUM_PLANES))
+
+    def styles(self, w):
+        """[N, 3, channels that a plane sees]: first those of xy, then yz, then zx."""
+        return self.affine(w).unflatten(1, (NUM_PLANES, -1))
+
+    def convolve(self, x, styles, **options):
+        """x: [N, in_channels, R, R]. Returns the planes one by one, [N, 3, out_channels / 3, R', R']."""
+        return self.convolution(x.unflatten(1, (NUM_PLANES, -1)), self.weight, styles, **options)
+
+
+class PlaneLayer(PlaneConv):
+    """StyleGAN2's synthesis layer for three planes. Stored noise is one map for all three; each draws its own."""
+
+    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, align=False):
+        super().__init__(in_channels, out_channels, 3, w_dim, align)
+        self.up = up
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer('noise_const', torch.randn(resolution, resolution))
+        self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
+
+    def forward(self, x, w, noise_mode, random=None):
+        """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns [N, out_channels, up * R, up * R]."""
+        planes = self.convolve(x, self.styles(w), up=self.up, resample_filter=self.resample_filter)
+        planes = add_noise(planes, noise_mode, self.noise_const, self.noise_strength, random)
+        return bias_act(planes, self.bias, dim=2, act='lrelu').flatten(1, 2)
+
+
+class PlaneToRGB(PlaneConv):
+    """ToRGB for three planes. The style gain counts one plane's own channels, also where it sees the aligned ones."""
+
+    def __init__(self, in_channels, out_channels, w_dim, align=False):
+        super().__init__(in_channels, out_channels, 1, w_dim, align)
+        self.style_gain = 1 / math.sqrt(in_channels // NUM_PLANES)
+
+    def forward(self, x, w):
+        """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns [N, out_channels, R, R]."""
+        planes = self.convolve(x, self.styles(w) * self.style_gain, demodulate=False)
+        return bias_act(planes, self.bias, dim=2).flatten(1, 2)

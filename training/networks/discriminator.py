@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
+from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
 from training.networks.stylegan2 import EqualizedConv2d, FullyConnected, MappingNetwork, RESAMPLE_TAPS, channels_at, working_dtype
 
 
@@ -23,7 +23,7 @@ def resize(image, size, mode='antialiased'):
     if mode == 'classic':
         taps = setup_filter(RESAMPLE_TAPS, device=image.device)
         image = _bilinear(upsample2d(image, taps), 2 * size + 2, antialias=False)
-        return downsample2d(image, taps, padding=-1, flip_filter=True)
+        return upfirdn2d(image, taps, down=2, flip_filter=True)
     return torch.lerp(resize(image, size, 'none'), resize(image, size), mode)
 
 

@@ -1,22 +1,23 @@
-"""StyleGAN2's parts: equalised layers, mapping network, modulated convolution, synthesis layers and blocks.
+"""StyleGAN2's parts: convolution, equalised layers, mapping network, modulated convolution, synthesis layers and blocks.
 
-Conventions (docs/method.md, section 3): weights are stored ~N(0, 1) and scaled by 1/sqrt(fan_in) at run time; activations are
-leaky ReLU 0.2 with gain sqrt(2); resampling uses [1, 3, 3, 1]; upsampling layers convolve with the flipped kernel.
+Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020; conventions and numbers: docs/method.md,
+section 3. Weights are stored ~N(0, 1) and scaled by 1/sqrt(fan_in) where they are used (equalised learning rate).
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from torch_utils.ops.bias_act import bias_act
-from torch_utils.ops.conv2d_resample import conv2d_resample
-from torch_utils.ops.upfirdn2d import setup_filter
+from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
 
 RESAMPLE_TAPS = (1, 3, 3, 1)
 NOISE_MODES = ('const', 'random', 'none')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+W_AVG_DECAY = 0.998
 
 
 def working_dtype(precision, device):
@@ -30,8 +31,30 @@ def channels_at(resolution, channel_base, channel_max):
     return min(channel_base // resolution, channel_max)
 
 
-def normalize_second_moment(x, eps=1e-8):
-    return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+def normalize_second_moment(x):
+    """x [N, C] divided by the root mean square of each row."""
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+def conv2d(x, weight, resample_filter=None, up=1, down=1, groups=1):
+    """A convolution that keeps, doubles (up=2) or halves (down=2) the resolution; zeros beyond the border.
+
+    x: [N, C_in, H, W]; weight: [C_out, C_in / groups, k, k], k odd; resample_filter: [t, t], t even, needed where the
+    resolution changes. Returns [N, C_out, H', W']. Upsampling is a true convolution, with the flipped kernel; the others
+    correlate (docs/method.md, section 3).
+    """
+    same = weight.shape[-1] // 2  # padding that keeps the size
+    if up == 2:
+        # The convolution of x with zeros between its pixels, without the products with the zeros; the filter follows.
+        transposed = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # [C_in, C_out / groups, k, k]
+        x = F.conv_transpose2d(x, transposed, stride=2, groups=groups)
+        return upfirdn2d(x, resample_filter, padding=len(resample_filter) // 2 - same, gain=4)
+    if down == 1:
+        return F.conv2d(x, weight, padding=same, groups=groups)
+    padding = len(resample_filter) // 2 - 1 + same
+    if same == 0:  # pixels that a 1x1 kernel would skip need not be filtered
+        return F.conv2d(upfirdn2d(x, resample_filter, down=2, padding=padding), weight, groups=groups)
+    return F.conv2d(upfirdn2d(x, resample_filter, padding=padding), weight, stride=2, groups=groups)
 
 
 class FullyConnected(nn.Module):
@@ -47,7 +70,7 @@ class FullyConnected(nn.Module):
 
     def forward(self, x, rows=None):
         """`rows` limits the layer to its first outputs."""
-        return bias_act(nn.functional.linear(x, *self.effective(rows, x.dtype)), act=self.activation)
+        return bias_act(F.linear(x, *self.effective(rows, x.dtype)), act=self.activation)
 
     def effective(self, rows=None, dtype=torch.float32):
         """Weight and bias as they act, gains included."""
@@ -63,37 +86,30 @@ class EqualizedConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
-        self.padding = kernel_size // 2
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, x, gain=1.0):
-        weight = (self.weight * self.weight_gain).to(x.dtype)
-        x = conv2d_resample(x, weight, f=self.resample_filter, down=self.down, padding=self.padding)
-        return activate(x, self.bias, self.activation, gain, self.conv_clamp)
-
-
-def activate(x, bias, activation, gain=1.0, clamp=None):
-    """Bias and activation with its own gain times `gain`; the clamp scales with `gain`."""
-    own = {'linear': 1.0, 'lrelu': math.sqrt(2)}[activation]
-    return bias_act(x, bias, act=activation, gain=own * gain, clamp=None if clamp is None else clamp * gain)
+        """x: [N, C_in, H, W]. `gain` multiplies the result, and so the largest magnitude that conv_clamp allows."""
+        x = conv2d(x, (self.weight * self.weight_gain).to(x.dtype), self.resample_filter, down=self.down)
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        return bias_act(x, self.bias, act=self.activation, gain=ACTIVATIONS[self.activation].gain * gain, clamp=clamp)
 
 
 class MappingNetwork(nn.Module):
-    """z and a conditioning label to one w per layer.
+    """z and a conditioning label to one w per layer (StyleGAN2 with EG3D's pose conditioning).
 
-    With z_dim=0 only the label is mapped (the discriminator's use). The label passes a linear embedding; latent and
-    embedded label are normalised by their second moments and concatenated.
+    The label passes a linear embedding; latent and embedded label are each normalised by their second moment and
+    concatenated. With z_dim=0 only the label is mapped, to a single w where num_ws is None (the discriminator's use).
+    conditioning=False puts zeros in the label's place, otherwise it is multiplied by conditioning_scale.
     """
 
-    def __init__(self, z_dim, c_dim, w_dim, num_ws, num_layers, embed_features=None, lr_multiplier=0.01,
-                 conditioning=True, conditioning_scale=1.0):
+    def __init__(self, z_dim, c_dim, w_dim, num_ws, num_layers, conditioning=True, conditioning_scale=1.0):
         super().__init__()
         self.z_dim, self.c_dim, self.num_ws = z_dim, c_dim, num_ws
         self.conditioning, self.conditioning_scale = conditioning, conditioning_scale
-        embed_features = w_dim if embed_features is None else embed_features
-        self.embed = FullyConnected(c_dim, embed_features) if c_dim else None
-        sizes = [z_dim + (embed_features if c_dim else 0)] + [w_dim] * num_layers
-        self.layers = nn.ModuleList(FullyConnected(a, b, 'lrelu', lr_multiplier) for a, b in zip(sizes, sizes[1:]))
+        self.embed = FullyConnected(c_dim, w_dim) if c_dim else None
+        sizes = [z_dim + (w_dim if c_dim else 0)] + [w_dim] * num_layers
+        self.layers = nn.ModuleList(FullyConnected(a, b, 'lrelu', lr_multiplier=0.01) for a, b in zip(sizes, sizes[1:]))
         if z_dim:
             self.register_buffer('w_avg', torch.zeros(w_dim))
 
@@ -126,9 +142,9 @@ class MappingNetwork(nn.Module):
         return x
 
     @torch.no_grad()
-    def update_w_avg(self, mean_w, decay=0.998):
+    def update_w_avg(self, mean_w):
         """Move the running mean of w, used by truncation, towards the mean [w_dim] of a batch."""
-        self.w_avg.copy_(mean_w.lerp(self.w_avg, decay))
+        self.w_avg.copy_(mean_w.lerp(self.w_avg, W_AVG_DECAY))
 
 
 def _expect(x, size, name):
@@ -136,39 +152,48 @@ def _expect(x, size, name):
         raise ValueError(f'{name} must have shape [N, {size}], got {list(x.shape)}')
 
 
-def modulated_conv2d(x, weight, styles, up=1, padding=0, resample_filter=None, demodulate=True):
+def modulated_conv2d(x, weight, styles, up=1, resample_filter=None, demodulate=True):
     """Convolution with weights scaled per sample and input channel, and normalised per output channel.
 
-    x: [N, C_in, H, W]; weight: [C_out, C_in, k, k]; styles: [N, C_in]. The scales act on the activations before and
-    after one shared convolution, which equals convolving every sample with its own weights (StyleGAN2, section 2.2).
+    x: [N, C_in, H, W]; weight: [C_out, C_in, k, k]; styles: [N, C_in]; the rest as in `conv2d`. The scales act on the
+    activations before and after one shared convolution, which equals convolving every sample with its own weights
+    (StyleGAN2, section 2.2).
     """
     if demodulate and x.dtype == torch.float16:  # keeps the products in fp16's range; demodulation undoes it
         weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel()))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
-    y = x * styles.to(x.dtype)[:, :, None, None]
-    y = conv2d_resample(y, weight.to(x.dtype), f=resample_filter, up=up, padding=padding, flip_weight=(up == 1))
+    y = conv2d(x * styles.to(x.dtype)[..., None, None], weight.to(x.dtype), resample_filter, up=up)
     return y * demodulation(weight, styles).to(x.dtype) if demodulate else y
 
 
 def demodulation(weight, styles):
-    """Factors [N, C_out, 1, 1] that give the styled weights of every output channel unit norm."""
+    """Factors [..., C_out, 1, 1] that give the styled weights of every output channel unit norm; styles: [..., C_in]."""
     energy = styles.square() @ weight.square().sum(dim=(2, 3)).t()
-    return (energy + 1e-8).rsqrt()[:, :, None, None]
+    return (energy + 1e-8).rsqrt()[..., None, None]
+
+
+def add_noise(x, mode, stored, strength, random=None):
+    """x plus noise times a learned strength; noise has one channel, which all channels of x share.
+
+    x: [N, C, R, R], or [N, P, C, R, R], where each of P planes draws its own; mode: 'const' (`stored`, [R, R]), 'random'
+    (from `random`, a BatchRandom, or torch's global generator) or 'none'; strength: scalar tensor.
+    """
+    if mode not in NOISE_MODES:
+        raise ValueError(f'noise_mode must be one of {", ".join(NOISE_MODES)}, got {mode!r}')
+    if mode == 'none':
+        return x
+    random = random or BatchRandom(len(x), x.device)
+    noise = stored if mode == 'const' else random.normal(*x.shape[1:-3], 1, *stored.shape)
+    return x + (noise * strength).to(x.dtype)
 
 
 class SynthesisLayer(nn.Module):
-    """Modulated 3x3 convolution, noise, bias, leaky ReLU.
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU."""
 
-    copies: how many images of one sample share the weights and the stored noise, each with styles of its own (the
-    three planes of the 3D-aware stream). Input [N * copies, C, ...], sample by sample. convolution: modulated_conv2d or
-    a function of the same arguments; in_channels counts the channels of its weights.
-    """
-
-    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, copies=1, convolution=modulated_conv2d, conv_clamp=None):
+    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, conv_clamp=None):
         super().__init__()
-        self.in_channels, self.resolution, self.up, self.copies, self.conv_clamp = in_channels, resolution, up, copies, conv_clamp
-        self.convolution = convolution
-        self.affine = FullyConnected(w_dim, in_channels * copies, bias_init=1.0)
+        self.up, self.conv_clamp = up, conv_clamp
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros([]))
@@ -176,76 +201,60 @@ class SynthesisLayer(nn.Module):
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, x, w, noise_mode, random=None):
-        """x: [N * copies, C, H, W]; w: [N, w_dim]; random: BatchRandom for noise_mode 'random'."""
-        styles = self.affine(w).reshape(-1, self.in_channels)
-        x = self.convolution(x, self.weight, styles, up=self.up, padding=1, resample_filter=self.resample_filter)
-        noise = self._noise(noise_mode, random, len(w), x.device)
-        if noise is not None:
-            x = x + noise.to(x.dtype)
-        return activate(x, self.bias, 'lrelu', clamp=self.conv_clamp)
-
-    def _noise(self, mode, random, samples, device):
-        if mode not in NOISE_MODES:
-            raise ValueError(f'noise_mode must be one of {", ".join(NOISE_MODES)}, got {mode!r}')
-        if mode == 'none':
-            return None
-        if mode == 'const':
-            return self.noise_const * self.noise_strength
-        random = random or BatchRandom(samples, device)
-        drawn = random.normal(self.copies, self.resolution, self.resolution)
-        return drawn.reshape(-1, 1, self.resolution, self.resolution) * self.noise_strength
+        """x: [N, C_in, R, R]; w: [N, w_dim]; noise_mode, random: see `add_noise`. Returns [N, C_out, up * R, up * R]."""
+        x = modulated_conv2d(x, self.weight, self.affine(w), self.up, self.resample_filter)
+        x = add_noise(x, noise_mode, self.noise_const, self.noise_strength, random)
+        return bias_act(x, self.bias, act='lrelu', clamp=self.conv_clamp)
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to an output image, without demodulation or activation.
+    """Modulated 1x1 convolution to an output image, without demodulation or activation."""
 
-    style_channels: the number of channels that the style gain 1/sqrt(channels) counts (default: in_channels).
-    """
-
-    def __init__(self, in_channels, out_channels, w_dim, copies=1, convolution=modulated_conv2d, style_channels=None, conv_clamp=None):
+    def __init__(self, in_channels, out_channels, w_dim, conv_clamp=None):
         super().__init__()
-        self.in_channels, self.convolution, self.conv_clamp = in_channels, convolution, conv_clamp
-        self.affine = FullyConnected(w_dim, in_channels * copies, bias_init=1.0)
+        self.conv_clamp = conv_clamp
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.style_gain = 1 / math.sqrt(style_channels or in_channels)
+        self.style_gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x, w):
-        styles = self.affine(w).reshape(-1, self.in_channels) * self.style_gain
-        x = self.convolution(x, self.weight, styles, demodulate=False)
-        return activate(x, self.bias, 'linear', clamp=self.conv_clamp)
+        """x: [N, C_in, R, R]; w: [N, w_dim]. Returns [N, C_out, R, R]."""
+        x = modulated_conv2d(x, self.weight, self.affine(w) * self.style_gain, demodulate=False)
+        return bias_act(x, self.bias, clamp=self.conv_clamp)
 
 
 class SynthesisBlock(nn.Module):
-    """Two modulated convolutions at one resolution and a ToRGB.
+    """Two modulated convolutions at one resolution and a ToRGB (skip architecture; StyleGAN2, figure 7).
 
-    The first block (in_channels = 0) has a learned constant and one convolution only. `up` is 2 or 1. copies: images of
-    one sample, as in SynthesisLayer, each with a constant and an output of its own; seen: how many of them a convolution
-    sees (the channels of its weights are as many times in_channels).
+    The first block (in_channels = 0) has a learned constant in place of its first convolution. resolution: of the output;
+    up: 2 or 1; options: of the layers (conv_clamp).
     """
 
-    def __init__(self, in_channels, out_channels, image_channels, w_dim, resolution, up=2, conv_clamp=None, copies=1, seen=1,
-                 convolution=modulated_conv2d):
+    layer_type, rgb_type = SynthesisLayer, ToRGB  # tri-planes have their own, see PlaneBlock
+
+    def __init__(self, in_channels, out_channels, image_channels, w_dim, resolution, up=2, **options):
         super().__init__()
-        self.copies = copies
-        shared = dict(conv_clamp=conv_clamp, copies=copies, convolution=convolution)
         if in_channels == 0:
-            self.const = nn.Parameter(torch.randn(copies * out_channels, resolution, resolution))
+            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
             self.conv0 = None
         else:
-            self.conv0 = SynthesisLayer(seen * in_channels, out_channels, w_dim, resolution, up=up, **shared)
-        self.conv1 = SynthesisLayer(seen * out_channels, out_channels, w_dim, resolution, **shared)
-        self.to_rgb = ToRGB(seen * out_channels, image_channels, w_dim, style_channels=out_channels, **shared)
+            self.conv0 = self.layer_type(in_channels, out_channels, w_dim, resolution, up=up, **options)
+        self.conv1 = self.layer_type(out_channels, out_channels, w_dim, resolution, **options)
+        self.to_rgb = self.rgb_type(out_channels, image_channels, w_dim, **options)
 
     @property
     def num_convs(self):
         return 1 if self.conv0 is None else 2
 
     def forward(self, x, ws, noise_mode, random=None):
-        """x: [N * copies, C, H, W] or None for the first block; ws: [N, num_convs + 1, w_dim]. Returns features and image."""
+        """x: [N, C_in, R, R], None for the first block; ws: a w [N, w_dim] for each layer, num_convs + 1 in all.
+
+        Returns features [N, C_out, R', R'] and ToRGB's image [N, image_channels, R', R'].
+        """
         if self.conv0 is None:
-            x = self.const.expand(len(ws), -1, -1, -1).unflatten(1, (self.copies, -1)).flatten(0, 1)
+            x = self.const.expand(len(ws[0]), -1, -1, -1)
         else:
-            x = self.conv0(x, ws[:, 0], noise_mode, random)
-        x = self.conv1(x, ws[:, -2], noise_mode, random)
-        return x, self.to_rgb(x, ws[:, -1])
+            x = self.conv0(x, ws[0], noise_mode, random)
+        x = self.conv1(x, ws[-2], noise_mode, random)
+        return x, self.to_rgb(x, ws[-1])

@@ -42,7 +42,7 @@ class Superresolution(nn.Module):
         trained so (docs/fidelity.md). Raises RenderSizeError for h and w that it does not take.
         """
         self.check_input(image_raw.shape[-1])
-        ws = ws[:, -1:].expand(-1, 3, -1)
+        ws = ws[:, -1:].expand(-1, 3, -1).unbind(1)
         image, x = self._fit(image_raw), self._fit(features)
         x = x.to(working_dtype(self.precision, x.device))
         for block in self.blocks:
