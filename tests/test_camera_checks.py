@@ -15,7 +15,8 @@ from tests.test_dataset_tool import convert_error, refused, run
 from tests.tiny import tiny_generator, tiny_run
 from train import prepare
 from training.camera_checks import CameraError, check_cameras, seen_scene
-from training.config import PRESETS, RenderingConfig
+from training.config import RenderingConfig
+from training.presets import PRESETS
 from training.dataset import PosedImageDataset, mirror_label
 from training.rendering.cameras import look_at, look_at_pose, make_label, pinhole
 
