@@ -14,6 +14,7 @@ from metrics import results
 from tests.small_detector import smooth_images
 from tests.test_metrics import write_set
 from tests.tiny import tiny_generator, tiny_run
+from training.presets import with_options
 from training.rendering.cameras import view_label
 from training.snapshots import SnapshotError, newest_snapshot, save_snapshot
 
@@ -97,7 +98,7 @@ def test_files_are_taken_as_they_are(tmp_path, capsys):
 def test_a_run_goes_on_when_its_init_from_folder_has_newer_snapshots(run_folder, tmp_path, data):
     run_dir = tmp_path / 'run'
     run_dir.mkdir()
-    config = train.override(tiny_run(data, str(run_dir)), {'init_from': str(run_folder / NEWEST)})
+    config = with_options(tiny_run(data, str(run_dir)), {'init_from': str(run_folder / NEWEST)})
     (run_dir / 'training_options.json').write_text(json.dumps(config.to_dict()))
     (run_folder / 'network-snapshot-000101.pkl').write_text('')
     command = [f'--run-dir={run_dir}', '--dry-run']
