@@ -153,6 +153,13 @@ def test_wrong_distances_are_named_with_the_factor(preset, factor):
     check_cameras(labels, [''] * len(labels), '', scene)
 
 
+def test_cameras_of_many_distances_want_other_limits():
+    labels = cameras()
+    labels[10:] = moved(1.7)(labels[10:])
+    labels[20:] = moved(0.3)(labels[20:])
+    assert 'train with the --near, --far and --box that dataset_tool.py convert suggests' in fault(labels, preset_scene('demo'))
+
+
 def test_a_few_bad_labels_are_counted_and_the_first_is_named():
     labels = cameras()
     labels[[7, 20, 31]] = with_poses(lambda pose: pose @ OPENGL)(labels[[7, 20, 31]])

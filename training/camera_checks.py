@@ -26,7 +26,6 @@ _SWAPPED_ASPECT = 1.1  # width and height more alike than this are not told apar
 _OFF_CENTRE = 0.03  # of principal points, in picture sizes
 _LIKELY = 0.9  # share of the wrong cameras that a slip must explain
 _MOST_TRIED = 1000  # wrong cameras that slips are tried on
-_UNKNOWN_SLIP = "correct or remove them, or move the scene to the world's origin"
 _PIXELS = 'intrinsics in pixels: divide the first row by the width and the second by the height'
 
 
@@ -35,11 +34,13 @@ class CameraError(UserError, ValueError):
 
 
 class Fault(NamedTuple):
-    """wrong: bool [N], the labels that have it; what: of such a camera; slip: what causes it, None where poses tell."""
+    """wrong: bool [N], the labels that have it; what: of such a camera; slip: what causes it, None where poses tell; cure: where
+    they do not tell."""
 
     wrong: np.ndarray
     what: str
     slip: str | None = None
+    cure: str = 'correct or remove them'
 
 
 @np.errstate(all='ignore')  # what is not a number is not sound either
@@ -55,7 +56,7 @@ def check_cameras(labels, names, source, scene=None, axes='opencv'):
     if first is None:
         return
     wrong, index, fault = first
-    slip = fault.slip or _slip_of_labels(labels[wrong], scene, axes) or ('correct or remove them' if scene is None else _UNKNOWN_SLIP)
+    slip = fault.slip or _slip_of_labels(labels[wrong], scene, axes) or fault.cure
     raise CameraError(f'{source}: {describe(wrong, names[index], fault)}; {slip}')
 
 
@@ -90,11 +91,12 @@ def likely_slip(poses, sound, axes='opencv'):
     return min(found)[2] if found else None
 
 
+@np.errstate(all='ignore')
 def seen_scene(labels):
     """The RenderingConfig of a scene as large as cameras [N, 25] suggest: FFHQ's give a box of side 1."""
     distances = np.linalg.norm(labels[:, [3, 7, 11]], axis=1)
     side = BOX_PER_VIEW * np.median(distances) / np.median(labels[:, 16])
-    return RenderingConfig(near=AUTO, far=AUTO, box_size=max(float(side), 1e-9))
+    return RenderingConfig(near=AUTO, far=AUTO, box_size=float(np.clip(side, 1e-9, 1e9)))
 
 
 def _split(labels):
@@ -163,11 +165,14 @@ def _scene_faults(poses, scene):
     depth = -(origins * forward).sum(axis=1)  # of the axis's point nearest to the world's origin, where the box is centred
     ends = np.stack([(-half - origins) / forward, (half - origins) / forward])
     entry, leave = ends.min(axis=0).max(axis=1), ends.max(axis=0).min(axis=1)
+    moving = "correct or remove them, or move the scene to the world's origin"
     return [Fault(np.linalg.norm(origins, axis=1) < _ROUNDING * scene.box_size, "it stands at the world's origin, inside the scene"),
-            Fault(~(depth > 0), "it looks away from the scene, which is at the world's origin"),
-            Fault(~(entry <= leave), f'its optical axis misses the box of side {scene.box_size:.3g} around the world\'s origin'),
+            Fault(~(depth > 0), "it looks away from the scene, which is at the world's origin", cure=moving),
+            Fault(~(entry <= leave), f'its optical axis misses the box of side {scene.box_size:.3g} around the world\'s origin',
+                  cure=moving),
             Fault(~((near <= depth) & (depth <= far)),
-                  f'its optical axis meets the box outside near {near:.3g} and far {far:.3g}')]
+                  f'its optical axis meets the box outside near {near:.3g} and far {far:.3g}',
+                  cure='correct or remove them, or train with the --near, --far and --box that dataset_tool.py convert suggests')]
 
 
 def _slip_of_labels(labels, scene, axes):
@@ -188,8 +193,8 @@ def _slip_of_distance(poses, scene, sound):
     factor = (scene.near + scene.far) / 2 / distance
     moved = poses.copy()
     moved[:, :3, 3] *= factor
-    return (f'this looks like a wrong distance, {distance:.3g} from the world\'s origin: multiply positions by {factor:.2g}, or set '
-            '--near, --far and --box') if np.mean(sound(moved)) >= _LIKELY else None
+    return (f'this looks like a wrong distance, {distance:.3g} from the world\'s origin: multiply positions by {factor:.2g}, or train '
+            'with other --near, --far and --box') if np.mean(sound(moved)) >= _LIKELY else None
 
 
 def _inverse(poses):
