@@ -13,9 +13,9 @@ from dataset_prep.demo import demo_items
 from dataset_prep.transforms import transforms_files
 from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import FiniteRange, UserPath
-from training.camera_checks import check_cameras, seen_scene
+from training.data.camera_checks import check_cameras, seen_scene
 from training.config import FFHQ_FOCAL
-from training.dataset import LABEL_FILE, DatasetError, image_notes, mirror_label
+from training.data.dataset import LABEL_FILE, DatasetError, image_notes, mirror_label
 
 _POSITIVE = FiniteRange(min=0, min_open=True)
 

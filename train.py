@@ -23,7 +23,7 @@ from dnnlib.params import UserPath
 from torch_utils import distributed
 from training.config import GROUPS, NETWORKS, ConfigError, RunConfig, check
 from training.presets import AWARE, PRESETS, resolve, with_options
-from training.resuming import LATEST, check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
+from training.run.resuming import LATEST, check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
 
 UNSET = None
 MOST_IMAGES_CHECKED = 300  # two seconds at 512x512
@@ -143,7 +143,7 @@ def prepare(config):
     from metrics import registry
     from metrics.detector import check_weights
     from metrics.image_quality import check_counts
-    from training.dataset import PosedImageDataset
+    from training.data.dataset import PosedImageDataset
     from training.perceptual import find_vgg_weights, load_lpips
     from training.snapshots import load_networks
 

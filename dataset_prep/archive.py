@@ -9,7 +9,7 @@ import zipfile
 
 from PIL import Image
 
-from training.dataset import LABEL_FILE, DatasetError
+from training.data.dataset import LABEL_FILE, DatasetError
 
 _IMAGES_PER_FOLDER = 1000
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp: the same images give the same bytes

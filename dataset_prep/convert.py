@@ -12,8 +12,8 @@ from PIL import Image
 
 from dataset_prep.lenses import undistort
 from dataset_prep.transforms import TO_OPENCV, TRANSFORMS_FILE, View, read_transforms, transforms_files
-from training.camera_checks import AXES, check_cameras, describe, first_fault, likely_slip, seen_scene
-from training.dataset import LABEL_FILE, DatasetError, FileStore, LabelFile, check_declared_size, image_header, image_names, open_image
+from training.data.camera_checks import AXES, check_cameras, describe, first_fault, likely_slip, seen_scene
+from training.data.dataset import LABEL_FILE, DatasetError, FileStore, LabelFile, check_declared_size, image_header, image_names, open_image
 
 _DEGENERATE = 1e-3  # a mean direction shorter than this, or axes this parallel, determine nothing
 _PRESET_NEAR, _PRESET_FAR = 0.45, 0.6  # FFHQ: radius - 0.45 and radius + 0.6 for a box of side 1

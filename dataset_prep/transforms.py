@@ -11,8 +11,8 @@ import numpy as np
 
 from dataset_prep.lenses import folds
 from dnnlib.errors import one_line
-from training.camera_checks import check_cameras
-from training.dataset import CameraFile, DatasetError, check_declared_size, image_size, read_json
+from training.data.camera_checks import check_cameras
+from training.data.dataset import CameraFile, DatasetError, check_declared_size, image_size, read_json
 
 TRANSFORMS_FILE = 'transforms.json'
 SPLIT_FILES = ('transforms_train.json', 'transforms_val.json', 'transforms_test.json')

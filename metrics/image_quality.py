@@ -19,7 +19,7 @@ from metrics.images import (PUBLISHED, GeneratedImages, Rendering, StoredImages,
 from metrics.real_statistics import real_statistics
 from metrics.registry import GENERATION_OPTIONS, Group, Outcome
 from torch_utils import distributed
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 ALL = 'all'  # every real image
 

@@ -11,8 +11,8 @@ from metrics.processes import my_batches
 from torch_utils import distributed
 from torch_utils.images import to_uint8
 from torch_utils.random import keyed_generator
-from training.dataset import ImageDataset, PosedImageDataset, epoch_order
-from training.loading import CarryErrors
+from training.data.dataset import ImageDataset, PosedImageDataset, epoch_order
+from training.data.loader import CarryErrors
 from training.rendering.cameras import view_label
 
 

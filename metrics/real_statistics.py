@@ -14,7 +14,7 @@ from dnnlib.files import cache_path
 from metrics.collection import collect
 from metrics.images import StoredImages, real_subset
 from torch_utils import distributed
-from training.dataset import FileStore, image_names
+from training.data.dataset import FileStore, image_names
 
 _VERSION = 1  # of what is kept; a change of any statistic needs a new one
 

@@ -12,7 +12,8 @@ import torch
 
 from metrics import monitoring
 from torch_utils import checkpoint, distributed
-from training import reporting, saving, step, training_loop
+from training import step, training_loop
+from training.run import checkpoints, reporting
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tests.interruption'])  # torch is imported once
@@ -100,7 +101,7 @@ MOMENTS = {
     'after a step': (training_loop, 'training_step', _after),
     'before a tick': (reporting.Reporter, 'tick', _before),
     'after a tick': (reporting.Reporter, 'tick', _after),
-    'writing samples': (saving, 'write_snapshot', _before),
+    'writing samples': (checkpoints, 'write_snapshot', _before),
     'writing a state': (checkpoint, 'write_state', _half_written),
     'state written': (checkpoint, 'write_state', _after),
     'a metric that is told to stop': (monitoring.Monitor, 'judge', _stop_request),

@@ -257,7 +257,7 @@ def kind_layout(kind, change=lambda kwargs: kwargs):
     if stage2:
         modules['D_patch'] = module_layout(SINGLE_CLASS, change(SINGLE))
     plain = {'training_set_kwargs': {
-        'class_name': 'training.dataset.ImageFolderDataset', 'path': '/data/set.zip', 'use_labels': True, 'max_size': 1000,
+        'class_name': 'training.data.dataset.ImageFolderDataset', 'path': '/data/set.zip', 'use_labels': True, 'max_size': 1000,
         'xflip': False, 'resolution': G['img_resolution'], 'random_seed': 0}}
     if pipe:
         modules['augment_pipe'] = {

@@ -14,10 +14,10 @@ from metrics.registry import Task
 from tests.test_dataset_tool import convert_error, refused, run
 from tests.tiny import tiny_generator, tiny_run
 from train import prepare
-from training.camera_checks import CameraError, check_cameras, seen_scene
+from training.data.camera_checks import CameraError, check_cameras, seen_scene
 from training.config import RenderingConfig
 from training.presets import PRESETS
-from training.dataset import PosedImageDataset, mirror_label
+from training.data.dataset import PosedImageDataset, mirror_label
 from training.rendering.cameras import look_at, look_at_pose, make_label, pinhole
 
 OPENGL = np.diag([1.0, -1, -1, 1])

@@ -25,7 +25,7 @@ from metrics.consistency.views import (Views, ViewsError, box_of_cameras, folder
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
 from tests.tiny import tiny_generator
-from training.camera_checks import CameraError
+from training.data.camera_checks import CameraError
 from training.rendering.cameras import split_label, view_label
 from training.snapshots import save_snapshot
 

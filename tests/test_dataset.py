@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.dataset import DatasetError, FileStore, PosedImageDataset, batch_indices, epoch_order, mirror_label
+from training.data.dataset import DatasetError, FileStore, PosedImageDataset, batch_indices, epoch_order, mirror_label
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
 SIZE = 8
@@ -206,7 +206,7 @@ def test_mixed_sizes_at_construction(folder):
 
 
 def test_mixed_sizes_at_reading(folder, monkeypatch):
-    monkeypatch.setattr('training.dataset._HEADERS_CHECKED', 1)
+    monkeypatch.setattr('training.data.dataset._HEADERS_CHECKED', 1)
     Image.new('RGB', (16, 16)).save(folder / 'a/3.png')
     with pytest.raises(DatasetError, match='a/3.png measures 16x16, the first one 8x8'):
         PosedImageDataset(folder)[3]

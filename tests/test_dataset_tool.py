@@ -11,7 +11,7 @@ import dataset_prep.demo as demo
 from dataset_prep.archive import DatasetWriter
 from dataset_prep.lenses import undistort
 from dataset_tool import main
-from training.dataset import DatasetError, PosedImageDataset, mirror_label
+from training.data.dataset import DatasetError, PosedImageDataset, mirror_label
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
 FOX = pathlib.Path(__file__).parents[2] / 'shared/data/fox'

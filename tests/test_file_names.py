@@ -20,7 +20,7 @@ from tests.small_detector import smooth_images, write_images
 from tests.test_metrics import write_set
 from tests.test_sampling_scripts import read_video
 from tests.tiny import tiny_generator
-from training.dataset import ImageDataset, PosedImageDataset
+from training.data.dataset import ImageDataset, PosedImageDataset
 from training.rendering.cameras import view_label
 from training.snapshots import save_snapshot
 

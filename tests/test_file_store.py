@@ -16,7 +16,7 @@ from metrics.consistency.views import folder_views
 from metrics.real_statistics import content_hash
 from tests.test_dataset import read_json, some_label, write_folder, write_labels, zip_folder
 from tests.test_dataset_tool import photographs, read_frames, refused, run, write_transforms  # noqa: F401 (a fixture)
-from training.dataset import DatasetError, FileStore, ImageDataset, PosedImageDataset, image_names
+from training.data.dataset import DatasetError, FileStore, ImageDataset, PosedImageDataset, image_names
 
 NAME = 'Fünf é.png'  # with letters that Unicode writes in two ways
 

@@ -25,7 +25,7 @@ from metrics.statistics import FeatureList, FeatureMoments
 from tests import small_detector
 from tests.small_detector import WIDTHS, SmallExtractor, smooth_images, write_images
 from tests.tiny import tiny_generator
-from training.dataset import PosedImageDataset
+from training.data.dataset import PosedImageDataset
 from training.rendering.cameras import view_label
 
 CPU = torch.device('cpu')

@@ -13,7 +13,7 @@ from dnnlib.pictures import PictureError, fits_proportions, picture_notes, read_
 from metrics.consistency.views import folder_views
 from tests.test_dataset import SIZE, write_folder
 from tests.test_dataset_tool import converted, photographs, refused, run  # noqa: F401 (a fixture)
-from training.dataset import ImageDataset, PosedImageDataset
+from training.data.dataset import ImageDataset, PosedImageDataset
 
 QUARTERS = {1: lambda image: image, 3: lambda image: image[::-1, ::-1], 6: lambda image: image.swapaxes(0, 1)[:, ::-1],
             8: lambda image: image.swapaxes(0, 1)[::-1]}

@@ -23,7 +23,8 @@ from tests.tiny import tiny_run
 from torch_utils import distributed
 from torch_utils.checkpoint import StateFolder
 from torch_utils.interrupts import SAME_REQUEST_S
-from training import resuming, step
+from training import step
+from training.run import resuming
 from training.step import BadGradients
 from training.training_loop import train
 

@@ -6,8 +6,17 @@ Numbers of the presets: paper and release, see docs/fidelity.md.
 from dataclasses import dataclass, field
 
 from dnnlib.options import changed_fields
-from training.config import (SHAPENET_FOCAL, DiscriminatorConfig, GeneratorConfig, LossConfig, OptimizerConfig, RenderingConfig, RunConfig,
-                             StageConfig, check)
+from training.config import (
+    SHAPENET_FOCAL,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimizerConfig,
+    RenderingConfig,
+    RunConfig,
+    StageConfig,
+    check,
+)
 
 CONTINUED_ADA_KIMG = 100.0
 AWARE = ('stream', 'latent')

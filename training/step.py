@@ -19,8 +19,7 @@ from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.random import BatchRandom
 from training.augment import adapt_probability
-from training.losses import (FakeInputs, blur, blur_sigma, crop, draw_corners, draw_fake_inputs, r1_penalty, ramp,
-                             swap_probability)
+from training.losses import blur, blur_sigma, crop, draw_corners, draw_fake_inputs, r1_penalty, ramp, swap_probability
 from training.networks.discriminator import resize
 
 FINITE = dict(nan=0.0, posinf=1e5, neginf=-1e5)  # what replaces gradients that are not finite

@@ -11,10 +11,11 @@ from torch_utils.checkpoint import copy_to_cpu
 from torch_utils.interrupts import StopRequests
 from torch_utils.memory import naming_memory
 from torch_utils.stats import Statistics
-from training.dataset import PosedImageDataset
-from training.loading import naming_dead_helpers, real_batches
-from training.reporting import Clock, Reporter, SampleGrid
-from training.saving import Saver, describe_resumption, without_tensors
+from training.data.dataset import PosedImageDataset
+from training.data.loader import naming_dead_helpers, real_batches
+from training.run.checkpoints import Saver, describe_resumption, without_tensors
+from training.run.grids import SampleGrid
+from training.run.reporting import Clock, Reporter
 from training.snapshots import describe_all, load_augment_p, load_networks
 from training.state import build_state
 from training.step import BadGradients, training_step

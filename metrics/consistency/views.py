@@ -14,9 +14,9 @@ from dataset_prep.transforms import SPLIT_FILES, TRANSFORMS_FILE
 from dnnlib.errors import UserError
 from dnnlib.files import source_name
 from torch_utils.images import to_uint8
-from training.camera_checks import BOX_PER_VIEW, check_cameras
+from training.data.camera_checks import BOX_PER_VIEW, check_cameras
 from training.config import AUTO, RenderingConfig
-from training.dataset import LABEL_FILE, image_notes
+from training.data.dataset import LABEL_FILE, image_notes
 from training.rendering.cameras import cast_rays, split_label, view_label
 from training.subjects import make_subject, render_subjects, seed_ws
 

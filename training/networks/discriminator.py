@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
-from training.networks.stylegan2 import EqualizedConv2d, FullyConnected, MappingNetwork, RESAMPLE_TAPS, channels_at, working_dtype
+from training.networks.stylegan2 import RESAMPLE_TAPS, EqualizedConv2d, FullyConnected, MappingNetwork, channels_at, working_dtype
 
 
 def resize(image, size, mode='antialiased'):

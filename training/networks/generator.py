@@ -10,8 +10,8 @@ from training.networks.stylegan2 import FullyConnected, MappingNetwork
 from training.networks.superresolution import Superresolution
 from training.networks.triplane import ResidualPlanes, TriplaneBackbone
 from training.rendering.bounds import MAX_CELLS, density_bounds
-from training.rendering.field import TriplaneField
 from training.rendering.cameras import cast_rays, patch_centres, pixel_centres
+from training.rendering.field import TriplaneField
 from training.rendering.renderer import render_rays
 from training.rendering.skipping import Skip
 

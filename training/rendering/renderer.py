@@ -7,8 +7,8 @@ import torch
 from torch_utils.random import BatchRandom
 from training.config import AUTO
 from training.rendering import skipping
-from training.rendering.choice import choose_steps
 from training.rendering.cameras import box_limits
+from training.rendering.choice import choose_steps
 from training.rendering.sampling import stratified_depths
 
 SAMPLING_MODES = ('stratified', 'deterministic')

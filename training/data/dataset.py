@@ -15,8 +15,8 @@ import torch
 
 from dnnlib.errors import one_line
 from dnnlib.pictures import PICTURE_SUFFIXES, PictureError, fits_proportions, picture_notes, read_header, read_picture
-from training.camera_checks import check_cameras
-from training.file_store import DatasetError, FileStore
+from training.data.camera_checks import check_cameras
+from training.data.file_store import DatasetError, FileStore
 from training.rendering.cameras import LABEL_SIZE
 
 LABEL_FILE = 'dataset.json'

@@ -11,7 +11,7 @@ from torch_utils import distributed
 from torch_utils.background import Background
 from torch_utils.checkpoint import StateFolder
 from torch_utils.images import image_grid, save_png
-from training.resuming import write_options
+from training.run.resuming import write_options
 from training.snapshots import SnapshotError, read_snapshot, write_snapshot
 
 FINISHED = 'finished'  # an empty file of this name marks the folder of a run that has nothing left to do

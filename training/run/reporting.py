@@ -1,4 +1,4 @@
-"""What a run shows while it goes: log, progress bar, statistics, TensorBoard, picture grids."""
+"""What a run shows while it goes: log, progress bar, statistics, TensorBoard; and where the time goes."""
 
 import contextlib
 import logging
@@ -16,11 +16,8 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from torch_utils import distributed
-from torch_utils.images import depth_to_image, to_uint8
-from torch_utils.random import BatchRandom
 from torch_utils.stats import append_json_line, cut
 from training.config import parse_interval
-
 
 # What the code below the loop has to say: which renderer it took, operators that cannot be built.
 _LOGGERS = [logging.getLogger(name) for name in ('mimic3d', 'torch_utils')]
@@ -134,59 +131,6 @@ def _duration(seconds):
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}h {minutes:02d}m' if hours else f'{minutes}m {seconds:02d}s'
-
-
-def default_grid(resolution):
-    """Columns and rows that fill about a 4K picture, within reason."""
-    return min(max(3840 // resolution, 4), 15), min(max(2160 // resolution, 2), 8)
-
-
-class SampleGrid:
-    """The same latents and cameras, drawn again and again while training."""
-
-    def __init__(self, dataset, config, device):
-        self.columns, rows = config.grid_size or default_grid(dataset.resolution)
-        self.count = self.columns * rows
-        random = BatchRandom.keyed((config.seed, 0), self.count)
-        self.indices = random.integers(len(dataset))
-        self.z = random.normal(config.generator.z_dim).to(device)
-        self.c = dataset.labels[self.indices].to(device)
-        self.batch = config.batch_per_pass
-
-    def reals(self, dataset):
-        """The images whose cameras the samples are seen from, uint8 [N, 3, H, W]."""
-        return torch.stack([dataset[i][0] for i in self.indices.tolist()])
-
-    @torch.no_grad()
-    def draw(self, G):
-        """8-bit images {name: [N, 3, H, W]} of the 2D branch, its raw render, the depth, and of a 3D branch if there is one.
-
-        Every process must call it and draws its share; the first one gets them all, the others None.
-        """
-        share = slice(distributed.rank(), None, distributed.world_size())
-        mine = {}
-        for z, c in zip(self.z[share].split(self.batch), self.c[share].split(self.batch)):
-            for name, images in self._render(G, z, c).items():
-                mine.setdefault(name, []).append(to_uint8(images).cpu())
-        shares = distributed.gather({name: torch.cat(parts) for name, parts in mine.items()})
-        return shares and {name: self._interleave([share[name] for share in shares if share]) for name in mine}
-
-    def _interleave(self, shares):
-        whole = shares[0].new_empty(self.count, *shares[0].shape[1:])
-        for number, share in enumerate(shares):
-            whole[number::distributed.world_size()] = share
-        return whole
-
-    @staticmethod
-    def _render(G, z, c):
-        ws = G.mapping(z, c)
-        planes = G.planes(ws, noise_mode='const')
-        out = G.render(planes, c, '2d', ws=ws, sampling='deterministic')
-        pictures = {'2d': out['image'], 'raw': out['image_raw'], 'depth': depth_to_image(out['image_depth'])}
-        if G.config.residual:
-            out = G.render(planes, c, '3d', sampling='deterministic')
-            pictures.update({'3d': out['image'], 'depth': depth_to_image(out['image_depth'])})
-        return pictures
 
 
 class Clock:

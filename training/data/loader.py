@@ -7,7 +7,7 @@ import torch
 from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.interrupts import ignore_stop_requests
-from training.dataset import batch_indices
+from training.data.dataset import batch_indices
 
 
 def real_batches(dataset, config, images_seen, end, pin_memory=False):
