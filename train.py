@@ -23,7 +23,7 @@ from dnnlib.params import UserPath
 from torch_utils import distributed
 from training.config import GROUPS, NETWORKS, ConfigError, RunConfig, check
 from training.presets import AWARE, PRESETS, resolve, with_options
-from training.run.resuming import LATEST, check_unchanged, has_state, new_run_dir, run_to_resume, saved_config
+from training.run.resuming import LATEST, check_unchanged, claim_run_dir, has_state, next_run_dir, run_to_resume, saved_config
 
 UNSET = None
 MOST_IMAGES_CHECKED = 300  # two seconds at 512x512
@@ -68,7 +68,8 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
     """
     options['gpus'] = process_count(options['gpus'])
     folder_named = run_dir is not UNSET or resume not in (UNSET, LATEST)
-    run_dir = choose_run_dir(preset, outdir, run_id, run_dir, resume)
+    named = choose_run_dir(outdir, run_id, run_dir, resume)
+    run_dir = named or next_run_dir(outdir, preset)
     saved = saved_config(run_dir)
     config = new_run(preset, data, run_dir, options) if saved is None else continued(saved, preset, data, run_dir, options)
     refuse_idle_options(config, folder_named)
@@ -76,6 +77,10 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
         click.echo(summary(config))
         return
     vgg_weights = prepare(config)
+    if named:
+        make_run_dir(os.makedirs, config.outdir, exist_ok=True)
+    else:
+        config = config.replace(outdir=make_run_dir(claim_run_dir, outdir, preset))
     if not start(config, vgg_weights):
         sys.exit(distributed.exit_code_when_stopped())
 
@@ -95,8 +100,8 @@ def refuse_idle_options(config, folder_named):
             refuse_idle(names, reason)
 
 
-def choose_run_dir(preset, outdir, run_id, run_dir, resume):
-    """The folder of the run that the options name, or a new one."""
+def choose_run_dir(outdir, run_id, run_dir, resume):
+    """The folder of the run that the options name, or None."""
     named = {name: value for name, value in (('--run-id', run_id), ('--run-dir', run_dir), ('--resume', resume)) if value is not UNSET}
     check(len(named) <= 1, f'{" and ".join(named)} name the run twice; give one of them')
     check(run_id is UNSET or run_id.strip('./'), f'--run-id={run_id} names no run; give it a name, or leave it out')
@@ -106,7 +111,7 @@ def choose_run_dir(preset, outdir, run_id, run_dir, resume):
         run_dir = run_to_resume(resume, outdir)
     elif run_id is not UNSET:
         run_dir = os.path.join(outdir, run_id)
-    return run_dir or new_run_dir(outdir, preset)
+    return run_dir
 
 
 def new_run(preset, data, run_dir, options):
@@ -199,16 +204,19 @@ def check_initial_weights(config, networks):
           'trained with other sizes; give one of the same --preset and options, or leave it out')
 
 
+def make_run_dir(make, path, *arguments, **options):
+    """`make(path, ...)`, which makes a run's folder. Raises ConfigError where that cannot be done."""
+    try:
+        return make(path, *arguments, **options)
+    except OSError as error:
+        raise ConfigError(f'the run folder {path} cannot be written: {error.strerror}; name another') from None
+
+
 def start(config, vgg_weights):
-    """Make the run's folder and train, in as many processes as asked for. Returns whether the run is finished."""
+    """Train, in as many processes as asked for. Returns whether the run is finished."""
     from metrics.monitoring import Monitor
     from training.training_loop import train
 
-    if int(os.environ.get('RANK', 0)) == 0:
-        try:
-            os.makedirs(config.outdir, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f'the run folder {config.outdir} cannot be written: {error.strerror}; name another') from None
     monitor = Monitor(list(config.metrics), config.data, config.mirror, config.outdir, config.detector,
                       config.workers) if config.metrics else None
     return distributed.launch(functools.partial(train, config, vgg_weights, monitor), config.gpus)

@@ -67,6 +67,18 @@ def changed_fields(config, given, holder=''):
     return changes
 
 
+def option_values(config, holder=''):
+    """{name: value} of all options of a dataclass and of those in its fields."""
+    found = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            found.update(option_values(value, item.name))
+        elif 'option' in item.metadata:
+            found[item.metadata['option'].of(holder).name] = value
+    return found
+
+
 def config_options(config_class, groups):
     """Decorator of a click command's function: all options of a dataclass, by groups, None where they are not given."""
     options = sorted(options_of(config_class).values(), key=lambda option: groups.index(option.group))

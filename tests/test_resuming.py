@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_max_minutes_stop_a_run(data, tmp_path):
     assert train(config) is False
     assert [images for images, _ in StateFolder(config.outdir).paths()] == [8]
     assert '--max-minutes are over' in (tmp_path / 'run' / 'log.txt').read_text()
-    assert train(config.replace(max_minutes=0, stage1=config.stage1.replace(kimg=0.016), stage2=config.stage2.replace(kimg=0)))
+    assert train(config.replace(max_minutes=0, stage2=config.stage2.replace(kimg=0)))
 
 
 def test_a_signal_while_the_script_starts(tmp_path):
@@ -278,7 +279,7 @@ def states(folder):
 def copy(whole, data, tmp_path):
     """A copy of the finished run, with a state from before its end."""
     shutil.copytree(whole, tmp_path / 'run')
-    resuming.write_options(small_run(data, tmp_path / 'run'))
+    resuming.write_options(resuming.saved_config(str(whole)).replace(outdir=str(tmp_path / 'run')))
     assert len(states(tmp_path / 'run')) == 2
     return tmp_path / 'run'
 
@@ -339,14 +340,83 @@ def test_damage_that_is_refused_by_name(name, copy, data):
     assert sorted(path.name for path in copy.iterdir() if path.name != 'lock') == [name for name in before if name != 'lock']
 
 
-def test_other_data_is_refused(copy, data, tmp_path):
-    options = (copy / 'training_options.json').read_text()
-    import dataset_tool
-    other = tmp_path / 'other.zip'
-    CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={other}', '--resolution=32', '--images=16'])
+# Whose folder, and which data
+
+
+def test_numbers_are_given_once(tmp_path):
+    """Whoever starts together: each makes a folder of its own."""
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(lambda _: resuming.claim_run_dir(str(tmp_path / 'runs'), 'demo'), range(64)))
+    assert sorted(map(os.path.basename, folders)) == [f'{number:05d}-demo' for number in range(64)]
+
+
+def test_a_run_that_was_begun_meanwhile_is_not_written_over(data, tmp_path):
+    """The folder was free when this was decided."""
+    config = small_run(data, tmp_path / 'run', steps=1)
+    assert resuming.saved_config(config.outdir) is None
+    assert train_in_child(begin(config.replace(seed=1))) == (0, '')
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+    with pytest.raises(UserError, match='another run was begun in .* which has seed = 1'):
+        train(config)
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
+    assert train(config.replace(seed=1, workers=1, metrics_every=3, stage2=config.stage2.replace(kimg=0.016)))
+
+
+def changed(folder, change):
+    """A copy of a set of images beside it, as a folder in which one thing is changed."""
+    other = folder.parent / 'other'
+    shutil.copytree(folder, other)
+    pictures = sorted(other.rglob('*.png'))
+    change(other, pictures)
+    return other
+
+
+def swap_two(folder, pictures):
+    first, second = (path.read_bytes() for path in pictures[3:5])
+    pictures[3].write_bytes(second)
+    pictures[4].write_bytes(first)
+
+
+def repaint_one(folder, pictures):
+    """Of the same size, as plain pictures often are."""
+    content = bytearray(pictures[-1].read_bytes())
+    content[-20] ^= 1
+    pictures[-1].write_bytes(content)
+
+
+def turn_one(folder, pictures):
+    labels = json.loads((folder / 'dataset.json').read_text())
+    labels['labels'][7][1] = labels['labels'][6][1]
+    (folder / 'dataset.json').write_text(json.dumps(labels))
+
+
+@pytest.mark.parametrize('change', [swap_two, repaint_one, turn_one])
+@pytest.mark.parametrize('remove_what', ['nothing', 'training-state-*.pt', 'training_options.json'])
+def test_other_content_is_refused(change, remove_what, copy, data, tmp_path):
+    shutil.unpack_archive(data, tmp_path / 'set')
+    for path in copy.glob(remove_what):
+        path.unlink()
+    for path in copy.glob('network-snapshot-*' if remove_what.endswith('pt') else 'nothing'):
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(UserError, match='holds other images or cameras'):
-        train(resuming.saved_config(str(copy)).replace(data=str(other)))
-    assert (copy / 'training_options.json').read_text() == options
+        train(resuming.saved_config(str(copy)).replace(data=str(changed(tmp_path / 'set', change))))
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == {**before, 'lock': b''}
+
+
+def test_the_same_content_at_another_place_is_taken(copy, data, tmp_path):
+    shutil.unpack_archive(data, tmp_path / 'moved')
+    config = resuming.saved_config(str(copy))
+    states(copy)[0].unlink()
+    assert train(config.replace(data=str(tmp_path / 'moved')))
+
+
+def test_a_relative_path_means_the_same_from_anywhere(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    monkeypatch.setenv('HOME', str(data.parent))
+    for path in (data.name, f'./{data.name}', f'~/{data.name}'):
+        config = json.loads(invoke('--preset=demo', f'--data={path}', '--run-dir=run', '--dry-run').output)
+        assert (config['data'], config['outdir']) == (str(data), str(data.parent / 'run'))
 
 
 def test_what_a_killed_process_left_half_written_is_removed(copy, data):

@@ -288,7 +288,7 @@ class RunConfig(Config):
     """A whole run of train.py; saved as training_options.json."""
 
     preset: str
-    data: str
+    data: str  # absolute
     outdir: str
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
@@ -334,6 +334,7 @@ class RunConfig(Config):
     metrics_every: int = setting(1, 'metrics_every', COUNT, 'Snapshots from one evaluation to the next.', OUTPUT, resumable=True)
     detector: str | None = setting(None, 'detector', UserPath(), "The metrics' feature detector; else torch-fidelity's cache or a download.",
                                    OUTPUT, metavar='FILE', resumable=True)
+    data_content: str | None = None  # PosedImageDataset.content_hash of the data, which the run itself finds out
 
     def __post_init__(self):
         self.check_finite()

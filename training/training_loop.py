@@ -61,6 +61,7 @@ class TrainingRun:
     def _prepare(self, config):
         self.dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution, mirror=config.mirror,
                                          background=config.generator.rendering.background)
+        self.config = config = config.replace(data_content=self._data_content())
         self.labels = self.dataset.labels.to(self.device)
         self.statistics = Statistics(self.device)
         self.grid = SampleGrid(self.dataset, config, self.device)
@@ -76,12 +77,19 @@ class TrainingRun:
         self.augment_p = 0.0  # ADA's probability that the next stage begins with
         self.stopping = False
 
+    def _data_content(self):
+        content = self.dataset.content_hash()
+        if content != distributed.share(content):
+            raise UserError(f'--data={self.config.data} holds other images or cameras here than for process 0; copy the same set to '
+                            'all machines')
+        return content
+
     def _load_state(self, log):
         """The first process reads the state; the others get what they need of it, but for tensors, which the stage hands on."""
         state = None
         with distributed.together(naming=False):
             if self.first:
-                self.saver = Saver(self.config, self.dataset)
+                self.saver = Saver(self.config)
                 state = self.saver.load_state(log)
         self.saved = distributed.share(state and without_tensors(state))
         if self.first:

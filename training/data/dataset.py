@@ -20,6 +20,7 @@ from training.data.file_store import DatasetError, FileStore
 from training.rendering.cameras import LABEL_SIZE
 
 LABEL_FILE = 'dataset.json'
+_CHECKSUMS = 500  # in a hash of a set: of a folder, so many pictures are read whenever a run starts
 _HEADERS_CHECKED = 5000  # image sizes looked at on construction: under a second; every image is checked when read
 _LARGEST = float(np.finfo(np.float32).max)
 _MIRRORED_POSE_ENTRIES = [1, 2, 3, 4, 8]  # (0,1), (0,2), (0,3), (1,0), (2,0) of the row-major 4x4 pose
@@ -276,6 +277,17 @@ class PosedImageDataset(ImageDataset):
 
     def __getitem__(self, index):
         return super().__getitem__(index), self.labels[index].clone()
+
+    def content_hash(self):
+        """Hash of the images' names, sizes and check sums, and of the cameras: the same for every copy of a set.
+
+        A zip's directory has the check sums; of a folder, files are read for them. Of a large set, a spread has to do.
+        """
+        stride = -(-len(self._names) // _CHECKSUMS)
+        files = [(name, self._store.stamp(name)[0], self._store.checksum(name) if index % stride == 0 else None)
+                 for index, name in enumerate(self._names)]
+        cameras = self.labels[:len(self._names)].numpy().tobytes()
+        return hashlib.sha256(json.dumps(files).encode() + cameras).hexdigest()[:32]
 
 
 def epoch_order(n, seed, epoch):

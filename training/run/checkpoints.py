@@ -1,6 +1,5 @@
 """The files of a run that last: training states, snapshots, grids. Written by the first process, beside its other work."""
 
-import hashlib
 import os
 
 import torch
@@ -11,23 +10,19 @@ from torch_utils import distributed
 from torch_utils.background import Background
 from torch_utils.checkpoint import StateFolder
 from torch_utils.images import image_grid, save_png
-from training.run.resuming import write_options
+from training.run.resuming import check_again, write_options
 from training.snapshots import SnapshotError, read_snapshot, write_snapshot
 
 FINISHED = 'finished'  # an empty file of this name marks the folder of a run that has nothing left to do
 
 
 class Saver:
-    """Writes into the run's folder, which it has for itself.
+    """Writes into the folder of a RunConfig, which it has for itself."""
 
-    config: RunConfig; dataset: what the run trains on, which its states belong to.
-    """
-
-    def __init__(self, config, dataset):
+    def __init__(self, config):
         self.config = config
         self.lock = FolderLock(config.outdir)
         self.states = StateFolder(config.outdir, config.keep_states)
-        self.data = {'images': len(dataset), 'cameras': hashlib.sha256(dataset.labels.numpy().tobytes()).hexdigest()}
         self.background = Background()
         self.check = self.background.check
         self.finish_writing = self.background.finish
@@ -36,11 +31,12 @@ class Saver:
         return os.path.join(self.config.outdir, name)
 
     def load_state(self, log):
-        """The newest whole state or None. Raises UserError when it does not belong to this data set."""
-        state = self.states.load(log)
-        if state is not None and state['data'] != self.data:
-            raise UserError(f'--data={self.config.data} holds other images or cameras ({self.data["images"]}) than the run in '
-                            f'{self.config.outdir} was started with ({state["data"]["images"]}); give it the same data')
+        """The newest whole state or None. Raises UserError when it is of another run, or one on other data."""
+        saved, state = check_again(self.config), self.states.load(log)
+        known = {saved and saved.data_content, state and state['options'].get('data_content')} - {None}
+        if not known <= {self.config.data_content}:
+            raise UserError(f'--data={self.config.data} holds other images or cameras than the run in {self.config.outdir} was started '
+                            'with; give it the same data')
         for name in (FINISHED, *(name for name in os.listdir(self.config.outdir) if name.endswith('.tmp'))):
             remove(self._path(name))  # what a process that was killed left half-written would fill the disk
         write_options(self.config)  # only now is it sure that the run goes on with them, and here alone
@@ -48,7 +44,7 @@ class Saver:
 
     def about(self):
         """What a state says of the run besides its position."""
-        return {'options': self.config.to_dict(), 'data': self.data, 'circumstances': circumstances(self.config)}
+        return {'options': self.config.to_dict(), 'circumstances': circumstances(self.config)}
 
     def save_state(self, images_seen, content):
         self.background.give(self.states.save, images_seen, content)

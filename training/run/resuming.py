@@ -1,10 +1,12 @@
 """Folders of runs: which one is meant, what it was started with, and whether another command may go on with it."""
 
+import contextlib
 import json
 import os
 import re
 
 from dnnlib.files import replacing
+from dnnlib.options import apply_options, option_values, options_of
 from torch_utils.checkpoint import StateFolder
 from training.config import ConfigError, RunConfig, check
 
@@ -12,8 +14,18 @@ OPTIONS_FILE = 'training_options.json'
 LATEST = 'latest'
 
 
-def new_run_dir(outdir, preset):
-    """The next free folder `<number>-<preset>` in outdir."""
+def claim_run_dir(outdir, preset):
+    """Make the next free folder `<number>-<preset>` in outdir, which then is this process's, whoever else looks for one."""
+    os.makedirs(outdir, exist_ok=True)
+    while True:
+        folder = next_run_dir(outdir, preset)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+            return folder
+
+
+def next_run_dir(outdir, preset):
+    """The next free folder in outdir, as `claim_run_dir` would make it."""
     taken = [int(match[1]) for name in _names(outdir) if (match := re.match(r'(\d+)-', name))]
     return os.path.join(outdir, f'{max(taken, default=-1) + 1:05d}-{preset}')
 
@@ -52,6 +64,24 @@ def saved_config(run_dir):
     check(has_state(run_dir) or not snapshots, f'{run_dir} has no training state to go on from; start another run with '
           f'--init-from={os.path.join(run_dir, snapshots[-1]) if snapshots else ""}')
     return config
+
+
+def check_again(config):
+    """What is found in the folder of a run once it is locked: the RunConfig of the run that lies there, or None.
+
+    Raises ConfigError unless it is the run that `config` goes on with, or there is none: another process may have begun one
+    since that was decided.
+    """
+    saved = saved_config(config.outdir)
+    if saved is None:
+        return None
+    resumable = {name: value for name, value in option_values(config).items() if options_of(RunConfig)[name].resumable}
+    places = {name: getattr(config, name) for name in ('data', 'outdir', 'data_content')}
+    expected = apply_options(saved, resumable).replace(**places)
+    if expected != config:
+        path, old = _first_difference(expected.to_dict(), config.to_dict())
+        raise ConfigError(f'another run was begun in {config.outdir} meanwhile, which has {path} = {old}; name another folder')
+    return saved
 
 
 def has_state(run_dir):
