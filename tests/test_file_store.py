@@ -161,10 +161,10 @@ def test_labels_that_are_there_twice_are_counted(folder):
 
 def test_the_log_of_training_says_what_is_odd(folder):
     from training.presets import resolve
-    from training.training_loop import Run
+    from training.training_loop import TrainingRun
     (folder / 'a/0.png').unlink()
-    run = Run.__new__(Run)
-    run.dataset, run.config, run.device, run.state, lines = PosedImageDataset(folder), resolve('demo', folder, folder), 'cpu', None, []
+    run = TrainingRun.__new__(TrainingRun)
+    run.dataset, run.config, run.device, run.saved, lines = PosedImageDataset(folder), resolve('demo', folder, folder), 'cpu', None, []
     run.device, run.first, run.log = type('Device', (), {'type': 'cpu'}), False, lines.append
     run._greet()
     assert lines[1] == run.dataset.notes[0] and 'a/0.png' in lines[1]
