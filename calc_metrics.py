@@ -17,10 +17,10 @@ from dnnlib.files import make_output_folder, source_name
 from dnnlib.params import FiniteRange, UserPath
 from interop.pickles import is_pickle
 from metrics import evaluate_branches, registry, results, tables
+from sampling.subjects import choose_branches, load_generator
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
 from training.snapshots import newest_snapshot, read_snapshot
-from training.subjects import choose_branches, load_generator
 
 BRANCHES = ('2d', '3d', 'both', 'coarse')
 # Options about the result, or about what a metric may need, whether it does or not.

@@ -14,10 +14,10 @@ from benchmarks.measuring import device_name, markdown, number, peak_megabytes, 
 from benchmarks.ops import median_time
 from dnnlib.cli import friendly_errors
 from dnnlib.params import UserPath
-from training.presets import PRESETS, generator_config
 from training.networks.aware_conv import align_planes, aware_modulated_conv2d
 from training.networks.generator import Generator
 from training.networks.stylegan2 import modulated_conv2d
+from training.presets import PRESETS, generator_config
 
 # The variants of the paper's table 3: where convolutions see aligned planes.
 AWARENESS = {

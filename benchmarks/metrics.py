@@ -21,11 +21,11 @@ from metrics.images import PUBLISHED, GeneratedImages
 from metrics.processes import my_batches
 from metrics.registry import Task
 from metrics.statistics import FeatureMoments
+from sampling.subjects import load_generator
 from torch_utils import distributed
-from training.presets import PRESETS, generator_config
 from training.networks.generator import Generator
+from training.presets import PRESETS, generator_config
 from training.rendering.cameras import view_label
-from training.subjects import load_generator
 
 
 def random_detector_weights(path):

@@ -20,12 +20,12 @@ from benchmarks.measuring import device_name, markdown, number, peak_megabytes, 
 from benchmarks.ops import copy_bandwidth, median_time
 from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import UserPath
+from sampling.subjects import load_generator
 from training.config import RENDER_PRECISIONS
-from training.presets import PRESETS, generator_config
 from training.networks.generator import Generator, Planes
-from training.rendering.choice import VARIABLE
+from training.presets import PRESETS, generator_config
 from training.rendering.cameras import view_label
-from training.subjects import load_generator
+from training.rendering.choice import VARIABLE
 
 LEVELS = 127.5  # 8-bit levels per unit of an image in [-1, 1]
 # What products of each precision are measured with: dtype, and whether fp32 may be rounded to TF32.

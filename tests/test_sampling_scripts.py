@@ -17,10 +17,10 @@ import gen_videos
 from dnnlib.errors import UserError
 from dnnlib.params import GridSize, PixelSize, SeedList, ViewList
 from dnnlib.video import VideoWriter
-from metrics.consistency.texture_images import straightness
+from sampling import samples, subjects, videos
+from sampling.texture_images import straightness
 from shape_utils.grid import density_grid
 from torch_utils.images import depth_to_image, image_grid, to_uint8
-from training import subjects
 from training.config import GeneratorConfig, RenderingConfig
 from training.networks.generator import Generator
 from training.rendering.cameras import full_orbit, portrait_orbit, split_label, view_label
@@ -205,8 +205,8 @@ def test_branches_of_different_sizes_stand_side_by_side(networks, tmp_path):
 
 def test_interpolation_passes_through_its_seeds(networks, tmp_path, monkeypatch):
     shown = []
-    make_subject = gen_videos.make_subject
-    monkeypatch.setattr(gen_videos, 'make_subject', lambda G, ws: shown.append(ws) or make_subject(G, ws))
+    make_subject = videos.make_subject
+    monkeypatch.setattr(videos, 'make_subject', lambda G, ws: shown.append(ws) or make_subject(G, ws))
     _, frames = film(tmp_path, '--seeds=0-5', '--grid=2x1', '--mode=interpolate', '--frames=2', '--branch=coarse')
     keys = subjects.seed_ws(networks['stage2'], range(6), 0.7)
     assert len(frames) == 6 and len(shown) == 12
@@ -378,7 +378,7 @@ def test_orbits_close_and_keep_their_range():
 
 def test_full_orbit_looks_down_on_the_subject(networks, tmp_path, monkeypatch):
     labels = []
-    monkeypatch.setattr(gen_videos, 'render_subjects', lambda G, cast, label, *rest: labels.append(label) or {
+    monkeypatch.setattr(videos, 'render_subjects', lambda G, cast, label, *rest: labels.append(label) or {
         'image': torch.zeros(1, 3, IMAGE, IMAGE)})
     film(tmp_path, '--seeds=0', '--frames=4', '--full-orbit', '--pitch-range=0.3', '--branch=2d')
     origins = split_label(torch.cat(labels))[0][:, :3, 3]
@@ -432,14 +432,14 @@ def nowhere(tmp_path):
     return [tmp_path / 'file', tmp_path / 'file' / 'sub', '/proc']
 
 
-def forbid(monkeypatch, script):
+def forbid(monkeypatch, module):
     def rendered(*_):
         raise AssertionError('this was to be found out before')
-    monkeypatch.setattr(script, 'render_subjects', rendered)
+    monkeypatch.setattr(module, 'render_subjects', rendered)
 
 
 def test_unwritable_samples_are_refused_before_any_work(networks, nowhere, monkeypatch):
-    forbid(monkeypatch, gen_samples)
+    forbid(monkeypatch, samples)
     for folder in nowhere[1:]:
         result = run(gen_samples, '--network=stage2.pkl', '--seeds=0', f'--outdir={folder}')
         assert_one_clear_line(result, f'{folder} cannot be written: ')
@@ -447,7 +447,7 @@ def test_unwritable_samples_are_refused_before_any_work(networks, nowhere, monke
 
 @pytest.mark.parametrize('arguments', [['film.mp4'], ['film.png', '--epi', '--frames=3']])
 def test_unwritable_videos_are_refused_before_any_work(networks, nowhere, arguments, monkeypatch):
-    forbid(monkeypatch, gen_videos)
+    forbid(monkeypatch, videos)
     for folder in nowhere:
         result = run(gen_videos, '--network=stage2.pkl', '--seeds=0', f'--output={folder}/{arguments[0]}', *arguments[1:])
         assert_one_clear_line(result, f'{folder} ')
@@ -471,12 +471,13 @@ def test_an_encoder_that_fails_is_one_line_and_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('script, arguments, cure', [
-    (gen_samples, ['--outdir=out'], 'lower --batch'), (gen_videos, ['--output=out/film.mp4'], 'lower --render-resolution')])
-def test_a_full_gpu_is_one_clear_line(script, arguments, cure, networks, tmp_path, monkeypatch):
+@pytest.mark.parametrize('script, module, arguments, cure', [
+    (gen_samples, samples, ['--outdir=out'], 'lower --batch'),
+    (gen_videos, videos, ['--output=out/film.mp4'], 'lower --render-resolution')])
+def test_a_full_gpu_is_one_clear_line(script, module, arguments, cure, networks, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError('CUDA out of memory')
-    monkeypatch.setattr(script, 'render_subjects', full)
+    monkeypatch.setattr(module, 'render_subjects', full)
     monkeypatch.chdir(tmp_path)
     network = f'--network={tmp_path / "network.pkl"}'
     save_snapshot(tmp_path / 'network.pkl', {'G_ema': networks['stage2']}, {})

@@ -13,12 +13,12 @@ from dataset_prep.convert import load_views, view_picture
 from dataset_prep.transforms import SPLIT_FILES, TRANSFORMS_FILE
 from dnnlib.errors import UserError
 from dnnlib.files import source_name
+from sampling.subjects import make_subject, render_subjects, seed_ws
 from torch_utils.images import to_uint8
-from training.data.camera_checks import BOX_PER_VIEW, check_cameras
 from training.config import AUTO, RenderingConfig
+from training.data.camera_checks import BOX_PER_VIEW, check_cameras
 from training.data.dataset import LABEL_FILE, image_notes
 from training.rendering.cameras import cast_rays, split_label, view_label
-from training.subjects import make_subject, render_subjects, seed_ws
 
 CAMERA_FILES = (TRANSFORMS_FILE, *SPLIT_FILES, LABEL_FILE)
 CAMERA_RADIUS = 2.7  # that photographs with a transforms.json are brought to

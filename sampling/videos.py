@@ -1,0 +1,139 @@
+"""Videos and texture images of seeds: a camera moves around subjects, or subjects turn into each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from dnnlib.errors import UserError
+from dnnlib.files import make_output_folder
+from dnnlib.video import VideoWriter
+from sampling.subjects import choose_branches, closed_path, load_generator, make_subject, render_subjects, seed_ws
+from sampling.texture_images import straightness, texture_image
+from torch_utils.images import image_grid, save_png, to_uint8
+from torch_utils.memory import naming_memory
+from training.rendering.cameras import full_orbit, portrait_orbit, view_label
+
+UPSCALE_FILTERS = {'nearest': Image.Resampling.NEAREST, 'lanczos': Image.Resampling.LANCZOS}
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What to write; the fields are the options of gen_videos.py, see its --help."""
+
+    network: str
+    seeds: list
+    output: Path
+    mode: str
+    branch: str
+    grid: tuple
+    frames: int
+    fps: int
+    yaw_range: float
+    pitch_range: float
+    full_orbit: bool
+    epi: bool
+    epi_line: float
+    trunc: float
+    trunc_cutoff: int | None
+    render_resolution: int | None
+    upscale: int
+    upscale_filter: str
+    crf: int
+    device: str
+
+    @property
+    def cells(self):
+        return self.grid[0] * self.grid[1]
+
+
+@naming_memory('lower --render-resolution')
+def write_video(options):
+    """Write the video of `options`; a broken-off one leaves no file."""
+    if len(options.seeds) % options.cells:
+        raise UserError(f'--seeds names {len(options.seeds)} subjects, which do not divide into the {options.cells} '
+                        f'cells of --grid={options.grid[0]}x{options.grid[1]}')
+    if options.output.suffix.lower() != '.mp4':
+        raise UserError(f'--output={options.output} must end in .mp4')
+    G = load_generator(options.network, options.device)
+    branches = choose_branches(G, options.branch)
+    labels = camera_path(G.config, options)
+    make_output_folder(options.output.parent)
+    with VideoWriter(options.output, options.fps, options.crf) as video:
+        total = len(options.seeds) // options.cells * options.frames
+        for index, subjects in enumerate(tqdm(casts(G, options), total=total, unit='frame')):
+            label = labels[index % options.frames, None]
+            video.add(render_frame(G, subjects, label, branches, options))
+
+
+@naming_memory('lower --render-resolution')
+def write_texture_images(options):
+    """Write one picture: a row of texture images per subject, the branches side by side.
+
+    Returns (seed, {branch: straightness}) of every subject.
+    """
+    if options.output.suffix.lower() != '.png':
+        raise UserError(f'--output={options.output} must end in .png with --epi')
+    if options.frames < 2:
+        raise UserError(f'--epi stacks frames: --frames={options.frames} is too few, take 120')
+    G = load_generator(options.network, options.device)
+    branches = choose_branches(G, options.branch)
+    if options.render_resolution == 1 and branches != ('2d',):
+        raise UserError('--render-resolution=1 leaves one pixel of a line, and --epi needs two: give 2 or more, or leave it out')
+    labels = view_label(G.config, torch.linspace(-options.yaw_range, options.yaw_range, options.frames))
+    make_output_folder(options.output.parent)
+    cells, scores = [], []
+    for seed, w in zip(tqdm(options.seeds, unit='subject'), seed_ws(G, options.seeds, options.trunc, options.trunc_cutoff)):
+        images = [_texture_image(G, make_subject(G, w[None]), labels, branch, options) for branch in branches]
+        scores.append((seed, dict(zip(branches, map(straightness, images)))))
+        cells += images
+    width = max(image.shape[-1] for image in cells)
+    cells = [F.interpolate(image[None], size=(options.frames, width))[0] for image in cells]
+    save_png(image_grid(torch.stack(cells), columns=len(branches)), options.output)
+    return scores
+
+
+def _texture_image(G, subject, labels, branch, options):
+    """uint8 [3, frames, W] of one subject."""
+    frames = [to_uint8(render_subjects(G, [subject], label[None], branch, options.render_resolution)['image']).cpu()
+              for label in labels]
+    return texture_image(torch.cat(frames), options.epi_line)
+
+
+def camera_path(config, options):
+    """Labels [frames, 25] of one orbit."""
+    if options.full_orbit:
+        return view_label(config, *full_orbit(options.frames, -options.pitch_range))
+    return view_label(config, *portrait_orbit(options.frames, options.yaw_range, options.pitch_range))
+
+
+def casts(G, options):
+    """For every frame of the video the subjects in its cells."""
+    ws = seed_ws(G, options.seeds, options.trunc, options.trunc_cutoff)
+    if options.mode == 'orbit':
+        for group in ws.split(options.cells):
+            subjects = [make_subject(G, w[None]) for w in group]
+            yield from [subjects] * options.frames
+    else:
+        path = closed_path(ws.unflatten(0, (-1, options.cells)))
+        for frame in range(len(ws) // options.cells * options.frames):
+            yield [make_subject(G, w[None]) for w in path(frame / options.frames)]
+
+
+def render_frame(G, subjects, label, branches, options):
+    """One frame, uint8 [H, W, 3]: a grid whose cells show one subject each, the branches side by side."""
+    images = [_render_cell(G, subject, label, branches, options) for subject in subjects]
+    picture = image_grid(torch.stack(images), columns=options.grid[0])
+    return np.asarray(picture.resize([side * options.upscale for side in picture.size],
+                                     UPSCALE_FILTERS[options.upscale_filter]))
+
+
+def _render_cell(G, subject, label, branches, options):
+    # Subject by subject: a grid of 512-pixel volume renders at once would only cost memory.
+    views = [render_subjects(G, [subject], label, branch, options.render_resolution)['image'][0] for branch in branches]
+    height = max(view.shape[-1] for view in views)
+    return torch.cat([F.interpolate(to_uint8(view)[None], size=(height, height))[0] for view in views], dim=-1)
