@@ -4,8 +4,8 @@ A pickle is a program for a small stack machine, and the usual machine calls wha
 is text, and a call or an object is a record of what would have been made (`Made`). So reading gives containers, numbers,
 text, bytes and records; what a network needs of them is made into numbers and tensors afterwards, from checked sizes.
 
-`pickle.Unpickler` with a closed `find_class` would be shorter, but it allocates what a file merely claims to hold, lets a
-file choose the keys of a dict and so how long hashing takes, and calls methods of whatever lies on its stack.
+`pickle.Unpickler` with a closed `find_class` would be shorter and less safe: a memo as large as an index in the file (ten
+bytes make it take 4 GiB), dicts with whatever keys (tuples that hash for years), methods called on what lies on its stack.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import io
 import math
 import pickletools
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -83,7 +84,8 @@ _MODULE = re.compile(r'(torch\.nn\.modules|training)(\.[A-Za-z_]\w*)+', re.ASCII
 _DICT = re.compile(r'collections\.OrderedDict|dnnlib\.(util\.)?EasyDict')
 _NAMES = re.compile('|'.join([
     re.escape(_PERSISTENT), _MODULE.pattern, _DICT.pattern,
-    r'torch\._utils\._rebuild_(tensor|tensor_v2|parameter)', r'torch\.storage\._load_from_bytes', r'torch\.(Size|device)',
+    r'torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)', r'torch\.storage\._load_from_bytes',
+    r'torch\.(Size|device)',
     r'torch\.(float|bfloat|int|uint)(8|16|32|64)', r'torch\.(bool|contiguous_format|channels_last|preserve_format|strided)',
     r'(builtins|__builtin__)\.(set|frozenset|bytes)', r'_codecs\.encode', r'pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path',
     r'numpy\.(dtype|ndarray)', r'numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)']), re.ASCII)
@@ -317,7 +319,7 @@ class Tensors(Mapping):
 
     def _tensor(self, record):
         check(isinstance(record, Made), 'no tensor')
-        if record.name == 'torch._utils._rebuild_parameter':
+        if record.name.startswith('torch._utils._rebuild_parameter'):
             record = record.arguments[0]
             check(isinstance(record, Made), 'the data of a parameter')
         if record.name.startswith('numpy.'):
@@ -399,7 +401,7 @@ def _array(record):
             case _:
                 raise LegacyError(f'{printable(record.name)} is no array')
         data, dtype = _bytes(data), _dtype(dtype)
-        check(_are_sizes(shape) and order in ('C', 'F'), 'the shape of a numpy array')
+        check(_are_sizes(shape) and len(shape) <= 16 and order in ('C', 'F'), 'the shape of a numpy array')
         check(math.prod(shape) * dtype.itemsize == len(data), f'a numpy array of shape {shape} from {len(data)} bytes')
         return np.frombuffer(data, dtype).reshape(shape, order=order).astype(dtype.newbyteorder('='))
 
@@ -407,7 +409,7 @@ def _array(record):
 def _dtype(record):
     check(isinstance(record, Made) and record.name == 'numpy.dtype', 'a numpy dtype')
     code, order = record.arguments[0], '=' if record.state is None else record.state[1]
-    check(type(code) is str and re.fullmatch('[biuf][1248]', code), f'numpy dtype {printable(str(code))}')
+    check(type(code) is str and re.fullmatch('[biuf][1248]', code), f'numpy dtype {printable(reprlib.repr(code))}')
     check(order in ('<', '>', '|', '='), 'the byte order of a numpy dtype')
     return np.dtype(code).newbyteorder(order)
 

@@ -3,6 +3,7 @@
 `training.snapshots.load_networks` opens their files with it, `training.legacy` is its command line.
 """
 
+import contextlib
 import os
 import re
 import reprlib
@@ -158,7 +159,8 @@ def _unknown_in(unknown):
     """One line for names that are not known, by network."""
     together = defaultdict(list)
     for network, names in unknown.items():
-        together[tuple(names)].append(network)
+        if names:
+            together[tuple(names)].append(network)
     return '; '.join(f'in {", ".join(networks)}: {listed(list(dict.fromkeys(names)), 1000)}'
                      for names, networks in together.items())
 
@@ -424,15 +426,12 @@ def load_published(path, strict=True):
         raise LegacyError(f'{path} holds no networks: its content is no dict')
     plans, unknown = {}, {}
     for name, value in content.items():
-        name = printable(name)
-        try:
+        name = printable(name)  # of a file, so it may hold anything
+        with _naming(path, name):
             entry = as_module(value)
             if entry and (entry.class_name in CLASSES or name in ('G', 'G_ema', 'D', 'D_patch')):
-                unknown[name] = []
-                _plan(name, entry, plans, unknown[name])
-        except LegacyError as error:
-            raise LegacyError(f'{path}: {name}: {error}') from None
-    found = _unknown_in({name: names for name, names in unknown.items() if names})
+                unknown[name] = _plan(name, entry, plans)
+    found = _unknown_in(unknown)
     if found and strict:
         raise LegacyError(f'{path}: images may depend on what this project does not know: {found}. To ignore it: '
                           'python -m training.legacy convert --lenient, or load_networks(..., strict=False)')
@@ -440,33 +439,40 @@ def load_published(path, strict=True):
         raise LegacyError(f'{path} holds no networks of EG3D or Mimic3D; entries: {listed(list(content))}')
     if sum(plan.size() for plan in plans.values()) > os.path.getsize(path):
         raise LegacyError(f'{path} is too small for the networks that it describes')
-    return {name: _built(path, name, plan) for name, plan in plans.items()}, found and (
-        f'{path}: ignored what this project does not know, though images may depend on it: {found}')
+    ignored = found and f'{path}: ignored what this project does not know, though images may depend on it: {found}'
+    return {name: _built(path, name, plan) for name, plan in plans.items()}, ignored
 
 
 def load_augment_p(path):
     """ADA's probability when a published pickle was written: of its augmentation pipe, or 0 where there is none."""
     content = read_pickle(path)
-    pipe = as_module(content.get('augment_pipe')) if isinstance(content, dict) else None
-    tensors = tensors_of({'': pipe} if pipe else {})
-    p = float(tensors['p']) if 'p' in tensors else 0.0
-    if not 0 <= p <= 1e6:
-        raise LegacyError(f"{path}: {p} is no probability of ADA's")
-    return p
+    with _naming(path, 'augment_pipe'):
+        pipe = as_module(content.get('augment_pipe')) if isinstance(content, dict) else None
+        p = tensors_of({'': pipe} if pipe else {}).get('p', torch.zeros(()))
+    if p.numel() != 1 or not 0 <= p.item() <= 1e6:
+        raise LegacyError(f'{path}: p of augment_pipe is no probability')
+    return p.item()
 
 
 def _built(path, name, plan):
-    try:
+    with _naming(path, name):
         return plan.build()
+
+
+@contextlib.contextmanager
+def _naming(path, name):
+    """Errors say of which entry of which file they are."""
+    try:
+        yield
     except LegacyError as error:
         raise LegacyError(f'{path}: {name}: {error}') from None
 
 
-def _plan(name, entry, plans, unknown):
-    """Add the _Plan of a published module to `plans`; names that are not known join `unknown`."""
+def _plan(name, entry, plans):
+    """Add the _Plan of a published module to `plans`. Returns the names that are not known."""
+    unknown = []
     if entry.class_name not in CLASSES:
-        unknown.append(f'class {entry.class_name}')
-        return
+        return [f'class {entry.class_name}']
     class_name = CLASSES[entry.class_name]
     name = 'D_patch' if class_name in SINGLE_DISCRIMINATORS else name
     if name in plans:
@@ -480,8 +486,8 @@ def _plan(name, entry, plans, unknown):
         raise LegacyError(f'attribute neural_rendering_resolution={printable(reprlib.repr(render_resolution))} is no number of pixels')
     modules = modules_of(entry)
     plan = _Plan(class_name, kwargs, tensors_of(modules), render_resolution, unknown)
-    unknown += _unknown_parts(modules, plan.config)
     plans[name] = plan
+    return unknown + _unknown_parts(modules, plan.config)
 
 
 def _unknown_parts(modules, config):

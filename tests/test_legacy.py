@@ -28,7 +28,7 @@ from training.legacy import LegacyError, build_from_reference
 from training.networks.discriminator import DualDiscriminator
 from training.networks.generator import Generator
 from training.rendering import cameras
-from training.snapshots import SnapshotError, load_networks, read_snapshot, save_snapshot
+from training.snapshots import SnapshotError, load_augment_p, load_networks, read_snapshot, save_snapshot
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Published arguments and files at sizes for tests
@@ -442,6 +442,7 @@ HOSTILE = {  # what it tries: (the file, what the message names)
     'attribute of a network class': (entry(call('training.triplane', 'os.system', text('touch trace'))), 'training.triplane.os.system'),
     'known class by a dotted name': (entry(name('training', 'triplane.OSGDecoder') + b')\x81}b'), 'training.triplane.OSGDecoder'),
     'a name behind a line': (entry(name('torch\n', 'float16')), r'torch.n.float16'),
+    'a name that begins as a known one': (entry(name('collections', 'OrderedDictionary')), 'collections.OrderedDictionary'),
     'a name that is no text': (entry(b'KAKA\x93'), 'damaged'),
     'unknown class': (entry(b'c__main__\nGenerator\n)\x81}b'), '__main__.Generator'),
     'unknown torch function': (entry(call('torch', 'load', text('trace'))), 'torch.load'),
@@ -494,8 +495,11 @@ HOSTILE = {  # what it tries: (the file, what the message names)
     'record of a list': (entry(call('torch_utils.persistence', '_reconstruct_persistent_obj', b']')), 'record of a persistent object'),
     'state that is a list': (entry(persistent(state=b']')), 'state of a persistent object'),
     # Arrays
-    'object array': (entry(scalar(dtype('O8'), value(b'12345678'))), 'numpy dtype O8'),
+    'object array': (entry(scalar(dtype('O8'), value(b'12345678'))), 'numpy dtype .O8'),
     'structured array': (entry(scalar(call('numpy', 'dtype', value([('a', 'O')])), binary(b''))), 'numpy dtype'),
+    'array of a type that doubles': (entry(scalar(call('numpy', 'dtype', doubling_list(60)), binary(b''))), 'numpy dtype'),
+    'array of many axes': (entry(in_weights(
+        call('numpy.core.numeric', '_frombuffer', binary(b'1234'), dtype('f4'), value((1,) * 1000), text('C')))), 'shape of a numpy array'),
     'array of a byte order that is none': (entry(scalar(dtype('f4', value((3, 'x')) + b'b'), value(b'1234'))), 'byte order'),
     'array of another class': (
         entry(in_weights(call(*ARRAY, name('collections', 'OrderedDict'), value((0,)), value(b'b')) + value((1, (), 0, 0, 0)) + b'b')),
@@ -640,6 +644,15 @@ def test_one_text_as_many_storages_is_read_once(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(kept) == 3000 and len({value.untyped_storage().data_ptr() for value in kept}) == 1 and peak < 16 * 2**20
+
+
+@pytest.mark.parametrize('p, message', [(torch.tensor(math.nan), 'no probability'), (torch.zeros(2), 'no probability'), ('0.5', 'no tensor')])
+def test_a_probability_of_adas_that_is_none_is_refused(tmp_path, p, message):
+    pipe = persistent('AugmentPipe', state=b'}' + text('_buffers') + b'}' + text('p') + (
+        text(p) if isinstance(p, str) else tensor(tuple(p.shape), (1,) * p.ndim, data=p.numpy().tobytes() + bytes(16 - 4 * p.numel()))) + b'ss')
+    (tmp_path / 'network.pkl').write_bytes(entry(pipe, key='augment_pipe'))
+    with pytest.raises(LegacyError, match=f'network.pkl: .*{message}'):
+        load_augment_p(tmp_path / 'network.pkl')
 
 
 def test_one_network_under_many_names_is_refused(tmp_path):
@@ -832,6 +845,17 @@ def test_convert_and_info(tmp_path):
     for path in (source, target):
         code, output = run('info', path)
         assert code == 0 and re.search(r'G_ema: Generator, \d\.\d\d M parameters', output) and '"plane_order": "mimic3d"' in output
+
+
+def test_names_of_the_file_are_shown_without_their_escapes(tmp_path):
+    def rename(content, tensors):
+        add_unknown(content, tensors)
+        content['G\x1b[31m\nError'] = content.pop('G_ema')
+
+    write_small(tmp_path / 'network.pkl', rename)
+    for command in (('info',), ('convert', '--lenient', tmp_path / 'converted.pkl'), ('info', '--lenient')):
+        output = run(command[0], tmp_path / 'network.pkl', *command[1:])[1]
+        assert 'G\\x1b' in output and '\x1b' not in output and '\nError' not in output
 
 
 def test_convert_and_info_leniently(tmp_path):
