@@ -126,7 +126,7 @@ def compare_ops(it):
         it.output(f'upfirdn2d/{i}/y', upfirdn2d(arrays['x'], taps, **options))
     for i, case in enumerate(meta['bias_act']):
         x, b = arrays['x'].clone().requires_grad_(), arrays['b'].clone().requires_grad_()
-        y = bias_act(x, b, **case)
+        y = bias_act(x, b, **{key: value for key, value in case.items() if value is not None})
         dx, db = torch.autograd.grad(y, [x, b], arrays['dy'])
         for key, value in (('y', y), ('dx', dx), ('db', db)):
             it.output(f'bias_act/{i}/{key}', value, label=f'bias_act/{i}/{key} ({case["act"]})')

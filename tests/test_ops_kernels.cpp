@@ -17,32 +17,22 @@ template <typename Run> static void with_dtype(int dtype, Run run) {
     if (dtype == 3) run(double());
 }
 
-template <Activation A, typename T> static void bias_act_blocks(const BiasActParams& p, bool backward) {
+template <typename T> static void bias_act_blocks(const BiasActParams& p, bool backward) {
     using S = typename Arithmetic<T>::type;
     for (int64_t block = 0; block * BLOCK_ELEMENTS<T> < p.size; block++) {
         S sum = 0;
         for (int thread = 0; thread < BIAS_ACT_THREADS; thread++)
             if (backward)
-                sum += bias_act_grad_thread<T, A>(p, block, thread);
+                sum += bias_act_grad_thread<T>(p, block, thread);
             else
-                bias_act_thread<T, A>(p, block, thread);
+                bias_act_thread<T>(p, block, thread);
         if (p.block_sums != nullptr) static_cast<S*>(p.block_sums)[block] = sum;
     }
 }
 
-template <int... I> static void with_activation(int index, std::integer_sequence<int, I...>, auto run) {
-    ((index == I ? run(std::integral_constant<Activation, static_cast<Activation>(I)>()) : void()), ...);
+extern "C" void run_bias_act(int dtype, bool backward, const BiasActParams* p) {
+    with_dtype(dtype, [&](auto value) { bias_act_blocks<decltype(value)>(*p, backward); });
 }
-
-extern "C" void run_bias_act(int dtype, int activation, bool backward, const BiasActParams* p) {
-    with_dtype(dtype, [&](auto value) {
-        with_activation(activation, std::make_integer_sequence<int, 9>(), [&](auto constant) {
-            bias_act_blocks<decltype(constant)::value, decltype(value)>(*p, backward);
-        });
-    });
-}
-
-extern "C" const char* activation_name(int index) { return ACTIVATION_NAMES[index]; }
 
 // Threads of a tile share memory: all fetch, then all compute, as the barrier between the two has it.
 template <typename R, typename T> static bool run_patches(const UpfirdnParams& p) {

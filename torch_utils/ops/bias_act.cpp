@@ -2,9 +2,7 @@
 // shapes and derivatives; here their memory is prepared and the kernels are started.
 #include "bias_act.h"
 
-#include <iterator>
 #include <optional>
-#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -16,15 +14,9 @@
 
 namespace mimic3d {
 
-void launch_bias_act(c10::ScalarType dtype, Activation activation, const BiasActParams& p, bool backward, cudaStream_t stream);
+void launch_bias_act(c10::ScalarType dtype, const BiasActParams& p, bool backward, cudaStream_t stream);
 
 namespace {
-
-Activation activation_of(std::string_view name) {
-    for (size_t i = 0; i < std::size(ACTIVATION_NAMES); i++)
-        if (name == ACTIVATION_NAMES[i]) return static_cast<Activation>(i);
-    TORCH_CHECK_VALUE(false, "bias_act: unknown activation ", std::string(name));
-}
 
 // The same values without gaps or overlaps in memory; the order of the dimensions in memory stays.
 at::Tensor dense(const at::Tensor& x) {
@@ -48,20 +40,19 @@ double rounded(double value, c10::ScalarType dtype) {
 
 bool begins_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-void start(const at::Tensor& x, std::string_view act, BiasActParams p, double alpha, double gain, std::optional<double> clamp,
-           bool backward) {
+void start(const at::Tensor& x, BiasActParams p, double slope, double gain, std::optional<double> clamp, bool backward) {
     if (x.numel() == 0) return;
     p.size = x.numel();
-    p.alpha = alpha;
+    p.slope = slope;
     p.gain = gain;
     p.clamp = clamp ? rounded(*clamp, x.scalar_type()) : -1.0;
-    p.aligned = begins_aligned(p.input) && begins_aligned(p.reference) && begins_aligned(p.output);
-    launch_bias_act(x.scalar_type(), activation_of(act), p, backward, c10::cuda::getCurrentCUDAStream());
+    p.aligned = begins_aligned(p.input) && begins_aligned(p.y) && begins_aligned(p.output);
+    launch_bias_act(x.scalar_type(), p, backward, c10::cuda::getCurrentCUDAStream());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-at::Tensor bias_act(const at::Tensor& input, const std::optional<at::Tensor>& b, int64_t dim, std::string_view act, double alpha,
-                    double gain, std::optional<double> clamp) {
+at::Tensor bias_act(const at::Tensor& input, const std::optional<at::Tensor>& b, int64_t dim, double slope, double gain,
+                    std::optional<double> clamp) {
     const c10::cuda::CUDAGuard guard(input.device());
     const at::Tensor x = dense(input), y = at::empty_like(x);
     BiasActParams p{};
@@ -78,7 +69,7 @@ at::Tensor bias_act(const at::Tensor& input, const std::optional<at::Tensor>& b,
         p.bias_size = x.size(dim);
         p.bias_stride = run_length(x, dim);
     }
-    start(x, act, p, alpha, gain, clamp, /*backward=*/false);
+    start(x, p, slope, gain, clamp, /*backward=*/false);
     return y;
 }
 
@@ -95,34 +86,34 @@ at::Tensor sum_along(const at::Tensor& dx, int64_t dim) {
 }
 
 // (gradient of x, gradient of b); without bias_dim the second is empty.
-std::tuple<at::Tensor, at::Tensor> bias_act_grad(const at::Tensor& grad_output, const at::Tensor& reference,
-                                                 std::optional<int64_t> bias_dim, std::string_view act, double alpha, double gain,
+std::tuple<at::Tensor, at::Tensor> bias_act_grad(const at::Tensor& grad_output, const at::Tensor& output,
+                                                 std::optional<int64_t> bias_dim, double slope, double gain,
                                                  std::optional<double> clamp) {
-    const c10::cuda::CUDAGuard guard(reference.device());
-    TORCH_CHECK_VALUE(grad_output.sizes() == reference.sizes() && grad_output.scalar_type() == reference.scalar_type() &&
-                      grad_output.device() == reference.device(),
+    const c10::cuda::CUDAGuard guard(output.device());
+    TORCH_CHECK_VALUE(grad_output.sizes() == output.sizes() && grad_output.scalar_type() == output.scalar_type() &&
+                      grad_output.device() == output.device(),
                       "bias_act_grad: both tensors must have one shape, dtype and device");
-    TORCH_CHECK_VALUE(!bias_dim || (*bias_dim >= 0 && *bias_dim < reference.dim()),
+    TORCH_CHECK_VALUE(!bias_dim || (*bias_dim >= 0 && *bias_dim < output.dim()),
                       "bias_act_grad: bias_dim must be one of the dimensions");
-    const at::Tensor ref = dense(reference), dx = at::empty_like(ref);
-    const at::Tensor dy = same_layout(grad_output, ref) ? grad_output : at::empty_like(ref).copy_(grad_output);
+    const at::Tensor y = dense(output), dx = at::empty_like(y);
+    const at::Tensor dy = same_layout(grad_output, y) ? grad_output : at::empty_like(y).copy_(grad_output);
     BiasActParams p{};
     p.input = dy.const_data_ptr();
-    p.reference = ref.const_data_ptr();
+    p.y = y.const_data_ptr();
     p.output = dx.mutable_data_ptr();
     // Where a channel's run consists of whole blocks, the kernel sums on the way; else that takes another pass.
-    const int64_t block = BLOCK_BYTES / ref.element_size();
-    const bool sums_blocks = bias_dim && ref.numel() > 0 && run_length(ref, *bias_dim) % block == 0;
+    const int64_t block = BLOCK_BYTES / y.element_size();
+    const bool sums_blocks = bias_dim && y.numel() > 0 && run_length(y, *bias_dim) % block == 0;
     at::Tensor block_sums;
     if (sums_blocks) {
-        const auto arithmetic = ref.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-        block_sums = at::empty({ref.numel() / block}, ref.options().dtype(arithmetic));
+        const auto arithmetic = y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+        block_sums = at::empty({y.numel() / block}, y.options().dtype(arithmetic));
         p.block_sums = block_sums.mutable_data_ptr();
     }
-    start(ref, act, p, alpha, gain, clamp, /*backward=*/true);
+    start(y, p, slope, gain, clamp, /*backward=*/true);
     if (!bias_dim) return {dx, at::empty({0}, dx.options())};
     if (!sums_blocks) return {dx, sum_along(dx, *bias_dim)};
-    return {dx, sum_of_blocks(block_sums, ref.size(*bias_dim), run_length(ref, *bias_dim) / block).to(dx.scalar_type())};
+    return {dx, sum_of_blocks(block_sums, y.size(*bias_dim), run_length(y, *bias_dim) / block).to(dx.scalar_type())};
 }
 
 }  // namespace

@@ -9,8 +9,8 @@
 namespace mimic3d {
 namespace {
 
-template <typename T, Activation A> __global__ void __launch_bounds__(BIAS_ACT_THREADS) forward_kernel(const BiasActParams p) {
-    bias_act_thread<T, A>(p, blockIdx.x, threadIdx.x);
+template <typename T> __global__ void __launch_bounds__(BIAS_ACT_THREADS) forward_kernel(const BiasActParams p) {
+    bias_act_thread<T>(p, blockIdx.x, threadIdx.x);
 }
 
 // The sum of all threads' values, in thread 0. Always in the same order.
@@ -24,43 +24,29 @@ template <typename S> __device__ S block_sum(S value) {
     return value;
 }
 
-template <typename T, Activation A> __global__ void __launch_bounds__(BIAS_ACT_THREADS) backward_kernel(const BiasActParams p) {
+template <typename T> __global__ void __launch_bounds__(BIAS_ACT_THREADS) backward_kernel(const BiasActParams p) {
     using S = typename Arithmetic<T>::type;
-    const S of_thread = bias_act_grad_thread<T, A>(p, blockIdx.x, threadIdx.x);
+    const S of_thread = bias_act_grad_thread<T>(p, blockIdx.x, threadIdx.x);
     if (p.block_sums == nullptr) return;
     const S of_block = block_sum(of_thread);
     if (threadIdx.x == 0) static_cast<S*>(p.block_sums)[blockIdx.x] = of_block;
 }
 
-template <typename T, Activation A> void launch(const BiasActParams& p, bool backward, cudaStream_t stream) {
+template <typename T> void launch(const BiasActParams& p, bool backward, cudaStream_t stream) {
     // Memory ends before blocks cannot be numbered any more: there are at least 1024 elements to a block.
     const auto blocks = static_cast<unsigned>((p.size + BLOCK_ELEMENTS<T> - 1) / BLOCK_ELEMENTS<T>);
-    const auto kernel = backward ? backward_kernel<T, A> : forward_kernel<T, A>;
+    const auto kernel = backward ? backward_kernel<T> : forward_kernel<T>;
     kernel<<<blocks, BIAS_ACT_THREADS, 0, stream>>>(p);
-}
-
-template <typename T> void launch(Activation activation, const BiasActParams& p, bool backward, cudaStream_t stream) {
-    switch (activation) {
-        case Activation::linear: return launch<T, Activation::linear>(p, backward, stream);
-        case Activation::relu: return launch<T, Activation::relu>(p, backward, stream);
-        case Activation::lrelu: return launch<T, Activation::lrelu>(p, backward, stream);
-        case Activation::tanh: return launch<T, Activation::tanh>(p, backward, stream);
-        case Activation::sigmoid: return launch<T, Activation::sigmoid>(p, backward, stream);
-        case Activation::elu: return launch<T, Activation::elu>(p, backward, stream);
-        case Activation::selu: return launch<T, Activation::selu>(p, backward, stream);
-        case Activation::softplus: return launch<T, Activation::softplus>(p, backward, stream);
-        case Activation::swish: return launch<T, Activation::swish>(p, backward, stream);
-    }
 }
 
 }  // namespace
 
-void launch_bias_act(c10::ScalarType dtype, Activation activation, const BiasActParams& p, bool backward, cudaStream_t stream) {
+void launch_bias_act(c10::ScalarType dtype, const BiasActParams& p, bool backward, cudaStream_t stream) {
     switch (dtype) {
-        case c10::ScalarType::Half: return launch<c10::Half>(activation, p, backward, stream);
-        case c10::ScalarType::BFloat16: return launch<c10::BFloat16>(activation, p, backward, stream);
-        case c10::ScalarType::Float: return launch<float>(activation, p, backward, stream);
-        case c10::ScalarType::Double: return launch<double>(activation, p, backward, stream);
+        case c10::ScalarType::Half: return launch<c10::Half>(p, backward, stream);
+        case c10::ScalarType::BFloat16: return launch<c10::BFloat16>(p, backward, stream);
+        case c10::ScalarType::Float: return launch<float>(p, backward, stream);
+        case c10::ScalarType::Double: return launch<double>(p, backward, stream);
         default: throw std::invalid_argument("bias_act: dtype must be float16, bfloat16, float32 or float64");
     }
 }

@@ -1,4 +1,4 @@
-// Bias, activation, gain and clamp: the arithmetic, and what one thread does with it.
+// Bias, leaky ReLU, gain and clamp: the arithmetic, and what one thread does with it.
 //
 // Plain C++ as well as CUDA, so that a test can run every line on a CPU (tests/test_ops_kernels.py); bias_act.cu wraps it
 // in kernels, bias_act.cpp in operators. bias_act.py is the specification.
@@ -11,20 +11,16 @@
 
 namespace mimic3d {
 
-// In the order of ACTIVATION_NAMES.
-enum class Activation { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
-constexpr const char* ACTIVATION_NAMES[] = {"linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish"};
-
 // Tensors lie densely in memory, all with the same strides; elements are numbered in the order of memory.
 struct BiasActParams {
     const void* input;      // forward: x; backward: the gradient of y
     const void* bias;       // forward only, or null: element i is given bias[i / bias_stride % bias_size]
-    const void* reference;  // backward only: y, for swish x + b
+    const void* y;          // backward only: the forward pass's
     void* output;           // forward: y; backward: the gradient of x
     void* block_sums;       // backward only, or null: each block's sum of what it writes, in the arithmetic's type
     int64_t size;           // elements
     int64_t bias_stride, bias_size;
-    double alpha, gain;
+    double slope, gain;  // slope: below 0; 1: no activation
     double clamp;  // already rounded to the tensors' type; negative: none
     bool aligned;  // all tensors begin at a multiple of 16 bytes
 };
@@ -41,50 +37,17 @@ template <typename T> struct alignas(16) Vector {
 
 // ---- One element
 
-template <typename S> struct Selu {
-    static constexpr S scale = S(1.0507009873554804934193349852946);
-    static constexpr S scaled_alpha = S(1.7580993408473768599402175208123);  // scale * 1.6732632423543772848170429916717
-};
-
-template <typename S> MIMIC3D_HOST_DEVICE S logistic(S z) { return S(1) / (S(1) + std::exp(-z)); }
-
 // Comparisons are written so that not-a-number stays.
-template <Activation A, typename S> MIMIC3D_HOST_DEVICE S activate(S z, S alpha) {
-    if constexpr (A == Activation::relu) return z < S(0) ? S(0) : z;
-    if constexpr (A == Activation::lrelu) return z > S(0) ? z : z * alpha;
-    if constexpr (A == Activation::tanh) return std::tanh(z);
-    if constexpr (A == Activation::sigmoid) return logistic(z);
-    if constexpr (A == Activation::elu) return z > S(0) ? z : std::expm1(z);
-    if constexpr (A == Activation::selu) return z > S(0) ? z * Selu<S>::scale : Selu<S>::scaled_alpha * std::expm1(z);
-    if constexpr (A == Activation::softplus) return z > S(20) ? z : std::log1p(std::exp(z));
-    if constexpr (A == Activation::swish) return z * logistic(z);
-    return z;
-}
-
-// The derivative, from the activation's value `a`; for swish, which is not monotonic, from its argument.
-template <Activation A, typename S> MIMIC3D_HOST_DEVICE S slope(S a, S alpha) {
-    if constexpr (A == Activation::relu) return a > S(0) ? S(1) : S(0);
-    if constexpr (A == Activation::lrelu) return a > S(0) ? S(1) : alpha;
-    if constexpr (A == Activation::tanh) return S(1) - a * a;
-    if constexpr (A == Activation::sigmoid) return a * (S(1) - a);
-    if constexpr (A == Activation::elu) return a > S(0) ? S(1) : a + S(1);
-    if constexpr (A == Activation::selu) return a > S(0) ? Selu<S>::scale : a + Selu<S>::scaled_alpha;
-    if constexpr (A == Activation::softplus) return -std::expm1(-a);
-    if constexpr (A == Activation::swish) return logistic(a) * (S(1) + a * (S(1) - logistic(a)));
-    return S(1);
-}
-
-template <Activation A, typename S> MIMIC3D_HOST_DEVICE S forward_element(S z, S alpha, S gain, S clamp) {
-    const S y = activate<A>(z, alpha) * gain;
+template <typename S> MIMIC3D_HOST_DEVICE S forward_element(S z, S slope, S gain, S clamp) {
+    const S y = (z > S(0) ? z : z * slope) * gain;
     if (clamp < S(0)) return y;
     return y > clamp ? clamp : y < -clamp ? -clamp : y;
 }
 
-template <Activation A, typename S>
-MIMIC3D_HOST_DEVICE S backward_element(S dy, S reference, S alpha, S gain, S inverse_gain, S clamp) {
-    const S y = A == Activation::swish ? activate<A>(reference, alpha) * gain : reference;
+// y has the sign of the activation's argument, or with a negative gain the other one.
+template <typename S> MIMIC3D_HOST_DEVICE S backward_element(S dy, S y, S slope, S gain, S clamp) {
     if (clamp >= S(0) && !(std::abs(y) < clamp)) return S(0);
-    return dy * gain * slope<A>(A == Activation::swish ? reference : reference * inverse_gain, alpha);
+    return dy * gain * (y * gain > S(0) ? S(1) : slope);
 }
 
 // ---- One vector of 16 bytes
@@ -148,7 +111,7 @@ template <typename T> MIMIC3D_HOST_DEVICE int64_t vector_start(int64_t block, in
     return block * BLOCK_ELEMENTS<T> + (static_cast<int64_t>(round) * BIAS_ACT_THREADS + thread) * VECTOR_WIDTH<T>;
 }
 
-template <typename T, Activation A> MIMIC3D_HOST_DEVICE void bias_act_thread(const BiasActParams& p, int64_t block, int thread) {
+template <typename T> MIMIC3D_HOST_DEVICE void bias_act_thread(const BiasActParams& p, int64_t block, int thread) {
     using S = typename Arithmetic<T>::type;
     Vector<T> x[VECTORS_PER_THREAD];
     MIMIC3D_UNROLL
@@ -164,28 +127,27 @@ template <typename T, Activation A> MIMIC3D_HOST_DEVICE void bias_act_thread(con
         if (p.bias != nullptr) add_bias<T>(z, start, p);
         MIMIC3D_UNROLL
         for (int i = 0; i < VECTOR_WIDTH<T>; i++)
-            x[round].items[i] = static_cast<T>(forward_element<A>(z[i], S(p.alpha), S(p.gain), S(p.clamp)));
+            x[round].items[i] = static_cast<T>(forward_element(z[i], S(p.slope), S(p.gain), S(p.clamp)));
         store_vector<T>(x[round], start, p);
     }
 }
 
 // Returns the sum of what it wrote.
-template <typename T, Activation A, typename S = typename Arithmetic<T>::type>
+template <typename T, typename S = typename Arithmetic<T>::type>
 MIMIC3D_HOST_DEVICE S bias_act_grad_thread(const BiasActParams& p, int64_t block, int thread) {
-    const S inverse_gain = p.gain == 0.0 ? S(0) : S(1.0 / p.gain);
     S sum = S(0);
-    Vector<T> dy[VECTORS_PER_THREAD], reference[VECTORS_PER_THREAD];
+    Vector<T> dy[VECTORS_PER_THREAD], y[VECTORS_PER_THREAD];
     MIMIC3D_UNROLL
     for (int round = 0; round < VECTORS_PER_THREAD; round++) {
         dy[round] = load_vector<T>(p.input, vector_start<T>(block, thread, round), p);
-        reference[round] = load_vector<T>(p.reference, vector_start<T>(block, thread, round), p);
+        y[round] = load_vector<T>(p.y, vector_start<T>(block, thread, round), p);
     }
     MIMIC3D_UNROLL
     for (int round = 0; round < VECTORS_PER_THREAD; round++) {
         MIMIC3D_UNROLL
         for (int i = 0; i < VECTOR_WIDTH<T>; i++) {
-            const S dx = backward_element<A>(static_cast<S>(dy[round].items[i]), static_cast<S>(reference[round].items[i]),
-                                             S(p.alpha), S(p.gain), inverse_gain, S(p.clamp));
+            const S dx = backward_element(static_cast<S>(dy[round].items[i]), static_cast<S>(y[round].items[i]), S(p.slope),
+                                          S(p.gain), S(p.clamp));
             dy[round].items[i] = static_cast<T>(dx);
             sum += dx;  // 0 behind the last element, where dy is read as 0
         }

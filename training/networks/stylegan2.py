@@ -252,9 +252,7 @@ class SynthesisBlock(nn.Module):
 
         Returns features [N, C_out, R', R'] and ToRGB's image [N, image_channels, R', R'].
         """
-        if self.conv0 is None:
-            x = self.const.expand(len(ws[0]), -1, -1, -1)
-        else:
-            x = self.conv0(x, ws[0], noise_mode, random)
+        first = self.conv0 is None
+        x = self.const.expand(len(ws[0]), -1, -1, -1) if first else self.conv0(x, ws[0], noise_mode, random)
         x = self.conv1(x, ws[-2], noise_mode, random)
         return x, self.to_rgb(x, ws[-1])
