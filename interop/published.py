@@ -28,6 +28,7 @@ _SUPERRESOLUTION = {  # by the end of the class name: image, input, channels, wh
     'SuperresolutionHybrid4X': (256, 128, (128, 64), False),
     'SuperresolutionHybrid8XDC': (512, 128, (256, 128), True),
 }
+MAX_NETWORKS = 16  # in a file; published ones have four
 _SHAPENET_RADIUS = 1.7
 _CONV_CLAMP = 256.0  # the releases' own wherever they compute in fp16
 _OFF = (None, False, 0, '', 'none')
@@ -41,13 +42,14 @@ _IGNORED_ARGUMENTS = {
         'gpc_reg_prob', 'gpc_reg_fade_kimg', 'density_reg', 'density_reg_p_dist', 'density_reg_every', 'reg_type', 'freeze_layers',
         'w_avg_beta'),
     'how fast they run': ('fused_modconv_default', 'fp16_channels_last'),
+    'not looked at there either': ('sr_upsample_factor',),
     'overruled by the attribute of the same name, which starts at 64': ('neural_rendering_resolution',),
 }
 _IGNORED_TENSORS = {
     'dataset_label_std': "spread of the training set's labels, which only a generator's noisy conditioning would need",
 }
 _KNOWN_ATTRIBUTES = {
-    "torch's own, and read here": '_parameters _buffers _modules _non_persistent_buffers_set _init_args _init_kwargs',
+    "torch's own, and read here": '_parameters _buffers _modules _non_persistent_buffers_set _is_full_backward_hook _init_args _init_kwargs',
     'only layers that other networks have would look at it': 'training',
     'what was computed last; made anew for each image': '_last_planes ray_origins_h ray_directions depths image_coords rendering_options',
     'a generator\'s or discriminator\'s constructor arguments, read here or repeated by what they contain':
@@ -343,7 +345,6 @@ def discriminator_config(class_name, init_kwargs, unknown):
     kwargs.expect('architecture', 'resnet')
     kwargs.expect('cmap_dim', None)
     kwargs.expect('disc_c_noise', 0, 0.0)
-    kwargs.optional('sr_upsample_factor', None)  # not looked at there either
     blocks = kwargs.nested('block_kwargs')
     blocks.expect('activation', 'lrelu')
     blocks.expect('resample_filter', list(RESAMPLE_TAPS), RESAMPLE_TAPS)
@@ -431,6 +432,8 @@ def load_published(path, strict=True):
             entry = as_module(value)
             if entry and (entry.class_name in CLASSES or name in ('G', 'G_ema', 'D', 'D_patch')):
                 unknown[name] = _plan(name, entry, plans)
+            if len(plans) > MAX_NETWORKS:
+                raise LegacyError(f'more than {MAX_NETWORKS} networks')
     found = _unknown_in(unknown)
     if found and strict:
         raise LegacyError(f'{path}: images may depend on what this project does not know: {found}. To ignore it: '

@@ -140,8 +140,8 @@ def test_tensors_of_every_kind_open(tmp_path):
     whole = torch.arange(24.0).reshape(4, 6)
     tensors = {'whole': whole, 'part': whole[1:3, ::2], 'turned': whole.t(), 'half': whole.half(), 'bf16': whole.bfloat16(),
                'long': whole.long(), 'flags': whole > 3, 'number': torch.tensor(2.5), 'none': torch.zeros(0, 3),
-               'double': whole.double(), 'bytes': whole.byte(), 'repeated': torch.ones(3, 1).expand(3, 5), 'gradient': whole.clone().requires_grad_(),
-               'parameter': torch.nn.Parameter(whole), 'array': whole.numpy()}
+               'double': whole.double(), 'bytes': whole.byte(), 'repeated': torch.ones(3, 1).expand(3, 5),
+               'gradient': whole.clone().requires_grad_(), 'parameter': torch.nn.Parameter(whole), 'array': whole.numpy()}
     for protocol in (2, 4, 5):
         read = Tensors(read_pickle(write(tmp_path / 'tensors.pkl', tensors, protocol)))
         assert len(read) == len(tensors)
@@ -541,9 +541,10 @@ HOSTILE = {  # what it tries: (the file, what the message names)
     'storage that names a function': (entry(in_weights(tensor((), (), first=b'\x80\x04' + name('torch', 'load') + b'.'))), 'torch.load'),
     'storage in a zip': (entry(in_weights(call(
         *TENSOR, call('torch.storage', '_load_from_bytes', binary(ZIPPED.getvalue())), value(0), value((4,)), value((1,))))), 'damaged'),
-    'unknown storage': (entry(in_weights(tensor((), (), record=b'(' + text('storage') + b'cos\nsystem\n' + text('0') + text('cpu')))), 'os.system'),
-    'storage of another kind': (entry(in_weights(tensor((), (), record=b'(' + text('module') + b'ctorch\nFloatStorage\n' + text('0') + text('cpu')))),
-                                'class of a storage'),
+    'unknown storage': (
+        entry(in_weights(tensor((), (), record=b'(' + text('storage') + b'cos\nsystem\n' + text('0') + text('cpu')))), 'os.system'),
+    'storage of another kind': (entry(in_weights(tensor(
+        (), (), record=b'(' + text('module') + b'ctorch\nFloatStorage\n' + text('0') + text('cpu')))), 'class of a storage'),
     'storage with another mark': (entry(in_weights(tensor((), (), magic=1))), 'mark of a storage'),
     'storage from a codec': (entry(in_weights(call(*TENSOR, call('torch.storage', '_load_from_bytes', call(
         '_codecs', 'encode', text('x'), text('zip'))), value(0), value(()), value(())))), 'bytes written as text'),
@@ -551,7 +552,8 @@ HOSTILE = {  # what it tries: (the file, what the message names)
     'modules that double': (entry(nested(b'}' + text('a') + doubling_modules(30) + b's')), 'do not end'),
     'modules in a circle': (entry(nested(b'}q\x09' + text('a') + b'ctorch.nn.modules.container\nSequential\n)\x81}'
                                          + text('_modules') + b'h\x09sbs')), 'do not end'),
-    'modules with a long name': (entry(nested(b'}' + text('a' * 10**6) + b'ctorch.nn.modules.container\nSequential\n)\x81}bs')), 'the name aaa'),
+    'modules with a long name': (
+        entry(nested(b'}' + text('a' * 10**6) + b'ctorch.nn.modules.container\nSequential\n)\x81}bs')), 'the name aaa'),
     'modules that share a table': (entry(nested(b'}(' + b''.join(
         text(f'm{i}') + b'ctorch.nn.modules.container\nSequential\n)\x81}' + text('_parameters')
         + (b'h\x09' if i else value({f'p{j}': None for j in range(3000)}) + b'q\x09') + b'sb' for i in range(3000)) + b'u')), 'do not end'),
@@ -646,10 +648,11 @@ def test_one_text_as_many_storages_is_read_once(tmp_path):
     assert len(kept) == 3000 and len({value.untyped_storage().data_ptr() for value in kept}) == 1 and peak < 16 * 2**20
 
 
-@pytest.mark.parametrize('p, message', [(torch.tensor(math.nan), 'no probability'), (torch.zeros(2), 'no probability'), ('0.5', 'no tensor')])
+@pytest.mark.parametrize('p, message', [
+    (torch.tensor(math.nan), 'no probability'), (torch.zeros(2), 'no probability'), ('0.5', 'no tensor')])
 def test_a_probability_of_adas_that_is_none_is_refused(tmp_path, p, message):
-    pipe = persistent('AugmentPipe', state=b'}' + text('_buffers') + b'}' + text('p') + (
-        text(p) if isinstance(p, str) else tensor(tuple(p.shape), (1,) * p.ndim, data=p.numpy().tobytes() + bytes(16 - 4 * p.numel()))) + b'ss')
+    written = text(p) if isinstance(p, str) else tensor(tuple(p.shape), (1,) * p.ndim, data=p.new_full((4,), p.max()).numpy().tobytes())
+    pipe = persistent('AugmentPipe', state=b'}' + text('_buffers') + b'}' + text('p') + written + b'ss')
     (tmp_path / 'network.pkl').write_bytes(entry(pipe, key='augment_pipe'))
     with pytest.raises(LegacyError, match=f'network.pkl: .*{message}'):
         load_augment_p(tmp_path / 'network.pkl')
@@ -658,11 +661,12 @@ def test_a_probability_of_adas_that_is_none_is_refused(tmp_path, p, message):
 def test_one_network_under_many_names_is_refused(tmp_path):
     """Else a small file could ask for as many large networks as it has names."""
     def alias(content, tensors):
-        content.update({f'G{i}': content['G_ema'] for i in range(100)})
+        content.update({f'G{i}': content['G_ema'] for i in range(count)})
 
-    write_small(tmp_path / 'network.pkl', alias)
-    with pytest.raises(LegacyError, match='too small for the networks'):
-        load_networks(tmp_path / 'network.pkl')
+    for count, message in ((8, 'too small for the networks'), (10_000, 'more than 16 networks')):
+        write_small(tmp_path / 'network.pkl', alias)
+        with pytest.raises(LegacyError, match=message):
+            load_networks(tmp_path / 'network.pkl')
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04', b'hello', b'cos\nsystem\n(S"touch trace"\ntR.'])
@@ -741,14 +745,17 @@ def test_activations_of_planes_are_what_the_releases_make_of_them(argument, mean
     dict(disparity_space_sampling=True), dict(clamp_mode='relu'), dict(aware3d_res=[8]), dict(aware3d_res=[4, 8, 16]),
     dict(blur_plane=1), dict(roll_out='a'), dict(add_block=1), dict(depth_guided_sample=True), dict(retidx=[-1]), dict(img_channels=4),
     dict(add_sr_module=True), dict(aware3d_att=True), dict(decoder_output_dim=48), dict(z_dim=True),
-    dict(num_fp16_res=4), dict(conv_clamp=256), dict(triplane_act='relu'), dict(triplane_act='linear'), dict(mapping_kwargs={'lr_multiplier': 1}),
-    dict(mapping_kwargs={'depth': 2}), dict(sr_kwargs={'surprise': 1}), dict(surprise=1), dict(ray_start='near'),
+    dict(num_fp16_res=4), dict(conv_clamp=256), dict(triplane_act='relu'), dict(triplane_act='linear'),
+    dict(mapping_kwargs={'lr_multiplier': 1}), dict(mapping_kwargs={'depth': 2}),
+    dict(sr_kwargs={'surprise': 1}), dict(surprise=1), dict(ray_start='near'),
     dict(superresolution_module='training.superresolution.SuperresolutionHybrid8X'), dict(superresolution_noise_mode='loud'),
-    dict(rendering_kwargs=RENDERING | {'surprise': 1}), dict(image_resolution=256), dict(avg_camera_pivot=[0, 0]), dict(z_dim='8'), dict(triplane_channels=32), dict(w_dim=-1),
+    dict(rendering_kwargs=RENDERING | {'surprise': 1}), dict(image_resolution=256),
+    dict(avg_camera_pivot=[0, 0]), dict(z_dim='8'), dict(triplane_channels=32), dict(w_dim=-1),
     dict(c_gen_conditioning_zero='no'), dict(channel_max=0), dict(triplane_resolution=12, aware3d_res=None, retidx=[-3, -1])])
 def test_arguments_without_a_counterpart_are_named(change):
     argument = next(iter(change))
-    named = {'mapping_kwargs': '|'.join(change.get('mapping_kwargs', {})), 'sr_kwargs': 'surprise', 'rendering_kwargs': 'rendering_kwargs.surprise',
+    named = {'mapping_kwargs': '|'.join(change.get('mapping_kwargs', {})), 'sr_kwargs': 'surprise',
+             'rendering_kwargs': 'rendering_kwargs.surprise',
              'triplane_resolution': 'do not fit together', 'channel_max': 'do not fit together'}.get(argument, argument)
     with pytest.raises(LegacyError, match=named):
         build_from_reference(STAGE2_CLASS, changed(GENERATOR, **change), {})
