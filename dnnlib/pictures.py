@@ -15,8 +15,12 @@ _FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000', 'AVI
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # EXIF orientations
 _LARGEST_STRETCH = 0.05  # of a resized picture's proportions, by rounding to whole pixels
 # What a picture can be besides 8-bit RGB, and what `read_picture` does about it.
-_TRAITS = {'alpha': 'have an alpha channel: composited on {background}', 'turned': 'have an EXIF orientation: turned upright',
-           'deep': 'have 16 bits per channel: reduced to 8', 'cmyk': 'are CMYK: converted to RGB without a colour profile'}
+_TRAITS = {
+    'alpha': 'have an alpha channel: composited on {background}',
+    'turned': 'have an EXIF orientation: turned upright',
+    'deep': 'have 16 bits per channel: reduced to 8',
+    'cmyk': 'are CMYK: converted to RGB without a colour profile',
+}
 
 
 class PictureError(ValueError):
@@ -42,8 +46,12 @@ def read_header(file):
         # Pillow gives the size of a TIFF upright, and that of all others as stored.
         size, other = image.size, image.size[::-1] if turned else image.size
         upright, stored = (size, other) if image.format == 'TIFF' else (other, size)
-        present = {'alpha': image.has_transparency_data, 'turned': orientation > 1, 'deep': _is_deep(image),
-                   'cmyk': image.mode == 'CMYK'}
+        present = {
+            'alpha': image.has_transparency_data,
+            'turned': orientation > 1,
+            'deep': _is_deep(image),
+            'cmyk': image.mode == 'CMYK',
+        }
     return PictureHeader(upright, stored, frozenset(trait for trait in present if present[trait]))
 
 
@@ -66,8 +74,11 @@ def read_picture(data, background='black'):
 def picture_notes(headers, background='black'):
     """What `read_picture` does to pictures with these headers, counted, as lines of text."""
     counts = {trait: sum(trait in header.traits for header in headers) for trait in _TRAITS}
-    return [f'{counts[trait]} of {len(headers)} images {text.format(background=background)}'
-            for trait, text in _TRAITS.items() if counts[trait]]
+    return [
+        f'{counts[trait]} of {len(headers)} images {text.format(background=background)}'
+        for trait, text in _TRAITS.items()
+        if counts[trait]
+    ]
 
 
 def fits_proportions(size, declared):
@@ -111,7 +122,7 @@ def _is_deep(image):
 
 
 def _reduced(image):
-    """A picture of 16 bits per channel with the upper 8 of each. Pillow has reduced all but grey, and not the transparent colour."""
+    """A picture of 16 bits per channel with the upper 8 of each. Pillow leaves grey as it is, and the transparent colour."""
     key = image.info.get('transparency')
     if not image.mode.startswith('I'):
         if isinstance(key, tuple):

@@ -13,10 +13,18 @@ import torch
 
 from interop.pickles import LegacyError, Tensors, as_module, listed, modules_of, plain, printable, read_pickle, tensors_of
 from torch_utils.ops.upfirdn2d import setup_filter
-from training.config import FFHQ_FOCAL, SHAPENET_FOCAL, ConfigError, DiscriminatorConfig, GeneratorConfig, RenderingConfig
+from training.config import (
+    FFHQ_FOCAL,
+    NOISE_MODES,
+    SHAPENET_FOCAL,
+    ConfigError,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    RenderingConfig,
+)
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
-from training.networks.stylegan2 import NOISE_MODES, RESAMPLE_TAPS
+from training.networks.stylegan2 import RESAMPLE_TAPS
 
 GENERATORS = ('training.triplane.TriPlaneGenerator', 'training.dual_triplane.DualTriPlaneGenerator')
 DUAL_DISCRIMINATORS = ('training.dual_discriminator.DualDiscriminator',)
@@ -194,12 +202,15 @@ class _Arguments:
     def required(self, name, *types):
         if name not in self.values:
             raise LegacyError(f'constructor argument {self._name(name)} is missing')
-        return self.optional(name, None, *types)
+        return self._of_type(name, self.values.pop(name), types)
 
     def optional(self, name, default, *types):
         """The value, or the release's own default. `types`: what it may be."""
         value = self.values.pop(name, default)
-        if value is not default and types and type(value) not in types:
+        return value if value is default else self._of_type(name, value, types)
+
+    def _of_type(self, name, value, types):
+        if types and type(value) not in types:
             raise self.wrong(name, value, f'it should be of type {" or ".join(kind.__name__ for kind in types)}')
         return value
 

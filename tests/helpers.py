@@ -1,7 +1,9 @@
 """What several tests share."""
 
+import contextlib
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +38,21 @@ def assert_close(actual, expected, tolerance=1e-4):
     """Agreement within `tolerance` of the expected output's own scale; not-a-number never agrees."""
     error = worst_error(actual, expected)
     assert error <= tolerance, f'worst error {error:.3g} of the output scale, allowed {tolerance:.3g}'
+
+
+class Hanging(BaseException):
+    """Raised by `deadline`; no reader takes it for a damaged file."""
+
+
+@contextlib.contextmanager
+def deadline(seconds=20):
+    """Raises Hanging in the block if it takes longer. For the main thread."""
+    def late(*_):
+        raise Hanging(f'it takes more than {seconds} s')
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,7 +1,5 @@
 """Names that are compared as paths; what cannot be listed, read or unpacked; labels and images that do not match."""
 
-import io
-import json
 import os
 import shutil
 import struct
@@ -14,7 +12,8 @@ import pytest
 import dataset_tool
 from metrics.consistency.views import folder_views
 from metrics.real_statistics import content_hash
-from tests.test_dataset import read_json, some_label, write_folder, write_labels, zip_folder
+from tests.helpers import deadline
+from tests.test_dataset import read_json, write_folder, write_labels, zip_folder
 from tests.test_dataset_tool import photographs, read_frames, refused, run, write_transforms  # noqa: F401 (a fixture)
 from training.data.dataset import DatasetError, FileStore, ImageDataset, PosedImageDataset, image_names
 
@@ -53,9 +52,23 @@ def fails(match, make, *arguments):
 # Names
 
 
-@pytest.mark.parametrize('spelling', [
-    'a/b/x.png', './a/b/x.png', 'a//b/x.png', 'a/./b/../b/x.png', 'a\\b\\x.png', '.\\a\\b/x.png', '/a/b/x.png', '../files/a/b/x.png',
-    'c/../../files/a/b/x.png', 'a/b/x', 'a/b/x.PNG', 'a/b/x.Png'])
+@pytest.mark.parametrize(
+    'spelling',
+    [
+        'a/b/x.png',
+        './a/b/x.png',
+        'a//b/x.png',
+        'a/./b/../b/x.png',
+        'a\\b\\x.png',
+        '.\\a\\b/x.png',
+        '/a/b/x.png',
+        '../files/a/b/x.png',
+        'c/../../files/a/b/x.png',
+        'a/b/x',
+        'a/b/x.PNG',
+        'a/b/x.Png',
+    ],
+)
 def test_spellings_of_a_path(tmp_path, spelling):
     store = store_of(tmp_path, 'a/b/x.png', 'a/y.JPG', NAME)
     assert store.find(spelling) == 'a/b/x.png' and store.read(spelling) == b'a/b/x.png'
@@ -71,7 +84,9 @@ def test_absolute_paths_by_any_way_to_the_folder(tmp_path, monkeypatch):
     assert FileStore('files').find(f'{tmp_path}/files/x.png') == 'x.png'
 
 
-@pytest.mark.parametrize('other', ['../x.png', '../other/x.png', '/elsewhere/x.png', 'C:\\set\\x.png', '', '.', '..', '/', 'x.jpg', 'x', 'X.png'])
+@pytest.mark.parametrize(
+    'other', ['../x.png', '../other/x.png', '/elsewhere/x.png', 'C:\\set\\x.png', '', '.', '..', '/', 'x.jpg', 'x', 'X.png']
+)
 def test_other_paths_are_none(tmp_path, other):
     store = store_of(tmp_path, 'a/x.png')
     assert store.find(other) is None
@@ -99,13 +114,22 @@ def test_utf8_names_that_a_zip_does_not_declare(tmp_path):
     content = bytearray(path.read_bytes())
     for magic, at in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):  # take away the flag
         position = content.find(magic) + at
-        content[position:position + 2] = struct.pack('<H', struct.unpack('<H', content[position:position + 2])[0] & ~0x800)
+        content[position : position + 2] = struct.pack('<H', struct.unpack('<H', content[position : position + 2])[0] & ~0x800)
     path.write_bytes(content)
     assert FileStore(path).read(NAME) == b'x'
 
 
-@pytest.mark.parametrize('rename', [lambda name: f'top/{name}', lambda name: f'top/sub/{name}', lambda name: name.replace('/', '\\'),
-                                    lambda name: f'./{name}', lambda name: f'/{name}', lambda name: name.replace('.png', '.PNG')])
+@pytest.mark.parametrize(
+    'rename',
+    [
+        lambda name: f'top/{name}',
+        lambda name: f'top/sub/{name}',
+        lambda name: name.replace('/', '\\'),
+        lambda name: f'./{name}',
+        lambda name: f'/{name}',
+        lambda name: name.replace('.png', '.PNG'),
+    ],
+)
 def test_zips_of_other_programs(folder, tmp_path, rename):
     files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob('*') if file.is_file()}
     files = {rename(name): content for name, content in files.items()}
@@ -125,18 +149,30 @@ def test_labels_may_have_the_top_folder_of_a_zip_or_not(folder, tmp_path):
 
 def test_labels_in_other_spellings(folder):
     labels = read_json(folder)['labels']
-    spell = [lambda name: f'{folder}/{name}', lambda name: f'./{name}', lambda name: name.replace('/', '\\'),
-             lambda name: name.replace('a/', 'a//../a/'), str.upper]
+    spell = [
+        lambda name: f'{folder}/{name}',
+        lambda name: f'./{name}',
+        lambda name: name.replace('/', '\\'),
+        lambda name: name.replace('a/', 'a//../a/'),
+        str.upper,
+    ]
     (folder / 'a/0.png').rename(folder / 'a/0.PNG')
-    write_labels(folder, {'labels': [[rename(name), label] for rename, (name, label) in zip(spell[:4], labels)] + [['a/0', labels[4][1]]]})
+    write_labels(
+        folder, {'labels': [[rename(name), label] for rename, (name, label) in zip(spell[:4], labels)] + [['a/0', labels[4][1]]]}
+    )
     posed = PosedImageDataset(folder)
     assert posed.notes == [] and [label[3] for _, label in labels][::-1] == pytest.approx(posed.labels[:, 3].tolist())
 
 
 def test_frames_in_other_spellings(photographs, tmp_path):  # noqa: F811
     frames = read_frames(photographs)
-    spell = [lambda path: f'{photographs}/{path}.png', lambda path: path.replace('/', '\\'), lambda path: f'../photographs/{path}',
-             lambda path: f'{path}.PNG', lambda path: path]
+    spell = [
+        lambda path: f'{photographs}/{path}.png',
+        lambda path: path.replace('/', '\\'),
+        lambda path: f'../photographs/{path}',
+        lambda path: f'{path}.PNG',
+        lambda path: path,
+    ]
     write_transforms(photographs, [{**frame, 'file_path': rename(frame['file_path'])} for rename, frame in zip(spell, frames)])
     assert 'images            5' in run('convert', '--source', photographs, '--dest', tmp_path / 'out', '--resolution', 16)
 
@@ -148,7 +184,9 @@ def test_labels_without_images_are_counted(folder):
     (folder / 'a/3.png').unlink()
     (folder / 'a/1.png').unlink()
     posed = PosedImageDataset(folder)
-    assert len(posed) == 3 and posed.notes == ['2 cameras in dataset.json are left out, since their images are not there, first a/3.png']
+    assert len(posed) == 3 and posed.notes == [
+        '2 cameras in dataset.json are left out, since their images are not there, first a/3.png'
+    ]
 
 
 def test_labels_that_are_there_twice_are_counted(folder):
@@ -162,9 +200,16 @@ def test_labels_that_are_there_twice_are_counted(folder):
 def test_the_log_of_training_says_what_is_odd(folder):
     from training.presets import resolve
     from training.training_loop import TrainingRun
+
     (folder / 'a/0.png').unlink()
     run = TrainingRun.__new__(TrainingRun)
-    run.dataset, run.config, run.device, run.saved, lines = PosedImageDataset(folder), resolve('demo', folder, folder), 'cpu', None, []
+    run.dataset, run.config, run.device, run.saved, lines = (
+        PosedImageDataset(folder),
+        resolve('demo', folder, folder),
+        'cpu',
+        None,
+        [],
+    )
     run.device, run.first, run.log = type('Device', (), {'type': 'cpu'}), False, lines.append
     run._greet()
     assert lines[1] == run.dataset.notes[0] and 'a/0.png' in lines[1]
@@ -200,11 +245,13 @@ def test_packing_that_python_lacks(folder, tmp_path, method, monkeypatch):
     for magic, at in ((b'PK\x03\x04', 8), (b'PK\x01\x02', 10)):
         position = content.find(magic)
         while position >= 0:
-            content[position + at:position + at + 2] = struct.pack('<H', method)
+            content[position + at : position + at + 2] = struct.pack('<H', method)
             position = content.find(magic, position + 4)
     path.write_bytes(content)
-    fails('set.zip: .*cannot be read' if method in (12, 14) else 'set.zip: .* is compressed with .*: pack the zip anew',
-          lambda: PosedImageDataset(path)[0])
+    fails(
+        'set.zip: .*cannot be read' if method in (12, 14) else 'set.zip: .* is compressed with .*: pack the zip anew',
+        lambda: PosedImageDataset(path)[0],
+    )
 
 
 def test_passwords(folder, tmp_path):
@@ -219,8 +266,13 @@ def test_damaged_zips(folder, tmp_path):
     path = zip_folder(folder, tmp_path / 'set.zip')
     content = path.read_bytes()
     directory = content.index(b'PK\x01\x02')
-    for damaged in (content[:len(content) // 2], content[:directory] + content[-22:], content[:directory + 10] + b'\xff' * 30 + content[directory + 40:],
-                    content[:30] + content[60:], b'PK\x03\x04' + bytes(100)):
+    for damaged in (
+        content[: len(content) // 2],
+        content[:directory] + content[-22:],
+        content[: directory + 10] + b'\xff' * 30 + content[directory + 40 :],
+        content[:30] + content[60:],
+        b'PK\x03\x04' + bytes(100),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(DatasetError, match='set.zip'):
             [PosedImageDataset(path)[index] for index in range(5)]
@@ -233,8 +285,14 @@ def test_entries_outside_and_twins(tmp_path):
 
 
 def test_zips_within_and_no_pictures(tmp_path):
-    fails('contains no images, but inner.ZIP: unpack it', ImageDataset, zip_of(tmp_path / 'a.zip', {'inner.ZIP': b'', 'a.txt': b''}))
-    fails('contains no images, only files such as a.heic; give', ImageDataset, zip_of(tmp_path / 'b.zip', {'a.heic': b'', 'b.h5': b''}))
+    fails(
+        'contains no images, but inner.ZIP: unpack it', ImageDataset, zip_of(tmp_path / 'a.zip', {'inner.ZIP': b'', 'a.txt': b''})
+    )
+    fails(
+        'contains no images, only files such as a.heic; give',
+        ImageDataset,
+        zip_of(tmp_path / 'b.zip', {'a.heic': b'', 'b.h5': b''}),
+    )
     fails('contains no images; give', ImageDataset, zip_of(tmp_path / 'empty.zip', {}))
 
 
@@ -244,7 +302,8 @@ def test_cameras_that_lie_deeper_are_pointed_at(folder):
 
 def test_what_is_no_regular_file_is_named_and_does_not_hang(folder):
     os.mkfifo(folder / 'a/3a.png')
-    fails('a/3a.png cannot be read .*no regular file', ImageDataset, folder)
+    with deadline():
+        fails('a/3a.png cannot be read .*no regular file', ImageDataset, folder)
     (folder / 'a/3a.png').unlink()
     os.mkfifo(folder / 'pipe')  # nobody reads it
     (folder / 'b.png').mkdir()  # a folder by a picture's name
@@ -255,7 +314,8 @@ def test_what_is_no_regular_file_is_named_and_does_not_hang(folder):
     (folder / 'dataset.json').mkdir()
     fails('has no dataset.json at its top', PosedImageDataset, folder)
     os.mkfifo(folder.parent / 'pipe')
-    fails('neither a zip nor a folder', ImageDataset, folder.parent / 'pipe')
+    with deadline():
+        fails('neither a zip nor a folder', ImageDataset, folder.parent / 'pipe')
 
 
 @pytest.mark.parametrize('target', ['nowhere', 'link', '.', '..'])
@@ -273,6 +333,7 @@ def test_folders_that_cannot_be_listed(folder, monkeypatch):
         if str(path).endswith('a'):
             raise PermissionError(13, 'Permission denied', str(path))
         return scan(path)
+
     monkeypatch.setattr(os, 'scandir', scandir)
     fails('set/a cannot be read .Permission denied.', ImageDataset, folder)
 
@@ -285,11 +346,14 @@ def test_files_that_cannot_be_read(folder, monkeypatch):
 
     def denied(*arguments, **options):
         raise PermissionError(13, 'Permission denied')
+
     monkeypatch.setattr('builtins.open', denied)
     fails('dataset.json cannot be read .Permission denied.', FileStore(folder).read, 'dataset.json')
 
 
-@pytest.mark.parametrize('content', [b'\xff\xfe\x00', b'{"labels": \xe9}', '{"labels": [["é.png", 1]]}'.encode('latin-1'), b'\x00'])
+@pytest.mark.parametrize(
+    'content', [b'\xff\xfe\x00', b'{"labels": \xe9}', '{"labels": [["é.png", 1]]}'.encode('latin-1'), b'\x00']
+)
 def test_labels_that_are_not_utf8(folder, content):
     (folder / 'dataset.json').write_bytes(content)
     fails('dataset.json cannot be read', PosedImageDataset, folder)
@@ -303,10 +367,13 @@ def test_labels_with_a_byte_order_mark(folder):
 def test_every_script_ends_in_one_line(folder, tmp_path):
     import calc_metrics
     import train
+
     (folder / 'a/link').symlink_to('link')
-    for script, arguments in ((dataset_tool.main, ['convert', f'--source={folder}', f'--dest={tmp_path}/out', '--resolution=8']),
-                              (train.main, ['--preset=demo', f'--data={folder}', f'--run-dir={tmp_path}/run', '--imitation=pyramid']),
-                              (calc_metrics.main, ['--metrics=swd', f'--images={folder}', f'--data={folder}', f'--outdir={tmp_path}'])):
+    for script, arguments in (
+        (dataset_tool.main, ['convert', f'--source={folder}', f'--dest={tmp_path}/out', '--resolution=8']),
+        (train.main, ['--preset=demo', f'--data={folder}', f'--run-dir={tmp_path}/run', '--imitation=pyramid']),
+        (calc_metrics.main, ['--metrics=swd', f'--images={folder}', f'--data={folder}', f'--outdir={tmp_path}']),
+    ):
         result = click.testing.CliRunner().invoke(script, arguments)
         assert result.exit_code == 1 and 'a/link cannot be read' in result.output and 'Traceback' not in result.output
     assert not list(tmp_path.glob('out*')) and not (tmp_path / 'run').exists()

@@ -15,8 +15,12 @@ from tests.test_dataset import SIZE, write_folder
 from tests.test_dataset_tool import converted, photographs, refused, run  # noqa: F401 (a fixture)
 from training.data.dataset import ImageDataset, PosedImageDataset
 
-QUARTERS = {1: lambda image: image, 3: lambda image: image[::-1, ::-1], 6: lambda image: image.swapaxes(0, 1)[:, ::-1],
-            8: lambda image: image.swapaxes(0, 1)[::-1]}
+QUARTERS = {
+    1: lambda image: image,
+    3: lambda image: image[::-1, ::-1],
+    6: lambda image: image.swapaxes(0, 1)[:, ::-1],
+    8: lambda image: image.swapaxes(0, 1)[::-1],
+}
 
 
 def encoded(image, kind='PNG', **options):
@@ -41,8 +45,10 @@ def traits(data):
 
 def deep_png(colour_type, values, key=None):
     """A PNG of 16 bits per channel, made by hand. values: [H, W, C]; key: the values that are transparent."""
+
     def chunk(kind, data):
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
     rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
     transparent = b'' if key is None else chunk(b'tRNS', struct.pack(f'>{len(key)}H', *key))
     head = struct.pack('>IIBBBBB', values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
@@ -71,25 +77,28 @@ def test_orientation_behind_the_pixels_of_a_png():
     exif[0x112] = 6
     data = encoded(Image.fromarray(some_image()), exif=exif)
     start = data.index(b'eXIf') - 4
-    end = start + 12 + struct.unpack('>I', data[start:start + 4])[0]
+    end = start + 12 + struct.unpack('>I', data[start : start + 4])[0]
     data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
     np.testing.assert_array_equal(pixels(data), QUARTERS[6](some_image()))
 
 
 @pytest.mark.parametrize('background, value', [('black', 0), ('white', 255)])
-@pytest.mark.parametrize('make', [
-    lambda: encoded(Image.fromarray(np.dstack([some_image(), np.zeros((8, 12, 1), np.uint8)]))),
-    lambda: encoded(Image.new('LA', (4, 4), (9, 0))),
-    lambda: encoded(Image.new('RGB', (4, 4), (1, 2, 3)).quantize(4), transparency=0),
-    lambda: encoded(Image.new('RGB', (4, 4), (1, 2, 3)), transparency=(1, 2, 3)),
-    lambda: encoded(Image.new('L', (4, 4), 9), transparency=9),
-    lambda: encoded(Image.new('1', (4, 4), 1), transparency=1),
-    lambda: encoded(Image.new('RGBA', (4, 4), (9, 9, 9, 0)), 'WEBP', lossless=True),
-    lambda: encoded(Image.new('RGBA', (4, 4), (9, 9, 9, 0)), 'TIFF'),
-    lambda: deep_png(6, np.full((4, 4, 4), 40000) * [1, 1, 1, 0]),
-    lambda: deep_png(2, np.full((4, 4, 3), 40000), (40000, 40000, 40000)),
-    lambda: deep_png(0, np.full((4, 4, 1), 40000), (40000,)),
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: encoded(Image.fromarray(np.dstack([some_image(), np.zeros((8, 12, 1), np.uint8)]))),
+        lambda: encoded(Image.new('LA', (4, 4), (9, 0))),
+        lambda: encoded(Image.new('RGB', (4, 4), (1, 2, 3)).quantize(4), transparency=0),
+        lambda: encoded(Image.new('RGB', (4, 4), (1, 2, 3)), transparency=(1, 2, 3)),
+        lambda: encoded(Image.new('L', (4, 4), 9), transparency=9),
+        lambda: encoded(Image.new('1', (4, 4), 1), transparency=1),
+        lambda: encoded(Image.new('RGBA', (4, 4), (9, 9, 9, 0)), 'WEBP', lossless=True),
+        lambda: encoded(Image.new('RGBA', (4, 4), (9, 9, 9, 0)), 'TIFF'),
+        lambda: deep_png(6, np.full((4, 4, 4), 40000) * [1, 1, 1, 0]),
+        lambda: deep_png(2, np.full((4, 4, 3), 40000), (40000, 40000, 40000)),
+        lambda: deep_png(0, np.full((4, 4, 1), 40000), (40000,)),
+    ],
+)
 def test_what_is_transparent_shows_the_background(make, background, value):
     data = make()
     assert (pixels(data, background) == value).all() and 'alpha' in traits(data)
@@ -100,9 +109,16 @@ def test_half_transparent_pixels_are_mixed():
     assert pixels(data, 'white')[0, 0].tolist() == [244, 224, 204] and pixels(data)[0, 0].tolist() == [40, 20, 0]
 
 
-@pytest.mark.parametrize('data', [
-    deep_png(0, np.full((4, 4, 1), 40000)), deep_png(2, np.full((4, 4, 3), 40000)), deep_png(4, np.full((4, 4, 2), [40000, 65535])),
-    encoded(Image.fromarray(np.full((4, 4), 40000, np.uint16)), 'TIFF'), encoded(Image.fromarray(np.full((4, 4), 40000, np.uint16)), 'PPM')])
+@pytest.mark.parametrize(
+    'data',
+    [
+        deep_png(0, np.full((4, 4, 1), 40000)),
+        deep_png(2, np.full((4, 4, 3), 40000)),
+        deep_png(4, np.full((4, 4, 2), [40000, 65535])),
+        encoded(Image.fromarray(np.full((4, 4), 40000, np.uint16)), 'TIFF'),
+        encoded(Image.fromarray(np.full((4, 4), 40000, np.uint16)), 'PPM'),
+    ],
+)
 def test_sixteen_bits_keep_their_brightness(data):
     assert (pixels(data) == 40000 >> 8).all() and 'deep' in traits(data)
 
@@ -176,8 +192,12 @@ def transparent(tmp_path):
 def test_every_reader_composites_alike(transparent, tmp_path, background, value):
     said = run('convert', '--source', transparent, '--dest', tmp_path / 'out', '--resolution', SIZE, '--background', background)
     posed = PosedImageDataset(transparent, background=background)
-    for image in (posed[0][0], ImageDataset(transparent, background=background)[1], PosedImageDataset(tmp_path / 'out')[2][0],
-                  folder_views(transparent, background=background).images):
+    for image in (
+        posed[0][0],
+        ImageDataset(transparent, background=background)[1],
+        PosedImageDataset(tmp_path / 'out')[2][0],
+        folder_views(transparent, background=background).images,
+    ):
         assert (image == value).all()
     line = f'3 of 3 images have an alpha channel: composited on {background}'
     assert posed.notes == [line] and line in said
@@ -213,7 +233,9 @@ def test_labels_of_turned_pictures(tmp_path, upright):
     exif = Image.Exif()
     exif[0x112] = 6
     Image.new('RGB', (100, 80)).save(tmp_path / 'oblong/a.jpg', exif=exif)
-    label = np.concatenate([np.eye(4).ravel(), [1.25, 0, 0.5, 0, 1.0, 0.5, 0, 0, 1] if upright else [1.0, 0, 0.5, 0, 1.25, 0.5, 0, 0, 1]])
+    label = np.concatenate(
+        [np.eye(4).ravel(), [1.25, 0, 0.5, 0, 1.0, 0.5, 0, 0, 1] if upright else [1.0, 0, 0.5, 0, 1.25, 0.5, 0, 0, 1]]
+    )
     label[11] = -2.7
     (tmp_path / 'oblong/dataset.json').write_text(json.dumps({'labels': [['a.jpg', label.tolist()]]}))
     options = ('convert', '--source', tmp_path / 'oblong', '--dest', tmp_path / 'out', '--resolution', 8)

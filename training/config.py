@@ -29,12 +29,14 @@ RENDER_PRECISIONS = ('fp32', 'tf32x3', 'tf32', 'fp16', 'bf16')
 RAW_RESIZE_FILTERS = ('antialiased', 'classic', 'none')
 IMITATIONS = ('lpips', 'pyramid', 'none')
 AUGMENTATIONS = ('none', 'ada')
+NOISE_MODES = ('const', 'random', 'none')
 
 POSITIVE, NOT_NEGATIVE, COUNT = FiniteRange(0, min_open=True), FiniteRange(0), click.IntRange(1)
 GROUPS = TRAINING, LOSSES, SCHEDULES, NETWORKS, RENDERING, MACHINE, OUTPUT = (  # headings of train.py --help
     'Training', 'Losses', 'Schedules', 'Networks', 'Rendering and cameras', 'Machine', 'Saving and metrics')
 
-
+_LARGEST_CLAMP = 1e30  # in fp32, times a layer's gain
+_LARGEST_INTEGER = 2**53  # up to which a float is exact
 MOST_KIMG = 1e9  # more is a slip of the keyboard, and larger than counters can be
 MOST_MINUTES = 1e6
 
@@ -74,12 +76,15 @@ class Config:
 
     @classmethod
     def from_dict(cls, values):
-        """Rebuild from plain data. Raises ConfigError for a key that this object does not have."""
+        """Rebuild from plain data. Raises ConfigError for a key that this object does not have, or a value of another type."""
         fields = {item.name: item for item in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         check(not unknown, f'{cls.__name__} has no field {", ".join(unknown)}; it has: {", ".join(fields)}')
         hints = typing.get_type_hints(cls)
-        return cls(**{name: _restore(hints[name], value) for name, value in values.items()})
+        values = {name: _restore(hints[name], value) for name, value in values.items()}
+        for name, value in values.items():
+            check(_is_of_type(value, hints[name]), f'{cls.__name__} has {name}={str(value)[:40]!r}, which is not of type {hints[name]}')
+        return cls(**values)
 
     def replace(self, **changes):
         return dataclasses.replace(self, **changes)
@@ -96,6 +101,16 @@ def _restore(hint, value):
     if isinstance(value, dict) and dataclasses.is_dataclass(hint):
         return hint.from_dict(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _is_of_type(value, hint):
+    """Whether a value of plain data fits the type of a field. An integer is a float, too; a tuple has numbers or words."""
+    kinds = typing.get_args(hint) or (hint,)
+    if isinstance(value, tuple):
+        return tuple in kinds and any(all(_is_of_type(item, kind) for item in value) for kind in (float, str))
+    if type(value) is int:
+        return (int in kinds or float in kinds) and abs(value) < _LARGEST_INTEGER
+    return type(value) in kinds
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,7 @@ class RenderingConfig(Config):
         check(self.precision in RENDER_PRECISIONS, f'precision must be one of {", ".join(RENDER_PRECISIONS)}, '
               f'got {self.precision!r}')
         check(self.importance_samples >= 0, f'importance_samples cannot be negative, got {self.importance_samples}')
+        check(len(self.camera_pivot) == 3, f'camera_pivot must be a point of three coordinates, got {self.camera_pivot}')
 
     @property
     def background(self):
@@ -168,6 +184,9 @@ class GeneratorConfig(Config):
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
 
     def __post_init__(self):
+        self.check_finite()
+        check(self.conv_clamp is None or 0 < self.conv_clamp < _LARGEST_CLAMP, f'conv_clamp must be positive or None, got {self.conv_clamp}')
+        check(self.sr_noise_mode in NOISE_MODES, f'sr_noise_mode must be one of {", ".join(NOISE_MODES)}, got {self.sr_noise_mode!r}')
         for name in ('image_resolution', 'plane_resolution', 'sr_input_resolution'):
             value = getattr(self, name)
             check(is_power_of_two(value) and value >= 4, f'{name} must be a power of two from 4 up, got {value}')

@@ -11,7 +11,7 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.files import replacing
 from interop.pickles import is_pickle
-from training.config import ConfigError, DiscriminatorConfig, GeneratorConfig
+from training.config import DiscriminatorConfig, GeneratorConfig
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
 
@@ -68,7 +68,8 @@ def read_snapshot(path):
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception:  # a damaged file fails in many ways, and torch's advice would be to trust it
         raise SnapshotError(f'{path} is no snapshot of this project, or is damaged; give a network-snapshot-*.pkl') from None
-    if not isinstance(content, dict) or content.get('format') != FORMAT:
+    if not isinstance(content, dict) or content.get('format') != FORMAT or not all(
+            isinstance(content.get(key), kind) for key, kind in (('version', int), ('about', dict), ('networks', dict))):
         raise SnapshotError(f'{path} holds no networks of this project; give a network-snapshot-*.pkl')
     if content['version'] > VERSION:
         raise SnapshotError(f'{path} was written by a newer version of this project (format {content["version"]}); update to open it')
@@ -114,7 +115,7 @@ def open_networks(path, strict=True):
     content = read_snapshot(path)
     try:
         return {name: rebuild(entry) for name, entry in content['networks'].items()}, ''
-    except (ConfigError, RuntimeError, KeyError) as error:
+    except Exception as error:  # numbers of another version, or of a file that was edited, fail in many ways
         raise SnapshotError(f'{path} does not fit this version: {_first_line(error)}') from None
 
 

@@ -83,8 +83,9 @@ def check_declared_size(store, name, declared):
 
 def read_json(store, name):
     """The content of a JSON file. Raises DatasetError where it is broken, not in UTF-8, or has a key twice."""
+    content = store.read(name)
     try:
-        return json.loads(store.read(name), object_pairs_hook=_unambiguous)
+        return json.loads(content, object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f'{store.path}: {name} cannot be read ({error}): it must be JSON in UTF-8') from error
 
@@ -117,8 +118,8 @@ class CameraFile:
             else:
                 (repeated if self.found[image] == said else different).append(image)
         if different:
-            raise DatasetError(f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}: '
-                               'remove the wrong ones')
+            raise DatasetError(f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}'
+                               ': remove the wrong ones')
         self.notes = [one_line(f'{len(names)} cameras in {file} {what}, first {names[0]}') for names, what in
                       ((self.missing, 'are left out, since their images are not there'), (repeated, 'are there twice')) if names]
 
@@ -145,8 +146,8 @@ class LabelFile(CameraFile):
                                f'{unknown[0]}{others}: add their labels or remove the images')
         wrong = [name for name in names if not _is_label(self.found[name])]
         if wrong:
-            raise DatasetError(f'{self.store.path}: {len(wrong)} of {len(names)} labels in {LABEL_FILE} are malformed; the label of '
-                               f'{wrong[0]} is not a list of {LABEL_SIZE} finite numbers (4x4 camera-to-world, 3x3 intrinsics): '
+            raise DatasetError(f'{self.store.path}: {len(wrong)} of {len(names)} labels in {LABEL_FILE} are malformed; the label '
+                               f'of {wrong[0]} is not a list of {LABEL_SIZE} finite numbers (4x4 camera-to-world, 3x3 intrinsics): '
                                'correct it')
         labels = torch.from_numpy(np.array([self.found[name] for name in names], dtype=np.float32))
         check_cameras(labels, names, f'{self.store.path}/{LABEL_FILE}')

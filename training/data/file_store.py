@@ -34,7 +34,9 @@ class FileStore:
         self.path = pathlib.Path(path)
         self._zip, self._zip_owner = None, None
         self.is_zip = self._check_path()
-        self._roots = () if self.is_zip else {normal_name(root).rstrip('/') + '/' for root in (self.path.absolute(), self.path.resolve())}
+        self._roots = (
+            () if self.is_zip else {normal_name(root).rstrip('/') + '/' for root in (self.path.absolute(), self.path.resolve())}
+        )
         self._top = ''
         self._files = self._by_name(self._list_zip() if self.is_zip else self._list_folder(self.path, []))
         if self.is_zip:
@@ -118,8 +120,9 @@ class FileStore:
             if regular and (self.path.suffix.lower() == '.zip' or _begins_as_zip(self.path)):
                 raise DatasetError(f'{self.path} is a truncated or corrupt zip: copy or create it again')
         except OSError as error:
-            raise DatasetError(f'{self.path} cannot be read ({_reason(error)}): give the path of a zip or a folder of '
-                               'images') from error
+            raise DatasetError(
+                f'{self.path} cannot be read ({_reason(error)}): give the path of a zip or a folder of images'
+            ) from error
         raise DatasetError(f'{self.path} is neither a zip nor a folder: give the path of a zip or a folder of images')
 
     def _archive(self):
@@ -129,7 +132,8 @@ class FileStore:
                 self._zip, self._zip_owner = zipfile.ZipFile(self.path), os.getpid()
             except Exception as error:
                 raise DatasetError(
-                    f'{self.path} is a truncated or corrupt zip ({_reason(error)}): copy or create it again') from error
+                    f'{self.path} is a truncated or corrupt zip ({_reason(error)}): copy or create it again'
+                ) from error
         return self._zip
 
     def _open_entry(self, real):
@@ -140,8 +144,10 @@ class FileStore:
             return self._archive().open(entry)
         except NotImplementedError as error:
             method = _METHODS.get(entry.compress_type, f'method {entry.compress_type}')
-            raise DatasetError(f'{self.path}: {real} is compressed with {method}, which this Python cannot unpack: pack the zip '
-                               'anew, stored or deflated') from error
+            raise DatasetError(
+                f'{self.path}: {real} is compressed with {method}, which this Python cannot unpack: pack the zip '
+                'anew, stored or deflated'
+            ) from error
         except Exception as error:
             raise self._unreadable(real, error) from error
 
@@ -152,8 +158,11 @@ class FileStore:
 
     def _list_zip(self):
         """(name, name in the archive) of every file."""
-        return [(_entry_name(entry), entry.filename) for entry in self._archive().infolist()
-                if not entry.filename.endswith(('/', '\\'))]
+        return [
+            (_entry_name(entry), entry.filename)
+            for entry in self._archive().infolist()
+            if not entry.filename.endswith(('/', '\\'))
+        ]
 
     def _list_folder(self, folder, above):
         """(name, name) of every file in a folder and those below. above: the folders that lead here, by device and number."""
@@ -168,8 +177,11 @@ class FileStore:
                     continue
                 if entry.is_symlink():
                     os.stat(entry.path)  # raises where there is nothing at the other end
-                files += (self._list_folder(folder / entry.name, [*above, (stat.st_dev, stat.st_ino)]) if entry.is_dir()
-                          else [(name, name)])
+                files += (
+                    self._list_folder(folder / entry.name, [*above, (stat.st_dev, stat.st_ino)])
+                    if entry.is_dir()
+                    else [(name, name)]
+                )
         except OSError as error:
             raise DatasetError(f'{error.filename or folder} cannot be read ({_reason(error)}): mend or remove it') from error
         return files
@@ -214,7 +226,7 @@ def normal_name(name):
 def _split_suffix(name):
     """(name without suffix, suffix in small letters) of a picture; of another file, all of it and ''."""
     suffix = posixpath.splitext(name)[1].lower()
-    return (name[:-len(suffix)], suffix) if suffix in PICTURE_SUFFIXES else (name, '')
+    return (name[: -len(suffix)], suffix) if suffix in PICTURE_SUFFIXES else (name, '')
 
 
 def _entry_name(entry):

@@ -13,9 +13,9 @@ from torch import nn
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
+from training.config import NOISE_MODES
 
 RESAMPLE_TAPS = (1, 3, 3, 1)
-NOISE_MODES = ('const', 'random', 'none')
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 W_AVG_DECAY = 0.998
 
