@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
-import torch
 
 from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
@@ -80,8 +79,8 @@ def group_options(command):
 @click.group(invoke_without_command=True, context_settings=dict(max_content_width=120, show_default=True))
 @click.option('--metrics', type=MetricList(),
               help=f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.')
-@click.option('--network', type=UserPath(), metavar='PATH', help='Network snapshot to judge; of a folder, the newest one.')
-@click.option('--images', type=UserPath(), metavar='ZIP|DIR', help='Images of any other method to judge, instead of a network.')
+@click.option('--network', type=UserPath(), metavar='PATH', help='Network snapshot to evaluate; of a folder, the newest one.')
+@click.option('--images', type=UserPath(), metavar='ZIP|DIR', help='Images of any other method to evaluate; no network then.')
 @click.option('--data', type=UserPath(), metavar='ZIP|DIR', help='The real images; a network needs their cameras, too.  [default: what it was trained on]')
 @click.option('--mirror', type=bool, help='Double the data by mirrored copies.  [default: as in training]')
 @click.option('--branch', type=click.Choice(BRANCHES), default='both', help='Of the network.')
@@ -108,7 +107,7 @@ def group_options(command):
 @click.pass_context
 @friendly_errors
 def main(context, **options):
-    """Judge a network's images, or a folder of them, against a data set; results go to metric-<name>.jsonl."""
+    """Evaluate a network's images, or a folder of them, against a data set; results go to metric-<name>.jsonl."""
     if context.invoked_subcommand is not None:
         refuse_idle(options, f'on {context.invoked_subcommand}')
         return
@@ -116,45 +115,39 @@ def main(context, **options):
         raise UserError('--metrics is missing: name what to compute, such as --metrics=fid50k_full,swd')
     if options['network'] and options['images']:
         raise UserError('--network and --images exclude each other: give one')
-    refuse_idle_options(options)
+    refuse_options_of_other_metrics(options)
     own = {name: options.pop(name) for name in list(options) if name not in Request.__dataclass_fields__}
     request = Request(**options, group_options=own)
-    check_gpus(request.gpus)
-    distributed.launch(functools.partial(judge, request), request.gpus)
+    distributed.check_gpus(request.gpus)
+    distributed.launch(functools.partial(compute_metrics, request), request.gpus)
 
 
-def refuse_idle_options(options):
+def refuse_options_of_other_metrics(options):
     """Raise UserError for options that none of the metrics takes notice of."""
-    judged = next((name for name in ('network', 'views', 'images') if isinstance(options[name], str | Path)), None)
+    source = next((name for name in ('network', 'views', 'images') if isinstance(options[name], str | Path)), None)
     groups = registry.by_group(options['metrics'])
-    if judged is not None and all(group.uses for group, _ in groups):
-        used = {judged, *ALWAYS_USED}.union(*(group.uses(metrics, judged == 'network') for group, metrics in groups))
-        refuse_idle(set(options) - used, f'on {", ".join(options["metrics"])} with --{judged}')
+    if source is not None and all(group.uses for group, _ in groups):
+        used = {source, *ALWAYS_USED}.union(*(group.uses(metrics, source == 'network') for group, metrics in groups))
+        refuse_idle(set(options) - used, f'on {", ".join(options["metrics"])} with --{source}')
     if options['trunc'] == 1:
         refuse_idle(('trunc_cutoff',), 'with --trunc=1')
 
 
-def check_gpus(wanted):
-    if torch.cuda.is_available() and not distributed.under_torchrun() and wanted > torch.cuda.device_count():
-        present = torch.cuda.device_count()
-        raise UserError(f'--gpus={wanted}, but this machine has {present}; use --gpus={present} or fewer')
-
-
-def judge(request):
+def compute_metrics(request):
     """Compute, print and write what a Request asks for, in this process, which may be one of several."""
     with distributed.joined(), naming_memory('lower --batch, --render-resolution or --fit-rays'):
         if request.network:
             request = replace(request, network=distributed.from_first(functools.partial(newest_snapshot, request.network)))
         with distributed.together():
-            subject = load_subject(request)
-        for record in evaluate_branches(request.metrics, subject.task, subject.branches, subject.about):
-            distributed.from_first(functools.partial(publish, subject.task.outdir, record))
+            evaluation = prepare_evaluation(request)
+        for record in evaluate_branches(request.metrics, evaluation.task, evaluation.branches, evaluation.about):
+            distributed.from_first(functools.partial(publish, evaluation.task.outdir, record))
 
 
 def publish(outdir, record):
     """Print a result and write it. It may have taken hours, so that neither is left out because the other fails."""
     try:
-        click.echo(results.one_line(record))
+        click.echo(results.format_record(record))
     finally:
         write(outdir, record)
 
@@ -168,21 +161,21 @@ def write(outdir, record):
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is judged, in which branches, and what the records say of it."""
+class Evaluation:
+    """What is evaluated, in which branches, and what the records say of it."""
 
     task: registry.Task
     branches: tuple
     about: dict
 
 
-def load_subject(request):
-    """The Subject of a request, on this process's device. Raises UserError for what does not fit together."""
+def prepare_evaluation(request):
+    """The Evaluation of a request, on this process's device. Raises UserError for what does not fit together."""
     device = distributed.pick_device()
     generator, branches, trained = None, (None,), {}
     if request.network:
         generator = load_generator(request.network, str(device))
-        branches = judged_branches(generator, request.branch)
+        branches = evaluated_branches(generator, request.branch)
         set_samples(generator, request.samples, request.importance_samples)
         trained = training_of(request.network)
     outdir = request.outdir or (Path(request.network).parent if request.network else Path('.'))
@@ -197,15 +190,15 @@ def load_subject(request):
     seen = trained.get('images_seen')
     about = {'snapshot': request.network, 'kimg': None if seen is None else seen / 1000,
              'label': request.label or default_label(request)}
-    return Subject(task, branches, about)
+    return Evaluation(task, branches, about)
 
 
-def judged_branches(generator, choice):
-    """The branches to judge. After stage 1 there is no 3D branch: 'both' then means the 2D branch, and a line says so."""
+def evaluated_branches(generator, choice):
+    """The branches to evaluate. After stage 1 there is no 3D branch: 'both' then means the 2D branch, and a line says so."""
     branches = choose_branches(generator, choice)
     if choice == 'both' and '3d' not in branches:
         if distributed.rank() == 0:
-            click.echo('This network has no 3D branch, it comes from stage 1: only the 2D branch is judged.', err=True)
+            click.echo('This network has no 3D branch, it comes from stage 1: only the 2D branch is evaluated.', err=True)
         return ('2d',)
     return branches
 
@@ -223,24 +216,24 @@ def training_of(path):
 
 
 def default_label(request):
-    """The name of the folder that the judged network lies in, or of the judged images or views."""
+    """The name of the folder that the network lies in, or of the images or views."""
     if request.network:
         return Path(request.network).resolve().parent.name
     images = request.images or request.group_options['views']
     return source_name(images) if isinstance(images, str | Path) else None
 
 
-@main.command()
+@main.command('table')
 @click.argument('runs', nargs=-1, required=True, type=UserPath(exists=True, file_okay=False), metavar='RUN...')
 @click.option('--format', 'form', type=click.Choice(['markdown', 'csv']), default='markdown')
 @click.option('--published', type=click.Choice([*tables.PUBLISHED_DATA, 'all', 'none']), default='all',
               help='Of which data the published results of the paper stand beside.')
 @click.option('--every', is_flag=True, help='All snapshots.  [default: the last one of each method and branch]')
 @friendly_errors
-def table(runs, form, published, every):
+def print_table(runs, form, published, every):
     """Print a table of the results in folders, beside the published ones."""
     records = [record for run in runs for record in results.read(run)]
-    click.echo(tables.render(tables.rows(records, every, published), form))
+    click.echo(tables.format_table(tables.rows(records, every, published), form))
 
 
 @main.command()

@@ -8,13 +8,13 @@ import torch
 from tqdm import tqdm
 
 from dataset_prep.archive import DatasetWriter
-from dataset_prep.convert import converted_image, load_views, summary
+from dataset_prep.convert import camera_summary, converted_image, load_views
 from dataset_prep.demo import demo_items
 from dataset_prep.transforms import transforms_files
 from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import FiniteRange, UserPath
-from training.data.camera_checks import check_cameras, seen_scene
 from training.config import FFHQ_FOCAL
+from training.data.camera_checks import check_cameras, seen_scene
 from training.data.dataset import LABEL_FILE, DatasetError, image_notes, mirror_label
 
 _POSITIVE = FiniteRange(min=0, min_open=True)
@@ -53,7 +53,7 @@ def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, r
     _write_all(items, [f'image {index}' for index in range(images)], dest, mirror, overwrite)
 
 
-@main.command()
+@main.command('convert')
 @click.option('--source', required=True, type=UserPath(), metavar='PATH', help='Folder or zip with transforms.json or dataset.json.')
 @_output_options
 @click.option('--resolution', type=click.IntRange(min=8), required=True, help='Pixels per side after the crop.')
@@ -66,7 +66,7 @@ def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, r
 @click.option('--max-images', type=click.IntRange(min=1), help='Use only the first so many.  [default: all]')
 @click.option('--skip-missing', is_flag=True, help='Go on without images that the camera file names and that are not there.')
 @friendly_errors
-def convert(source, dest, mirror, overwrite, resolution, radius, axes, background, max_images, skip_missing):
+def convert_photographs(source, dest, mirror, overwrite, resolution, radius, axes, background, max_images, skip_missing):
     """Crop and resize photographs with known cameras, and bring the cameras into this project's form.
 
     transforms.json: lens distortion is removed, the world moved to where the cameras look, turned so that they stand
@@ -94,7 +94,7 @@ def _write_all(items, names, dest, mirror, overwrite):
             if mirror:
                 writer.add(np.ascontiguousarray(pixels[:, ::-1]), mirror_label(torch.as_tensor(label)).numpy())
         check_cameras(labels, names, f'{dest} as converted', seen_scene(np.array(labels)))
-    click.echo('\n'.join(summary(np.array(labels))))
+    click.echo('\n'.join(camera_summary(np.array(labels))))
     click.echo(f'written           {dest}')
 
 

@@ -49,14 +49,14 @@ from sampling.videos import UPSCALE_FILTERS, VideoOptions, write_texture_images,
 def main(**options):
     """Film generated subjects. A subject keeps its w over the orbit: only the camera moves."""
     options = VideoOptions(**options)
-    refuse_idle_options(options)
+    refuse_options_of_other_modes(options)
     if not options.epi:
         return write_video(options)
     for seed, scores in write_texture_images(options):
         click.echo(f'seed {seed}: straightness ' + ', '.join(f'{branch} {score:.4f}' for branch, score in scores.items()))
 
 
-def refuse_idle_options(options):
+def refuse_options_of_other_modes(options):
     if options.epi:
         refuse_idle(('mode', 'grid', 'fps', 'pitch_range', 'full_orbit', 'upscale', 'upscale_filter', 'crf'), 'with --epi')
     else:

@@ -152,7 +152,7 @@ def prepare(config):
     from training.perceptual import find_vgg_weights, load_lpips
     from training.snapshots import load_networks
 
-    check_gpus(config.gpus)
+    distributed.check_gpus(config.gpus)
     for name in config.metrics:
         registry.find(name)
     check(config.detector is None or os.path.isfile(config.detector), f'--detector={config.detector}: no such file')
@@ -172,12 +172,6 @@ def prepare(config):
     weights = str(find_vgg_weights(config.lpips_weights))
     load_lpips(weights, 'cpu')
     return weights
-
-
-def check_gpus(wanted):
-    if torch.cuda.is_available() and not distributed.under_torchrun():
-        present = torch.cuda.device_count()
-        check(wanted <= present, f'--gpus={wanted}, but this machine has {present}; use --gpus={present} or fewer')
 
 
 def check_images(dataset):

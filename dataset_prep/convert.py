@@ -171,7 +171,7 @@ def _upright_rotation(poses, centre):
     return np.stack([np.cross(up, front), up, front])
 
 
-def summary(labels):
+def camera_summary(labels):
     """What a set's cameras look like, as lines of text. labels: float array [N, 25].
 
     Near, far and box suggestions keep the proportions of the published presets.

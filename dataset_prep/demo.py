@@ -29,7 +29,7 @@ class Ellipsoid:
 
     centre: np.ndarray  # [3], world units
     axes: np.ndarray  # [3], half axes
-    colour: np.ndarray  # [3], 0..1
+    color: np.ndarray  # [3], 0..1
     cut: tuple = None
 
 
@@ -51,20 +51,20 @@ def draw_head(rng):
     return [*parts, _hair(rng, head, hair)]
 
 
-def render(parts, label, resolution):
+def render_ellipsoids(parts, label, resolution):
     """Picture of ellipsoids from a camera, uint8 array [resolution, resolution, 3].
 
     parts: list of Ellipsoid; label: float array [25]; the camera must be outside all of them.
     """
     fine = resolution * _SUPERSAMPLING
     origin, directions = _rays(label, fine)
-    colour = np.ones((3, fine, fine), np.float32)  # on white, which the demo preset composites on
+    color = np.ones((3, fine, fine), np.float32)  # on white, which the demo preset composites on
     depth = np.full((fine, fine), np.inf, np.float32)
     for part in parts:
         rows, columns = _window(part, label, fine)
-        _trace(part, origin, directions[:, rows, columns], colour[:, rows, columns], depth[rows, columns])
+        _trace(part, origin, directions[:, rows, columns], color[:, rows, columns], depth[rows, columns])
     steps = range(_SUPERSAMPLING)
-    mean = sum(colour[:, i::_SUPERSAMPLING, j::_SUPERSAMPLING] for i in steps for j in steps) / _SUPERSAMPLING ** 2
+    mean = sum(color[:, i::_SUPERSAMPLING, j::_SUPERSAMPLING] for i in steps for j in steps) / _SUPERSAMPLING ** 2
     return (mean.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8)
 
 
@@ -76,12 +76,12 @@ def demo_items(images, resolution, identities, seed, focal, radius):
     cameras = draw_cameras(images, focal, radius, np.random.default_rng([seed, 0]))
     for index, label in enumerate(cameras):
         head = draw_head(np.random.default_rng([seed, 1, index % identities]))
-        yield render(head, label, resolution), label
+        yield render_ellipsoids(head, label, resolution), label
 
 
-def _between(colours, position):
+def _between(colors, position):
     """The colour at `position` in [0, 1] on the way from the first of two colours to the second."""
-    first, second = np.array(colours)
+    first, second = np.array(colors)
     return first + (second - first) * position
 
 
@@ -93,7 +93,7 @@ def _on_surface(head, x, y, height=1.0):
 
 def _nose(rng, head):
     axes = np.array([rng.uniform(0.03, 0.042), rng.uniform(0.036, 0.05), rng.uniform(0.06, 0.085)])
-    return Ellipsoid(_on_surface(head, 0, -0.1), axes, head.colour * 0.85)
+    return Ellipsoid(_on_surface(head, 0, -0.1), axes, head.color * 0.85)
 
 
 def _mouth(rng, head):
@@ -104,7 +104,7 @@ def _mouth(rng, head):
 def _ears(rng, head):
     axes = np.array([rng.uniform(0.03, 0.05), rng.uniform(0.045, 0.065), 0.02])
     shift = np.array([head.axes[0] + 0.01, 0.01, 0])
-    return [Ellipsoid(head.centre + shift * [side, 1, 1], axes, head.colour * 0.9) for side in (-1, 1)]
+    return [Ellipsoid(head.centre + shift * [side, 1, 1], axes, head.color * 0.9) for side in (-1, 1)]
 
 
 def _eyes(rng, head):
@@ -119,11 +119,11 @@ def _eyes(rng, head):
     return eyes
 
 
-def _hair(rng, head, colour):
+def _hair(rng, head, color):
     """Hair over the crown and the back."""
     tilt = rng.uniform(0.4, 0.8)
     cut = (np.array([0, math.cos(tilt), -math.sin(tilt)]), rng.uniform(0.02, 0.06))
-    return Ellipsoid(head.centre, head.axes * 1.07, colour, cut)
+    return Ellipsoid(head.centre, head.axes * 1.07, color, cut)
 
 
 # Images of the tracer are channels first, so that numpy's inner loops are long.
@@ -154,7 +154,7 @@ def _window(part, label, resolution):
     return tuple(slices)
 
 
-def _trace(part, origin, directions, colour, depth):
+def _trace(part, origin, directions, color, depth):
     """Draws one ellipsoid into views of the colour [3, h, w] and depth [h, w] buffers, in place."""
     inverse = (1 / part.axes).astype(np.float32)
     start = (origin - part.centre).astype(np.float32) * inverse  # the ellipsoid is the unit sphere here
@@ -170,7 +170,7 @@ def _trace(part, origin, directions, colour, depth):
     seen = distance < depth[rows, columns]
     rows, columns, rays, distance = rows[seen], columns[seen], rays[:, seen], distance[seen]
     depth[rows, columns] = distance
-    colour[:, rows, columns] = part.colour.astype(np.float32)[:, None] * _shading(start, inverse, rays, distance)
+    color[:, rows, columns] = part.color.astype(np.float32)[:, None] * _shading(start, inverse, rays, distance)
 
 
 def _shading(start, inverse, rays, distance):

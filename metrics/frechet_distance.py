@@ -15,13 +15,13 @@ from metrics.statistics import FeatureMoments
 class FrechetDistance(ImageMetric):
     statistic = FeatureMoments(FEATURES)
 
-    def compare(self, judged, real, task):
+    def compare(self, evaluated, real, task):
         width = WIDTHS[self.statistic.layer]
-        singular = bool(min(judged['count'], real['count']) <= width)
+        singular = bool(min(evaluated['count'], real['count']) <= width)
         if singular:
             warnings.warn(f'{width} images or fewer give singular covariances: such a FID is biased upwards, and '
                           'only compares with others of the same number of images', stacklevel=2)
-        value = frechet_distance(judged['mean'], judged['covariance'], real['mean'], real['covariance'])
+        value = frechet_distance(evaluated['mean'], evaluated['covariance'], real['mean'], real['covariance'])
         return value, {}, {'singular_covariance': singular}
 
 

@@ -1,6 +1,6 @@
 """FID and its family: metrics of a set of generated images, most of them against a set of real ones.
 
-One pass over the judged images serves all metrics that take the same ones; real images are looked at once, and what was found
+One pass over the evaluated images serves all metrics that take the same ones; real images are looked at once, and what was found
 is cached (metrics/real_statistics.py).
 """
 
@@ -28,8 +28,8 @@ ALL = 'all'  # every real image
 class ImageMetric:
     """A metric by its numbers. Subclasses add `statistic` (metrics/statistics.py) and `compare`.
 
-    count: judged images, None: as many as both sets have; real: real images it takes: a number, ALL or None; least: images
-    that a set must have; same_size: whether judged and real images must be of one resolution (the detector resizes its own);
+    count: evaluated images, None: as many as both sets have; real: real images it takes: a number, ALL or None; least: images
+    that a set must have; same_size: whether evaluated and real images must be of one resolution (the detector resizes its own);
     rendering: how a generator makes the images, unless the task says otherwise.
     """
 
@@ -40,14 +40,14 @@ class ImageMetric:
     same_size: ClassVar[bool] = False
     rendering: ClassVar[Rendering] = PUBLISHED
 
-    def compare(self, judged, real, task):
+    def compare(self, evaluated, real, task):
         """(value, parts, protocol) from what the statistic's collectors found; `real` is None where none are taken."""
         raise NotImplementedError
 
-    def counts(self, judged, real):
-        """(judged images, real images or None) to take of `judged` and `real` that there are (None: any number, none)."""
+    def counts(self, evaluated, real):
+        """(evaluated images, real images or None) to take of `evaluated` and `real` that there are (None: any number, none)."""
         count = self.count
-        self._check(count, judged, 'of --images')
+        self._check(count, evaluated, 'of --images')
         wanted = real if self.real == ALL else self.real
         self._check(wanted, real, 'of --data')
         return count, wanted
@@ -78,10 +78,10 @@ def check_counts(names, real):
                 metric.counts(None, real)
 
 
-def evaluate(metrics, task):
+def evaluate_images(metrics, task):
     """Outcomes of ImageMetrics by name; see registry.Group."""
     data = load_data(task) if task.generator is not None or any(metric.real for metric in metrics) else None
-    sources = _judged_images(metrics, task, data)
+    sources = _evaluated_images(metrics, task, data)
     for metric, source in sources.items():
         if metric.same_size and task.generator is not None:
             check_render_resolution(metric.name, task, source, data)
@@ -99,20 +99,20 @@ def evaluate(metrics, task):
 
     def outcome(metric):
         (count, real_count), source = counts[metric], sources[metric]
-        judged = found[source][metric.statistic, count]
-        value, parts, protocol = metric.compare(judged, real.get((metric.statistic, real_count)), task)
+        evaluated = found[source][metric.statistic, count]
+        value, parts, protocol = metric.compare(evaluated, real.get((metric.statistic, real_count)), task)
         return Outcome(value, parts, {**_protocol(metric, count, real_count, source, task, weights, content), **protocol})
     return distributed.from_first(lambda: {metric.name: outcome(metric) for metric in metrics})
 
 
-def _judged_images(metrics, task, data):
+def _evaluated_images(metrics, task, data):
     """{metric: where its images come from}; metrics that take the same images share one source."""
     if task.generator is not None:
         renderings = {metric: metric.rendering_for(task) for metric in metrics}
         sources = {rendering: GeneratedImages(task, data.labels, rendering) for rendering in renderings.values()}
         return {metric: sources[rendering] for metric, rendering in renderings.items()}
     if task.images is None:
-        raise UserError('there is nothing to judge: give --network=PATH or --images=DIR')
+        raise UserError('there is nothing to evaluate: give --network=PATH or --images=DIR')
     for metric in metrics:
         if metric.rendering.conditioning_camera == 'frontal':
             raise UserError(f'{metric.name} needs --network: which camera conditioned stored images is unknown; leave it out')
@@ -165,7 +165,7 @@ def _uses(metrics, generated):
     return own | ({'data', 'mirror'} if any(metric.real for metric in metrics) else set())
 
 
-GROUP = Group(evaluate, uses=_uses, options=(
+GROUP = Group(evaluate_images, uses=_uses, options=(
     click.option('--detector', type=UserPath(), metavar='FILE',
                  help='Inception weights of torch-fidelity.  [default: its cache, or its download]'),
     click.option('--cache-dir', type=UserPath(), metavar='DIR', help='Where statistics of real images are kept.  [default: ~/.cache/mimic3d]')))

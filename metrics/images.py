@@ -151,7 +151,7 @@ def real_subset(items, seed, count):
 
 
 def load_data(task):
-    """The real images of a task, with cameras where a generator is judged, which needs them.
+    """The real images of a task, with cameras where a generator is evaluated, which needs them.
 
     Raises UserError when there are none, of another resolution, or when the cameras do not see the generator's box.
     """
@@ -188,7 +188,7 @@ def background_of(task):
 
 
 def check_resolution(path, images, data):
-    """Raises UserError unless the judged images of `path` are of the data's resolution."""
+    """Raises UserError unless the evaluated images of `path` are of the data's resolution."""
     if images.resolution != data.resolution:
         raise UserError(f'--images={path} holds images of {images.resolution}x{images.resolution} pixels, the data '
                         f'{data.resolution}x{data.resolution}: compare images of one resolution')

@@ -14,10 +14,10 @@ class InceptionScore(ImageMetric):
     statistic = FeatureList(LOGITS)
     least = SPLITS
 
-    def compare(self, judged, real, task):
+    def compare(self, evaluated, real, task):
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-        found = isc_features_to_metric(torch.from_numpy(judged['features']), splits=SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED)
+        found = isc_features_to_metric(torch.from_numpy(evaluated['features']), splits=SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED)
         return found[KEY_METRIC_ISC_MEAN], {'std': found[KEY_METRIC_ISC_STD]}, {'splits': SPLITS, 'shuffle_seed': SHUFFLE_SEED}
 
 

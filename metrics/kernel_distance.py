@@ -13,10 +13,10 @@ SUBSETS, SUBSET_SIZE, SUBSET_SEED = 100, 1000, 2020  # torch-fidelity's defaults
 class KernelDistance(ImageMetric):
     statistic = FeatureList(FEATURES)
 
-    def compare(self, judged, real, task):
+    def compare(self, evaluated, real, task):
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-        first, second = torch.from_numpy(judged['features']), torch.from_numpy(real['features'])
+        first, second = torch.from_numpy(evaluated['features']), torch.from_numpy(real['features'])
         size = min(SUBSET_SIZE, len(first), len(second))
         found = kid_features_to_metric(first, second, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=SUBSET_SEED,
                                        verbose=False)

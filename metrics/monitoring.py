@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from metrics import registry, results
+from metrics import evaluation, registry, results
 from metrics.detector import DetectorError, find_weights
-from metrics.evaluation import evaluate
 from metrics.image_quality import needs_detector
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
@@ -16,7 +15,7 @@ from torch_utils.memory import naming_memory
 
 @dataclass
 class Monitor:
-    """Judges the snapshots of a run. Every process has one.
+    """Evaluates the snapshots of a run. Every process has one.
 
     names: metrics, the first of which decides which snapshot is the best; detector: file of the detector's weights, or
     None; the rest as in registry.Task.
@@ -30,7 +29,7 @@ class Monitor:
     workers: int = 2
     _checked: bool = field(default=False, init=False)
 
-    def judge(self, generator, device, branches, about, log):
+    def evaluate(self, generator, device, branches, about, log):
         """Records of all metrics and branches that could be computed. Every process must call it.
 
         `log` is told of those that could not. Without the detector's weights it is told so once, and the metrics that need
@@ -52,7 +51,7 @@ class Monitor:
         """Records of metrics that are computed together; none if that fails, which neither costs the others nor ends the run."""
         try:
             with naming_memory('leave it to calc_metrics.py'):
-                return list(evaluate(names, task, about))
+                return list(evaluation.evaluate(names, task, about))
         except distributed.LostContact:
             raise
         except UserError as error:
@@ -76,7 +75,7 @@ class Monitor:
             return str(error)
         return None if os.path.isfile(path) else f'{path}: no such file on this machine'
 
-    def judged(self, kimg):
+    def evaluated(self, kimg):
         """Whether the results of a moment are there already. For one process."""
         return all(any(record.get('kimg') == kimg for record in self._records(name)) for name in self.names)
 
@@ -85,7 +84,7 @@ class Monitor:
         return list(results.read_file(path)) if path.exists() else []
 
     def _is_written(self, record):
-        """Whether this metric and branch were judged at this moment before: by a run that was interrupted, and goes on."""
+        """Whether this metric and branch were evaluated at this moment before: by a run that was interrupted, and goes on."""
         return any(all(other.get(key) == record[key] for key in ('kimg', 'branch')) for other in self._records(record['metric']))
 
     def keep(self, records, snapshot, branches):
@@ -98,4 +97,4 @@ class Monitor:
         if not new:
             return []
         best = results.keep_best(self.outdir, new, snapshot, self.names[0], branches[-1])
-        return [*map(results.one_line, new), *([f'the best snapshot so far: {results.BEST}'] if best else [])]
+        return [*map(results.format_record, new), *([f'the best snapshot so far: {results.BEST}'] if best else [])]

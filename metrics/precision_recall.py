@@ -17,10 +17,10 @@ class PrecisionRecall(ImageMetric):
     statistic = FeatureList(FEATURES)
     least = NEIGHBOURHOOD + 1
 
-    def compare(self, judged, real, task):
+    def compare(self, evaluated, real, task):
         from torch_fidelity.metric_prc import KEY_METRIC_F_SCORE, KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-        features = (torch.from_numpy(found['features']).to(task.device) for found in (judged, real))
+        features = (torch.from_numpy(found['features']).to(task.device) for found in (evaluated, real))
         found = prc_features_to_metric(*features, prc_neighborhood=NEIGHBOURHOOD, prc_batch_size=ROWS, save_cpu_ram=True,
                                        verbose=False)
         parts = {'precision': found[KEY_METRIC_PRECISION], 'recall': found[KEY_METRIC_RECALL]}

@@ -40,7 +40,7 @@ def real_statistics(wanted, data, task, detector, detector_hash):
     def load_all():
         for statistic, count in wanted:
             if statistic.cacheable:
-                stored = load(path_of(statistic, count))
+                stored = load_arrays(path_of(statistic, count))
                 if stored is not None:
                     found[statistic, count] = stored
         return list(found)
@@ -54,7 +54,7 @@ def real_statistics(wanted, data, task, detector, detector_hash):
         if distributed.rank() == 0:
             for (statistic, _), values in new.items():
                 if statistic.cacheable:
-                    save(path_of(statistic, count), values)
+                    save_arrays(path_of(statistic, count), values)
     return found, content
 
 
@@ -78,7 +78,7 @@ def _digest(values):
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
-def load(path):
+def load_arrays(path):
     """The arrays of a file by name, or None where it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -87,7 +87,7 @@ def load(path):
         return None
 
 
-def save(path, arrays):
+def save_arrays(path, arrays):
     """Write arrays beside and rename, so that a file is whole whoever else writes it and whenever this is interrupted."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,11 @@
 A metric belongs to a `Group`: metrics that share their expensive part (generated images, features, reconstructions) and
 are therefore computed together. A module makes a metric known like this, and is listed in `metrics/__init__.py`:
 
-    def evaluate(metrics, task):                     # metrics: what `build` made of the names that were asked for
+    def evaluate_views(metrics, task):               # metrics: what `build` made of the names that were asked for
         ...                                          # called on every process, with the same Task
         return {'psnr_mv': Outcome(value=35.7)}      # on every process
 
-    GROUP = Group(evaluate, options=(click.option('--subjects', default=50, help='Subjects to reconstruct.'),))
+    GROUP = Group(evaluate_views, options=(click.option('--subjects', default=50, help='Subjects to reconstruct.'),))
     register('psnr_mv', GROUP, 'PSNR between generated views and their reconstruction.', higher_is_better=True)
 
 A group's own options appear on calc_metrics.py's command line; their values are in `task.options`, by name. What all
@@ -29,10 +29,10 @@ from dnnlib.errors import UserError
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be judged, and how. Every process of a run has the same one, but for the device."""
+    """What is to be evaluated, and how. Every process of a run has the same one, but for the device."""
 
     device: torch.device
-    generator: torch.nn.Module | None = None  # on `device`, in evaluation mode; None: stored images are judged
+    generator: torch.nn.Module | None = None  # on `device`, in evaluation mode; None: stored images are evaluated
     branch: str | None = None  # of the generator: '2d', '3d' or 'coarse'
     images: str | None = None  # zip or folder of images of any other method
     data: str | None = None  # zip or folder of the real images; a generator's images are seen from their cameras
@@ -58,7 +58,7 @@ class Outcome:
     value: float
     parts: dict = field(default_factory=dict)  # further numbers by name, such as {'precision': .., 'recall': ..}
     protocol: dict = field(default_factory=dict)  # every choice that the value depends on, plain data: values of equal
-    # protocols may be compared, so what is judged has no place in it
+    # protocols may be compared, so what is evaluated has no place in it
     details: dict = field(default_factory=dict)  # further findings and where they lie, plain data
 
 
@@ -68,7 +68,7 @@ class Group:
 
     evaluate: Callable[[list, Task], dict[str, Outcome]]
     options: tuple = ()  # click options
-    # (metrics, whether a generator is judged) -> names of the options that have an effect; None: all have
+    # (metrics, whether a generator is evaluated) -> names of the options that have an effect; None: all have
     uses: Callable[[list, bool], set] | None = None
 
 

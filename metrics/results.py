@@ -46,7 +46,7 @@ def read_file(path):
             warnings.warn(f'{path}: line {number} is no result and is left out', stacklevel=2)
 
 
-def one_line(record):
+def format_record(record):
     """A record for the terminal."""
     about = [name for name in (record['branch'], record.get('kimg') is not None and f'{record["kimg"]:g} kimg') if name]
     parts = ', '.join(f'{name} {value:.6g}' for name, value in record['parts'].items())

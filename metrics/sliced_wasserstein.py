@@ -44,16 +44,16 @@ class SlicedWasserstein(ImageMetric):
     same_size = True
     rendering = WITHOUT_CHANCE
 
-    def counts(self, judged, real):
+    def counts(self, evaluated, real):
         if self.count is not None:
-            return super().counts(judged, real)
-        count = min(number for number in (MOST_IMAGES, judged, real) if number is not None)
+            return super().counts(evaluated, real)
+        count = min(number for number in (MOST_IMAGES, evaluated, real) if number is not None)
         return count, count
 
-    def compare(self, judged, real, task):
+    def compare(self, evaluated, real, task):
         levels = {}
-        for side in judged:
-            patches = (torch.from_numpy(found[side]).to(task.device) for found in (judged, real))
+        for side in evaluated:
+            patches = (torch.from_numpy(found[side]).to(task.device) for found in (evaluated, real))
             levels[side] = SCALE * level_distance(*patches, task.seed)
         protocol = {'patches_per_image': PATCHES, 'patch': PATCH, 'projections': PROJECTIONS, 'scale': SCALE,
                     'normalised_by': 'real images'}
@@ -111,13 +111,13 @@ def cut_patches(images, corners):
     return windows[rows, :, corners[..., 0], corners[..., 1]].flatten(2)
 
 
-def level_distance(judged, real, seed):
+def level_distance(evaluated, real, seed):
     """Sliced Wasserstein distance between patches [M, 3 * 7 * 7] of two sets, in standard deviations of the real pixels."""
     mean, std = channel_statistics(real)
-    judged, real = (normalize(patches, mean, std) for patches in (judged, real))
-    directions = torch.randn(judged.shape[1], PROJECTIONS, generator=keyed_generator((seed,))).to(judged.device)
+    evaluated, real = (normalize(patches, mean, std) for patches in (evaluated, real))
+    directions = torch.randn(evaluated.shape[1], PROJECTIONS, generator=keyed_generator((seed,))).to(evaluated.device)
     directions = directions / directions.norm(dim=0)
-    distances = [(sort_projections(judged, some) - sort_projections(real, some)).abs().mean(dim=1).double()
+    distances = [(sort_projections(evaluated, some) - sort_projections(real, some)).abs().mean(dim=1).double()
                  for some in directions.split(PROJECTIONS_AT_ONCE, dim=1)]
     return torch.cat(distances).mean().item()
 

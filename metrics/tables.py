@@ -84,7 +84,7 @@ def _row(record):
             'psi': _truncation(record)}
 
 
-def render(rows, form='markdown'):
+def format_table(rows, form='markdown'):
     """The rows as text: 'csv', or 'markdown' with a table of its own for results of another protocol. Columns without any value
     are left out."""
     if form == 'csv':

@@ -46,8 +46,8 @@ def _finish_tree(tree):
             primitive['attributes']['COLOR_0'] = primitive['attributes'].pop('_LINEAR')
 
 
-def srgb_to_linear(colours):
+def srgb_to_linear(colors):
     """Linear float32 [V, 4] in [0, 1] of 8-bit sRGB colours with alpha [V, 4] (IEC 61966-2-1)."""
-    values = colours.astype(np.float32) / 255
+    values = colors.astype(np.float32) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return np.concatenate([linear[:, :3], values[:, 3:]], axis=1).astype(np.float32)

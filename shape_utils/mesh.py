@@ -23,7 +23,7 @@ def extract_mesh(G, planes, resolution=256, level=DEFAULT_LEVEL, border=DEFAULT_
     """
     density = density_grid(G, planes, resolution, progress=progress)
     mesh = isosurface(density, level, G.config.rendering.box_size, border)
-    mesh.visual.vertex_colors = vertex_colours(G, planes, mesh.vertices)
+    mesh.visual.vertex_colors = vertex_colors(G, planes, mesh.vertices)
     return mesh
 
 
@@ -56,8 +56,8 @@ def _inside(resolution, border):
 
 
 @torch.no_grad()
-def vertex_colours(G, planes, vertices, chunk=2**18):
+def vertex_colors(G, planes, vertices, chunk=2**18):
     """Colours of points [V, 3] (world units) by the generator's query. Returns 8-bit sRGB [V, 3]."""
     points = torch.as_tensor(np.asarray(vertices), dtype=torch.float32, device=planes.coarse.device)
-    colours = torch.cat([G.query(planes, part[None])[1][0, :, :3].float() for part in points.split(chunk)])
-    return (colours.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    colors = torch.cat([G.query(planes, part[None])[1][0, :, :3].float() for part in points.split(chunk)])
+    return (colors.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

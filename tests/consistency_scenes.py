@@ -1,11 +1,15 @@
 """Scenes of known geometry, rendered by sphere tracing, for the tests of metrics/consistency."""
 
+import json
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from metrics.consistency.views import Views, view_rays
+from training.data.dataset import LABEL_FILE
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
 BOX = 1.0  # side of the scene's cube
@@ -84,7 +88,18 @@ def render_images(shape, labels, resolution, texture=texture, supersampling=2):
     for label in labels:
         origins, directions = (x[0] for x in view_rays(label[None], (fine, fine)))
         depth, hit = trace(shape, origins, directions)
-        colours = torch.where(hit[:, None], texture(origins + directions * depth[:, None]), torch.ones(3))
-        images.append(colours.reshape(resolution, supersampling, resolution, supersampling, 3).mean(dim=(1, 3)))
+        colors = torch.where(hit[:, None], texture(origins + directions * depth[:, None]), torch.ones(3))
+        images.append(colors.reshape(resolution, supersampling, resolution, supersampling, 3).mean(dim=(1, 3)))
         depths.append(depth.where(hit, torch.inf).reshape(fine, fine)[::supersampling, ::supersampling])
     return (torch.stack(images) * 255).round().to(torch.uint8), torch.stack(depths)
+
+
+def save_views(views, folder):
+    """Write views as PNG files and a dataset.json, as `--views` reads them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f'view{index:03d}.png' for index in range(len(views))]
+    for name, image in zip(names, views.images.numpy()):
+        Image.fromarray(image).save(folder / name)
+    content = {'labels': [[name, label] for name, label in zip(names, views.labels.tolist())]}
+    (folder / LABEL_FILE).write_text(json.dumps(content))

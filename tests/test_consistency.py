@@ -10,15 +10,32 @@ import torch.nn.functional as F
 from dnnlib.errors import UserError
 from metrics.consistency import rendering
 from metrics.consistency.encodings import HashGrid, frequencies, frequency_width
-from metrics.consistency.fields import (DistanceNetwork, Scene, Shaded, central_differences, contract, curvature, look_up,
-                                        look_up_around, make_fields, refine)
+from metrics.consistency.fields import (
+    DistanceNetwork,
+    Scene,
+    Shaded,
+    central_differences,
+    contract,
+    curvature,
+    look_up,
+    look_up_around,
+    make_fields,
+    refine,
+)
 from metrics.consistency.mesh import extract_surface
 from metrics.consistency.recipes import fast, make_recipe, published
-from metrics.consistency.rendering import (possible_weights, render_rays, sample_depths, section_weights,
-                                           shaded_sections)
+from metrics.consistency.rendering import possible_weights, render_neus, sample_depths, section_weights, shaded_sections
 from metrics.consistency.scoring import psnr, ssim
-from metrics.consistency.trainer import (Batches, FitError, Reconstruction, eikonal_loss, fit, seeded_fields,
-                                         smoothness_loss, training_loss)
+from metrics.consistency.trainer import (
+    FitError,
+    RaySampler,
+    Reconstruction,
+    eikonal_loss,
+    fit,
+    seeded_fields,
+    smoothness_loss,
+    training_loss,
+)
 from metrics.consistency.views import Views, view_rays
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
@@ -124,9 +141,9 @@ def test_samples_find_a_sheet_between_two_even_samples(recipe):
 @pytest.mark.parametrize('recipe', [fast(64), published()], ids=['fast', 'published'])
 def test_a_known_sphere_is_rendered_right(recipe):
     origins, directions = parallel_rays(0.0, 0.3, 0.9)
-    out = render_rays(sphere_scene(), origins, directions, recipe, 'white')
+    out = render_neus(sphere_scene(), origins, directions, recipe, 'white')
     z = math.sqrt(0.25 - 0.09) / 0.5
-    assert_close(out.colour, torch.tensor([[0, 0, 1.0], [0, 0.6, z], [1, 1, 1]]), 0.02)
+    assert_close(out.rgb, torch.tensor([[0, 0, 1.0], [0, 0.6, z], [1, 1, 1]]), 0.02)
     assert_close(out.normal[:2], torch.tensor([[0, 0, 1.0], [0, 0.6, z]]), 0.02)
     assert_close(out.depth[:2], torch.tensor([2.5, 3 - 0.5 * z]), 0.01)
     assert_close(out.opacity, torch.tensor([1.0, 1, 0]), 1e-3)
@@ -135,19 +152,19 @@ def test_a_known_sphere_is_rendered_right(recipe):
 def test_backgrounds():
     origins, directions = parallel_rays(0.9)
     for background, value in (('white', 1.0), ('black', 0.0)):
-        colour = render_rays(sphere_scene(), origins, directions, fast(64), background).colour
-        assert_close(colour + 1, torch.full([1, 3], value) + 1, 1e-3)
+        rgb = render_neus(sphere_scene(), origins, directions, fast(64), background).rgb
+        assert_close(rgb + 1, torch.full([1, 3], value) + 1, 1e-3)
 
 
 def test_rays_beside_the_box_show_the_background():
     origins, directions = parallel_rays(1.5)
-    out = render_rays(sphere_scene(radius=2.0), origins, directions, fast(64), 'white')
-    assert out.colour.tolist() == [[1, 1, 1]] and out.opacity.item() == 0
+    out = render_neus(sphere_scene(radius=2.0), origins, directions, fast(64), 'white')
+    assert out.rgb.tolist() == [[1, 1, 1]] and out.opacity.item() == 0
 
 
 def test_a_camera_inside_the_box_sees_what_is_before_it():
     origins, directions = torch.tensor([[0.0, 0.0, 0.8]]).expand(2, 3), torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]])
-    out = render_rays(sphere_scene(), origins, directions, fast(64), 'white')
+    out = render_neus(sphere_scene(), origins, directions, fast(64), 'white')
     assert_close(out.depth[:1], torch.tensor([0.3]), 0.02)
     assert out.opacity[1] < 1e-3, 'what is behind the camera is not seen'
 
@@ -158,8 +175,8 @@ def test_the_outside_shines_through_where_the_box_is_empty():
         return torch.zeros(len(points)), torch.full([len(points), 3], 0.25)
     scene = sphere_scene()._replace(outside=outside)
     origins, directions = parallel_rays(0.9, 0.0)
-    colour = render_rays(scene, origins, directions, fast(64), 'learned').colour
-    assert_close(colour, torch.tensor([[0.25] * 3, [0, 0, 1.0]]), 0.02)
+    rgb = render_neus(scene, origins, directions, fast(64), 'learned').rgb
+    assert_close(rgb, torch.tensor([[0.25] * 3, [0, 0, 1.0]]), 0.02)
 
 
 def test_only_the_heaviest_sections_are_shaded():
@@ -178,9 +195,9 @@ def test_published_recipe_shades_all_sections():
 def test_a_ray_that_is_not_shaded_shows_the_background():
     """A faint subject whose every section weighs less than is shaded: its opacity must not darken white to grey."""
     origins, directions = parallel_rays(0.75)
-    out = render_rays(sphere_scene(sharpness=25.0), origins, directions, fast(64), 'white')
+    out = render_neus(sphere_scene(sharpness=25.0), origins, directions, fast(64), 'white')
     assert 0 < section_weights(torch.tensor([2.0, 0.25]), torch.tensor(25.0)).item() < 0.01
-    assert out.colour.tolist() == [[1, 1, 1]] and out.opacity.item() == 0
+    assert out.rgb.tolist() == [[1, 1, 1]] and out.opacity.item() == 0
     assert 2 < out.depth.item() < 4, 'its expected depth is still that of the little there is'
 
 
@@ -339,8 +356,8 @@ def test_every_parameter_learns(recipe):
     grouped = [p for group in fields.parameter_groups(recipe) for p in group['params']]
     assert {id(p) for p in grouped} == {id(p) for p in fields.parameters()} and len(grouped) == len(list(fields.parameters()))
     views = scenes.render(scenes.sphere, scenes.around(2), 12, supersampling=1)
-    batches = Batches(views, recipe, torch.Generator().manual_seed(0), 'cpu')
-    training_loss(fields, batches, recipe, 'learned', step=recipe.steps - 1).backward()
+    sampler = RaySampler(views, recipe, torch.Generator().manual_seed(0), 'cpu')
+    training_loss(fields, sampler, recipe, 'learned', step=recipe.steps - 1).backward()
     still = [name for name, p in fields.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still, 'parameters without a gradient'
 
@@ -388,8 +405,8 @@ def reconstruct(shape, labels, resolution, **changes):
 
 
 def mean_psnr(views, reconstruction):
-    colour = reconstruction.render(views.labels, views.size)[0]
-    return psnr(colour, views.images.float() / 255).mean().item()
+    rgb = reconstruction.render(views.labels, views.size)[0]
+    return psnr(rgb, views.images.float() / 255).mean().item()
 
 
 def surface_errors(reconstruction, shape, resolution):
@@ -429,8 +446,8 @@ def test_rays_meet_their_pixels():
     view, row, column = torch.meshgrid(torch.arange(3), torch.arange(6), torch.arange(10), indexing='ij')
     labels = scenes.around(3)
     views = Views('numbered', torch.stack([view, row, column], dim=-1).to(torch.uint8), labels, 2.0, None)
-    origins, directions, colours = Batches(views, fast(32, rays=200), torch.Generator().manual_seed(0), 'cpu').draw()
-    view, row, column = (colours * 255).round().long().unbind(dim=-1)
+    origins, directions, rgb = RaySampler(views, fast(32, rays=200), torch.Generator().manual_seed(0), 'cpu').draw()
+    view, row, column = (rgb * 255).round().long().unbind(dim=-1)
     assert row.max() == 5 and column.max() == 9 and len(view.unique()) == 3
     all_origins, all_directions = view_rays(labels, (6, 10))
     assert_close(origins, all_origins[view, row * 10 + column], 1e-5)
@@ -462,12 +479,12 @@ def test_training_loss_has_three_parts():
 
     def loss(eikonal, smoothness):
         recipe = fast(32, rays=64, eikonal_weight=eikonal, smoothness_weight=smoothness)
-        batches = Batches(views, recipe, torch.Generator().manual_seed(0), 'cpu')
-        return training_loss(fields, batches, recipe, 'white', step=0).item()
+        sampler = RaySampler(views, recipe, torch.Generator().manual_seed(0), 'cpu')
+        return training_loss(fields, sampler, recipe, 'white', step=0).item()
 
-    colour, eikonal, smoothness = loss(0, 0), loss(1, 0) - loss(0, 0), loss(0, 1) - loss(0, 0)
-    assert colour > 0.05 and eikonal > 1e-4 and smoothness > 0.1  # a sphere of coarse cells turns, and grows almost by one
-    assert loss(2, 3) == pytest.approx(colour + 2 * eikonal + 3 * smoothness, rel=1e-4)
+    color, eikonal, smoothness = loss(0, 0), loss(1, 0) - loss(0, 0), loss(0, 1) - loss(0, 0)
+    assert color > 0.05 and eikonal > 1e-4 and smoothness > 0.1  # a sphere of coarse cells turns, and grows almost by one
+    assert loss(2, 3) == pytest.approx(color + 2 * eikonal + 3 * smoothness, rel=1e-4)
 
 
 def test_divergence_is_said():

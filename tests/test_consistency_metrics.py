@@ -1,4 +1,4 @@
-"""PSNR_mv, SSIM_mv and reproj: views, runs that are interrupted, errors, and the order of what they judge."""
+"""PSNR_mv, SSIM_mv and reproj: views, runs that are interrupted, errors, and the order of their scores."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from metrics.consistency.reprojection import neighbour_psnr, project, warp
 from metrics.consistency.scoring import psnr
 from metrics.consistency.trainer import fit
 from metrics.consistency.views import (Views, ViewsError, box_of_cameras, folder_views, generated_views, protocol_angles,
-                                       protocol_labels, save_views, subject_folders, view_rays)
+                                       protocol_labels, subject_folders, view_rays)
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
 from tests.tiny import tiny_generator
@@ -86,7 +86,7 @@ def test_generated_views_are_the_generators():
 
 def test_stored_views_come_back(tmp_path):
     views = scenes.render(scenes.sphere, scenes.frontal(3), 16)
-    save_views(views, tmp_path / 'views')
+    scenes.save_views(views, tmp_path / 'views')
     again = folder_views(tmp_path / 'views', box_size=scenes.BOX)
     assert again.images.equal(views.images) and again.box_size == scenes.BOX
     assert_close(again.labels, views.labels, 1e-6)
@@ -121,7 +121,7 @@ def test_transforms_are_converted(tmp_path):
 def test_subject_folders(tmp_path):
     views = scenes.render(scenes.sphere, scenes.frontal(2), 12, supersampling=1)
     for name in ('b', 'a'):
-        save_views(views, tmp_path / name)
+        scenes.save_views(views, tmp_path / name)
     (tmp_path / 'empty').mkdir()
     assert [folder.name for folder in subject_folders(tmp_path)] == ['a', 'b']
     assert subject_folders(tmp_path / 'a') == [tmp_path / 'a']
@@ -239,18 +239,18 @@ def test_two_processes_share_the_subjects(snapshot, tmp_path):
 
 def test_stored_views_are_scored(tmp_path):
     views = scenes.render(scenes.sphere, scenes.frontal(4), 16)
-    save_views(views, tmp_path / 'views')
+    scenes.save_views(views, tmp_path / 'views')
     succeed('--metrics=psnr_mv', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', '--background=white',
             '--held-out=2', '--box=1', '--view-size=14x12', '--meshes', *QUICK)
     found = record(tmp_path / 'out', 'psnr_mv')
     folder = tmp_path / 'out' / found['details']['folder']
     subject = json.loads((folder / 'views.json').read_text())
-    assert subject['judged_views'] == [1, 3] and subject['size'] == [12, 14] and subject['box_size'] == 1
+    assert subject['scored_views'] == [1, 3] and subject['size'] == [12, 14] and subject['box_size'] == 1
     assert (folder / 'views.ply').exists() and found['label'] == 'views'
 
 
 def test_meshes_can_be_asked_for_later(tmp_path):
-    save_views(scenes.render(scenes.sphere, scenes.frontal(4), 16), tmp_path / 'views')
+    scenes.save_views(scenes.render(scenes.sphere, scenes.frontal(4), 16), tmp_path / 'views')
     command = ['--metrics=psnr_mv', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', '--held-out=3', *QUICK]
     succeed(*command)
     succeed(*command, '--meshes')
@@ -259,14 +259,14 @@ def test_meshes_can_be_asked_for_later(tmp_path):
 
 def test_subjects_keep_their_names(tmp_path):
     for name in ('chair.1', 'chair.2'):
-        save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'chairs.v1' / name)
+        scenes.save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'chairs.v1' / name)
     succeed('--metrics=psnr_mv', f'--views={tmp_path / "chairs.v1"}', f'--outdir={tmp_path / "out"}', *QUICK)
     found = record(tmp_path / 'out', 'psnr_mv')
     assert list(found['details']['per_subject']) == ['chair.1', 'chair.2'] and found['label'] == 'chairs.v1'
 
 
 def test_the_folder_one_stands_in_is_scored(tmp_path, monkeypatch):
-    save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'mine')
+    scenes.save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'mine')
     monkeypatch.chdir(tmp_path / 'mine')
     assert_one_clear_line(run('--metrics=psnr_mv', '--views=.', *QUICK), '--outdir=. lies in --views=')
     succeed('--metrics=psnr_mv', '--views=.', '--outdir=../out', *QUICK)
@@ -290,7 +290,7 @@ def test_snapshots_compete(tmp_path):
 
 
 def test_a_network_with_stored_views_is_one_clear_line(snapshot, tmp_path):
-    save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'views')
+    scenes.save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'views')
     assert_one_clear_line(run('--metrics=psnr_mv', f'--network={snapshot}', f'--views={tmp_path / "views"}',
                               f'--outdir={tmp_path / "out"}', *QUICK), 'exclude each other')
 
@@ -325,12 +325,12 @@ def test_bad_folders_are_one_clear_line(tmp_path):
     (tmp_path / 'empty').mkdir()
     assert_one_clear_line(score(tmp_path / 'empty'), 'holds no subject')
     views = scenes.render(scenes.sphere, scenes.frontal(2), 12, supersampling=1)
-    save_views(views.subset([0]), tmp_path / 'single')
+    scenes.save_views(views.subset([0]), tmp_path / 'single')
     assert_one_clear_line(score(tmp_path / 'single'), 'single has 1 view')
-    save_views(views, tmp_path / 'lost')
+    scenes.save_views(views, tmp_path / 'lost')
     (tmp_path / 'lost' / 'view001.png').unlink()
     assert_one_clear_line(score(tmp_path / 'lost'), '1 images that dataset.json names do not exist, first view001.png')
-    save_views(views, tmp_path / 'garbled')
+    scenes.save_views(views, tmp_path / 'garbled')
     (tmp_path / 'garbled' / 'dataset.json').write_text('{"labels": [["view000.png", [1, 2]], ["view001.png", [3]]]}')
     assert_one_clear_line(score(tmp_path / 'garbled'), 'is not a list of 25 finite numbers')
 
@@ -383,7 +383,7 @@ def test_reprojection_needs_depth():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The order of what they judge
+# The order of their scores
 
 
 def jittered(strength, resolution, count):

@@ -65,7 +65,7 @@ def test_demo_identities_repeat_heads_but_not_cameras():
     items = list(demo.demo_items(4, 16, 2, seed=0, focal=4.2647, radius=2.7))
     heads = [demo.draw_head(np.random.default_rng([0, 1, index])) for index in (0, 1)]
     for index, (pixels, label) in enumerate(items):
-        np.testing.assert_array_equal(pixels, demo.render(heads[index % 2], label, 16))
+        np.testing.assert_array_equal(pixels, demo.render_ellipsoids(heads[index % 2], label, 16))
     assert len({label.tobytes() for _, label in items}) == 4
 
 
@@ -73,8 +73,8 @@ def test_mirrored_camera_sees_the_mirrored_head():
     for seed in range(4):  # both kinds of headgear
         head = demo.draw_head(np.random.default_rng(seed))
         label = torch.from_numpy(demo.draw_cameras(1, 4.2647, 2.7, np.random.default_rng(seed))[0])
-        pixels = demo.render(head, label.numpy(), RESOLUTION).astype(int)
-        mirrored = demo.render(head, mirror_label(label).numpy(), RESOLUTION).astype(int)
+        pixels = demo.render_ellipsoids(head, label.numpy(), RESOLUTION).astype(int)
+        mirrored = demo.render_ellipsoids(head, mirror_label(label).numpy(), RESOLUTION).astype(int)
         off = np.abs(pixels[:, ::-1] - mirrored).max(axis=2) > 2
         assert off.mean() < 0.005  # rounding at silhouettes
         assert np.abs(pixels - mirrored).mean() > 1
@@ -84,7 +84,7 @@ def test_render_shows_a_small_ball_where_the_label_projects_it():
     label = make_label(look_at_pose(1.2, 1.3, (0.0, 0.0, 0.0), 2.7), pinhole(4.2647))[0].numpy()
     centre = np.array([0.12, -0.15, 0.1])
     ball = demo.Ellipsoid(centre, np.full(3, 0.02), np.array([1.0, 0, 0]))
-    picture = demo.render([ball], label, 64).astype(float)
+    picture = demo.render_ellipsoids([ball], label, 64).astype(float)
     red = picture[..., 0] - picture[..., 1] > 100
     rows, columns = np.nonzero(red)
     seen = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / 64
@@ -95,7 +95,7 @@ def test_render_hides_what_lies_behind():
     label = make_label(look_at_pose(np.pi / 2, np.pi / 2, (0.0, 0.0, 0.0), 2.7), pinhole(4.2647))[0].numpy()
     front = demo.Ellipsoid(np.array([0, 0, 0.2]), np.full(3, 0.1), np.array([1.0, 0, 0]))
     back = demo.Ellipsoid(np.array([0, 0, -0.2]), np.full(3, 0.1), np.array([0, 1.0, 0]))
-    one_way, other_way = demo.render([front, back], label, 16), demo.render([back, front], label, 16)
+    one_way, other_way = demo.render_ellipsoids([front, back], label, 16), demo.render_ellipsoids([back, front], label, 16)
     np.testing.assert_array_equal(one_way, other_way)
     assert one_way[8, 8, 0] > 100 and one_way[8, 8, 1] == 0
 
@@ -122,9 +122,9 @@ def photograph(pose):
     """A picture of the coloured points, each a 5 x 5 square, taken by a hand-made camera (OpenGL axes)."""
     picture = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
     in_camera = (POINTS * WORLD_SCALE @ WORLD_TURN.T + WORLD_MOVE - pose[:3, 3]) @ pose[:3, :3]
-    for (x, y, z), colour in zip(in_camera, COLOURS):
+    for (x, y, z), color in zip(in_camera, COLOURS):
         column, row = int(CENTRE[0] + FOCAL * x / -z), int(CENTRE[1] - FOCAL * y / -z)
-        picture[row - 2:row + 3, column - 2:column + 3] = colour
+        picture[row - 2:row + 3, column - 2:column + 3] = color
     return picture
 
 
@@ -172,9 +172,9 @@ def test_convert_keeps_points_on_their_pixels(photographs, tmp_path):
         # The world after conversion is the points' own, scaled from distance 3 to 2.7.
         places, depths = project(label.double().numpy(), POINTS * 0.9)
         assert (depths > 0).all()
-        for (x, y), colour in zip(places, COLOURS):
+        for (x, y), color in zip(places, COLOURS):
             pixel = image[:, int(y * 60), int(x * 60)].numpy()
-            assert np.abs(pixel.astype(int) - colour).max() < 60
+            assert np.abs(pixel.astype(int) - color).max() < 60
 
 
 def test_convert_puts_cameras_around_the_front(photographs, tmp_path):

@@ -540,7 +540,7 @@ def record(value, kimg=1.0, branch='3d', metric='fid50k_full', label='run', **pr
             'data': 'a/b.zip', 'images': None, 'parts': {}, 'protocol': {'truncation_psi': 1.0, **protocol}}
 
 
-def test_the_best_snapshot_is_judged_among_results_of_the_same_kind():
+def test_the_best_snapshot_is_chosen_among_results_of_the_same_kind():
     earlier = [record(5.0), record(4.0), record(1.0, branch='2d'), record(2.0, seed=1)]
     assert results.is_best(record(3.9), earlier) and not results.is_best(record(4.0), earlier)
     assert not results.is_best(record(float('nan')), earlier) and results.is_best(record(9.0), [record(float('nan'))])
@@ -579,7 +579,7 @@ def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
     measured = [row for row in rows if row['source'] == 'measured']
     assert [(row['method'], row.get('fid50k_full'), row.get('psnr_mv')) for row in measured] == [
         ('run 3D branch', 4.4, 30.0), ('run 2D branch', 7.0, None)]
-    text = tables.render(rows)
+    text = tables.format_table(rows)
     assert '| Mimic3D 3D branch' in text and '5.37' in text and '37.8' in text and '5.14' not in text
     assert len({line.count('|') for line in text.split('\n\n')[0].splitlines()}) == 1
     assert len(tables.rows(found, every=True)) == 3
@@ -587,7 +587,7 @@ def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
     assert [(row['kimg'], row['fid50k_full']) for row in tables.rows(best)] == [(20.0, 4.5)]
     split = {**record(0.4, metric='pr50k3_full'), 'parts': {'precision': 0.5, 'recall': 0.3}}
     assert tables.rows([split])[0]['pr50k3_full recall'] == 0.3
-    assert tables.render(rows, 'csv').splitlines()[0].startswith('method,data,source,kimg,psi,fid50k_full,psnr_mv')
+    assert tables.format_table(rows, 'csv').splitlines()[0].startswith('method,data,source,kimg,psi,fid50k_full,psnr_mv')
 
 
 def test_the_published_results_are_those_of_the_paper():
@@ -600,7 +600,7 @@ def test_the_published_results_are_those_of_the_paper():
 
 def test_results_of_another_protocol_stand_under_a_heading_of_their_own():
     found = [record(5.0), record(6.0, metric='fid3d50k_full')]
-    main, heading, others = tables.render(tables.rows(found, published='ffhq512')).split('\n\n')
+    main, heading, others = tables.format_table(tables.rows(found, published='ffhq512')).split('\n\n')
     assert 'another protocol' in heading.lower() and 'CGS-GAN' in heading and 'GGHead' not in main
     assert [[cell.strip() for cell in line.split('|')[1:-1]] for line in others.splitlines()[2:]] == [
         ['GSGAN', 'FFHQ 512', 'CGS-GAN, another protocol', '5.02', '10.5'],
@@ -608,8 +608,8 @@ def test_results_of_another_protocol_stand_under_a_heading_of_their_own():
         ['CGS-GAN', 'FFHQ 512', 'CGS-GAN, another protocol', '4.94', '4.94']]
     first, *_ = tables.rows(found, published='none')
     assert (first['fid50k_full'], first['fid3d50k_full']) == (5.0, 6.0)
-    assert 'another protocol' not in tables.render(tables.rows(found, published='ffhq256'))
-    assert 'GGHead,FFHQ 512,"CGS-GAN, another protocol",4.34' in tables.render(tables.rows([], published='all'), 'csv')
+    assert 'another protocol' not in tables.format_table(tables.rows(found, published='ffhq256'))
+    assert 'GGHead,FFHQ 512,"CGS-GAN, another protocol",4.34' in tables.format_table(tables.rows([], published='all'), 'csv')
 
 
 def test_another_way_of_generating_images_has_a_column_of_its_own():
@@ -647,46 +647,46 @@ NAMES = ('fid33_full', 'fid3d33_full', 'fid20', 'kid20', 'pr203_full', 'is20', '
 
 
 @pytest.fixture
-def judged(small, real, tmp_path):
+def evaluated(small, real, tmp_path):
     """A function that computes metrics of a generator's 3D branch: records by name."""
-    def judge(G, names=NAMES, **changes):
+    def of_generator(G, names=NAMES, **changes):
         options = {'detector': small, 'cache_dir': str(tmp_path / 'cache')}
         task = Task(device=CPU, generator=G, data=real, workers=0, progress=False, options=options, **{'branch': '3d', **changes})
         return {record['metric']: record for record in evaluate(names, task)}
-    return judge
+    return of_generator
 
 
-def test_every_metric_has_its_own_way_of_generating_images_and_says_so(judged):
+def test_every_metric_has_its_own_way_of_generating_images_and_says_so(evaluated):
     def ways(records):
         return {name: tuple(record['protocol'][part] for part in Rendering._fields) for name, record in records.items()}
     inception = dict.fromkeys(NAMES[:-1], tuple(PUBLISHED))
-    assert ways(judged(noisy_generator())) == {**inception, 'fid3d33_full': tuple(FRONTAL), 'swd20': tuple(WITHOUT_CHANCE)}
+    assert ways(evaluated(noisy_generator())) == {**inception, 'fid3d33_full': tuple(FRONTAL), 'swd20': tuple(WITHOUT_CHANCE)}
     exact = {**dict.fromkeys(NAMES, tuple(WITHOUT_CHANCE)), 'fid3d33_full': ('deterministic', 'const', 'frontal')}
-    assert ways(judged(noisy_generator(), sampling='deterministic', noise_mode='const')) == exact
-    only_rays = judged(noisy_generator(), ['is20', 'swd20'], sampling='deterministic')
+    assert ways(evaluated(noisy_generator(), sampling='deterministic', noise_mode='const')) == exact
+    only_rays = evaluated(noisy_generator(), ['is20', 'swd20'], sampling='deterministic')
     assert ways(only_rays) == {'is20': ('deterministic', 'random', 'rendering'), 'swd20': tuple(WITHOUT_CHANCE)}
-    frontal = judged(noisy_generator(), ['fid3d33_full'])['fid3d33_full']['protocol']['frontal_camera']
+    frontal = evaluated(noisy_generator(), ['fid3d33_full'])['fid3d33_full']['protocol']['frontal_camera']
     assert frontal == {'radius': 2.7, 'pivot': [0.0, 0.0, 0.2], 'focal': pytest.approx(4.2647)}
 
 
-def test_metrics_with_chance_are_reproducible_and_do_not_depend_on_the_batch(judged):
-    first, again, other = (judged(noisy_generator(), batch=batch) for batch in (16, 16, 5))
+def test_metrics_with_chance_are_reproducible_and_do_not_depend_on_the_batch(evaluated):
+    first, again, other = (evaluated(noisy_generator(), batch=batch) for batch in (16, 16, 5))
     for name, record in first.items():
         assert again[name]['value'] == record['value']
         assert other[name]['value'] == pytest.approx(record['value'], rel=1e-4), name  # a few pixels round the other way
-    exact = judged(noisy_generator(), sampling='deterministic', noise_mode='const')
+    exact = evaluated(noisy_generator(), sampling='deterministic', noise_mode='const')
     changed = [name for name in NAMES if exact[name]['value'] != pytest.approx(first[name]['value'], rel=2e-3)]
     assert set(changed) >= {'fid33_full', 'fid3d33_full', 'fid20', 'kid20'} and 'swd20' not in changed
 
 
-def test_fid3d_is_fid_where_no_camera_conditions_the_generator(judged, monkeypatch):
+def test_fid3d_is_fid_where_no_camera_conditions_the_generator(evaluated, monkeypatch):
     names = ('fid33_full', 'fid3d33_full')
-    conditioned = judged(noisy_generator(), names)
+    conditioned = evaluated(noisy_generator(), names)
     assert conditioned['fid33_full']['value'] != conditioned['fid3d33_full']['value']
     made = []
     make = GeneratedImages.make
     monkeypatch.setattr(GeneratedImages, 'make', lambda self, numbers: made.append(len(numbers)) or make(self, numbers))
-    free = judged(noisy_generator(pose_conditioning=False), names)
+    free = evaluated(noisy_generator(pose_conditioning=False), names)
     assert free['fid33_full']['value'] == free['fid3d33_full']['value'] and sum(made) == 33
     assert free['fid3d33_full']['protocol']['conditioning_camera'] == 'none'
 

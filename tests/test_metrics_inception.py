@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.metrics import random_detector_weights
-from calc_metrics import judge
+from calc_metrics import compute_metrics
 from metrics import results
 from tests.small_detector import smooth_images, write_images
 from tests.test_metrics import write_set
@@ -24,7 +24,7 @@ NAMES = ['fid40_full', 'kid40_full', 'pr403_full', 'is40']
 def folder(tmp_path_factory):
     """Two folders of images, the second one as a data set, too, and random weights."""
     folder = tmp_path_factory.mktemp('inception')
-    write_images(folder / 'judged', smooth_images(40, seed=2, mean=140))
+    write_images(folder / 'evaluated', smooth_images(40, seed=2, mean=140))
     write_images(folder / 'real', smooth_images(40, seed=1))
     write_set(folder / 'real.zip', smooth_images(40, seed=1))
     torch.manual_seed(0)
@@ -36,15 +36,15 @@ def folder(tmp_path_factory):
 def ours(folder, processes):
     outdir = folder / f'ours{processes}'
     options = {'detector': str(folder / 'weights.pth'), 'cache_dir': str(folder / f'cache{processes}')}
-    request = request_for(NAMES, outdir, options, images=str(folder / 'judged'), data=str(folder / 'real.zip'), gpus=processes)
-    distributed.launch(functools.partial(judge, request), processes)
+    request = request_for(NAMES, outdir, options, images=str(folder / 'evaluated'), data=str(folder / 'real.zip'), gpus=processes)
+    distributed.launch(functools.partial(compute_metrics, request), processes)
     return {record['metric']: record for record in results.read(outdir)}
 
 
 def test_metrics_agree_with_torch_fidelitys_command_with_random_weights(folder):
     command = [sys.executable, '-m', 'torch_fidelity.fidelity', '--cpu', '--fid', '--kid', '--prc', '--isc', '--json', '--silent',
                '--kid-subset-size', '40', '--feature-extractor', 'inception-v3-compat', '--feature-extractor-weights-path',
-               str(folder / 'weights.pth'), '--input1', str(folder / 'judged'), '--input2', str(folder / 'real'), '--no-cache']
+               str(folder / 'weights.pth'), '--input1', str(folder / 'evaluated'), '--input2', str(folder / 'real'), '--no-cache']
     theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout)
     found = ours(folder, 1)
     assert found['fid40_full']['value'] == pytest.approx(theirs['frechet_inception_distance'], rel=1e-3)

@@ -44,7 +44,7 @@ def succeed(*arguments):
     return result
 
 
-def test_both_branches_are_judged_on_the_data_of_the_training(folder, tmp_path):
+def test_both_branches_are_evaluated_on_the_data_of_the_training(folder, tmp_path):
     result = succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--label=ours', '--samples=5',
                      '--trunc=0.5')
     first, second = results.read(tmp_path)
@@ -67,13 +67,13 @@ def test_the_published_way_of_generating_images_is_the_default_and_another_an_op
     assert 'fid3d20_full' in table and 'GGHead' in table.split('### Another protocol')[1]
 
 
-def test_a_network_of_stage_1_has_its_2d_branch_judged_and_says_so(folder, tmp_path):
+def test_a_network_of_stage_1_has_its_2d_branch_evaluated_and_says_so(folder, tmp_path):
     result = succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage1.pkl"}')
-    assert 'only the 2D branch is judged' in result.output
+    assert 'only the 2D branch is evaluated' in result.output
     assert [found['branch'] for found in results.read(tmp_path)] == ['2d']
 
 
-def test_a_folder_of_images_is_judged_and_put_in_tables(folder, tmp_path):
+def test_a_folder_of_images_is_evaluated_and_put_in_tables(folder, tmp_path):
     for label in ('one', 'two'):
         succeed(tmp_path / label, '--metrics=swd', f'--images={folder / "images"}', f'--data={folder / "set.zip"}',
                 f'--label={label}')
@@ -128,7 +128,7 @@ def test_a_result_that_cannot_be_written_is_printed_and_the_file_named(folder, t
 
 
 def test_a_result_that_cannot_be_printed_is_written(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(calc_metrics.results, 'one_line', lambda record: (_ for _ in ()).throw(OSError('no terminal')))
+    monkeypatch.setattr(calc_metrics.results, 'format_record', lambda record: (_ for _ in ()).throw(OSError('no terminal')))
     with pytest.raises(OSError, match='no terminal'):
         calc_metrics.publish(tmp_path, {'metric': 'swd20', 'value': 1.0})
     assert [record['value'] for record in results.read(tmp_path)] == [1.0]
@@ -142,13 +142,13 @@ def request_for(metrics, outdir, group_options, **changes):
     return calc_metrics.Request(metrics=metrics, outdir=outdir, group_options=group_options, **{**values, **changes})
 
 
-def judge_with_small_detector(request):
+def compute_with_small_detector(request):
     """In a process of its own; in the test's process the detector must not stay replaced."""
     before = dict(detector.WIDTHS), detector._load
     small_detector.install()
     torch.set_num_threads(1)  # another number may round a pixel the other way: 2e-6 of this FID
     try:
-        calc_metrics.judge(request)
+        calc_metrics.compute_metrics(request)
     finally:
         detector.WIDTHS.update(before[0])
         detector._load = before[1]
@@ -163,7 +163,7 @@ def test_the_number_of_processes_changes_nothing(processes, folder, tmp_path):
         options = {'detector': str(weights), 'cache_dir': str(tmp_path / f'cache{count}')}
         request = request_for(names, tmp_path / str(count), options, network=str(folder / 'stage2.pkl'), mirror=True, branch='3d', batch=6,
                               gpus=count)
-        distributed.launch(functools.partial(judge_with_small_detector, request), count)
+        distributed.launch(functools.partial(compute_with_small_detector, request), count)
         found.append(results.read(tmp_path / str(count)))
     assert len(found[0]) == 7 and [record['processes'] for record in found[1]] == [processes] * 7
     for one, several in zip(*found, strict=True):
@@ -272,7 +272,7 @@ def test_contradictions_and_gaps_are_named(refused, folder):
     network, images = f'--network={folder / "stage2.pkl"}', f'--images={folder / "images"}'
     assert '--metrics is missing' in refused(network)
     assert 'exclude each other' in refused('--metrics=swd', network, images)
-    assert 'nothing to judge' in refused('--metrics=swd')
+    assert 'nothing to evaluate' in refused('--metrics=swd')
     assert '--data is missing' in refused('--metrics=swd', images, data=False)
     assert 'no 3D branch' in refused('--metrics=swd', f'--network={folder / "stage1.pkl"}', '--branch=3d')
     assert 'no such snapshot' in refused('--metrics=swd', '--network=nowhere.pkl')

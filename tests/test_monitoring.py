@@ -44,7 +44,7 @@ def no_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *args, **kwargs: (_ for _ in ()).throw(OSError('offline')))
 
 
-def test_snapshots_are_judged_and_the_best_is_kept(data, tmp_path):
+def test_snapshots_are_evaluated_and_the_best_is_kept(data, tmp_path):
     outdir = trained(data, tmp_path / 'run', ['swd8'])
     records = results.read(outdir)
     assert [(record['branch'], record['kimg']) for record in records] == [
@@ -54,14 +54,14 @@ def test_snapshots_are_judged_and_the_best_is_kept(data, tmp_path):
     assert 0 < last['share_of_time/metrics'] < 1
 
 
-def test_snapshots_are_judged_as_the_published_numbers_were(data, tmp_path, monkeypatch):
+def test_snapshots_are_evaluated_as_the_published_numbers_were(data, tmp_path, monkeypatch):
     monkeypatch.setattr('metrics.frechet_distance.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr(detector, '_load', lambda weights, layers: small_detector.SmallExtractor('small', list(layers)))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     (tmp_path / 'weights.pth').write_bytes(b'any')
     monitor = Monitor(['fid20_full', 'fid3d20_full'], str(data), False, str(tmp_path), str(tmp_path / 'weights.pth'), workers=0)
-    records = monitor.judge(tiny_generator().eval(), torch.device('cpu'), ('2d', '3d'), {'kimg': 1.0, 'label': 'run'}, pytest.fail)
+    records = monitor.evaluate(tiny_generator().eval(), torch.device('cpu'), ('2d', '3d'), {'kimg': 1.0, 'label': 'run'}, pytest.fail)
     assert [(record['metric'], record['branch']) for record in records] == [
         ('fid20_full', '2d'), ('fid3d20_full', '2d'), ('fid20_full', '3d'), ('fid3d20_full', '3d')]
     assert len({record['value'] for record in records}) == 4
@@ -115,7 +115,7 @@ def test_a_metric_that_fails_does_not_cost_the_others(data, tmp_path, fragile):
     assert (outdir / 'network-snapshot-best.pkl').exists()
 
 
-def test_a_branch_that_fails_does_not_cost_the_other_and_the_best_is_not_judged_by_it(data, tmp_path, fragile):
+def test_a_branch_that_fails_does_not_cost_the_other_and_the_best_is_not_chosen_by_it(data, tmp_path, fragile):
     fragile('3d')
     outdir = trained(data, tmp_path / 'run', ['fragile', 'swd8'])
     found = [(record['metric'], record['branch']) for record in results.read(outdir)]

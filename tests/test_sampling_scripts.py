@@ -229,14 +229,14 @@ def test_broken_off_video_leaves_no_file(tmp_path):
 
 
 def test_video_keeps_colours_and_pads_odd_sizes(tmp_path):
-    colour = np.array([200, 80, 40], np.uint8)
+    color = np.array([200, 80, 40], np.uint8)
     with VideoWriter(tmp_path / 'film.mp4', fps=24, crf=10) as video:
         for _ in range(3):
-            video.add(np.broadcast_to(colour, (33, 65, 3)))
+            video.add(np.broadcast_to(color, (33, 65, 3)))
     meta, frames = read_video(tmp_path / 'film.mp4')
     assert meta['size'] == (66, 34) and len(frames) == 3
     assert 'bt709' in meta['pix_fmt']
-    assert np.abs(frames[1].astype(int) - colour).max() <= 4
+    assert np.abs(frames[1].astype(int) - color).max() <= 4
 
 
 def test_texture_images_of_both_branches_stand_side_by_side(networks, tmp_path):

@@ -28,10 +28,10 @@ class StubGenerator:
         self.largest_query = max(self.largest_query, points.shape[1])
         density = (LEVEL - 200 * self.distance(points)).clamp(min=1e-3)
         sigma = density + torch.log(-torch.expm1(-density)) + 1  # undoes softplus(sigma - 1)
-        colour = torch.full([*points.shape[:2], 32], 0.25)
-        colour[..., 0] = (points[..., 1] > 0).float()
-        colour[..., 1] = 1.01  # the decoder's colours leave [0, 1] a little
-        return sigma[..., None], colour
+        color = torch.full([*points.shape[:2], 32], 0.25)
+        color[..., 0] = (points[..., 1] > 0).float()
+        color[..., 1] = 1.01  # the decoder's colours leave [0, 1] a little
+        return sigma[..., None], color
 
 
 def ball(radius, centre=(0.0, 0.0, 0.0)):
@@ -105,9 +105,9 @@ def test_ply_colours_are_srgb(tmp_path):
 def test_glb_colours_are_linear(tmp_path):
     save_mesh(mesh_of(ball(0.3)), tmp_path / 'ball.glb')
     (loaded,) = trimesh.load(tmp_path / 'ball.glb').geometry.values()
-    colours = loaded.visual.vertex_attributes['color']
-    assert np.abs(colours[loaded.vertices[:, 1] > 0.1][:, :3] - [1, 1, 0.05127]).max() < 1e-4
-    assert (colours[:, 3] == 1).all()
+    colors = loaded.visual.vertex_attributes['color']
+    assert np.abs(colors[loaded.vertices[:, 1] > 0.1][:, :3] - [1, 1, 0.05127]).max() < 1e-4
+    assert (colors[:, 3] == 1).all()
 
 
 def test_glb_is_matt_and_has_normals(tmp_path):

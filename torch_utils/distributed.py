@@ -63,6 +63,13 @@ def under_torchrun():
     return 'WORLD_SIZE' in os.environ and 'RANK' in os.environ
 
 
+def check_gpus(wanted):
+    """Raises UserError where --gpus names more than this machine has; where it has none, processes run on its CPU."""
+    present = torch.cuda.device_count()
+    if torch.cuda.is_available() and not under_torchrun() and wanted > present:
+        raise UserError(f'--gpus={wanted}, but this machine has {present}; use --gpus={present} or fewer')
+
+
 def pick_device():
     """This process's GPU, or the CPU where there is none."""
     if not torch.cuda.is_available():

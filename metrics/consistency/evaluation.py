@@ -33,13 +33,13 @@ FIXED_CHOICES = {
 }
 
 
-def evaluate(metrics, task):
+def evaluate_reconstruction(metrics, task):
     """The Outcomes of 'psnr_mv' and 'ssim_mv' for a metrics.registry.Task; both come from the same reconstructions.
 
     Every process works on its share of the subjects. Raises UserError, once all others are done, if a subject could not be
     scored; results so far are kept.
     """
-    run = Run(task)
+    run = Reconstructions(task)
     distributed.from_first(run.prepare)
     for index in range(distributed.rank(), len(run.names), distributed.world_size()):
         run.work_on(index)
@@ -65,7 +65,7 @@ def _deviation(records, name):
     return torch.tensor([record[name] for record in records], dtype=torch.float64).std(correction=0).item()
 
 
-class Run:
+class Reconstructions:
     """The subjects of one Task, how they are reconstructed, and the folder of their results."""
 
     def __init__(self, task):
@@ -122,12 +122,12 @@ class Run:
         check_window(views.size)
         rendered_after = time.perf_counter() - start
         recipe = make_recipe(self.options['recipe'], max(views.size), **self.recipe_changes)
-        trained, judged = split_views(len(views), self.options['held_out'])
+        trained, scored = split_views(len(views), self.options['held_out'])
         reconstruction = fit(views.subset(trained), recipe, self.background, self.task.seed, self.task.device, self.task.progress)
         fitted_after = time.perf_counter() - start
-        record, picture = judge(reconstruction, views.subset(judged))
+        record, picture = score_views(reconstruction, views.subset(scored))
         save_png(picture, self._file(index, '.png'))
-        record = {'subject': self.names[index], **record, 'judged_views': judged, 'size': list(views.size),
+        record = {'subject': self.names[index], **record, 'scored_views': scored, 'size': list(views.size),
                   'box_size': views.box_size, 'recipe': recipe.to_dict(),
                   'sharpness': reconstruction.fields.sharpness().item(), 'seconds': time.perf_counter() - start,
                   'seconds_views': rendered_after, 'seconds_fit': fitted_after - rendered_after,
@@ -145,28 +145,28 @@ class Run:
 
 
 def split_views(count, held_out):
-    """Indices of the views to train on and of those to judge. held_out 0: all for both, as published; N: every Nth view is
-    judged and not trained on. Raises UserError when that leaves none."""
+    """Indices of the views to train on and of those to score. held_out 0: all for both, as published; N: every Nth view is
+    scored and not trained on. Raises UserError when that leaves none."""
     everything = list(range(count))
     if not held_out:
         return everything, everything
-    judged = everything[held_out // 2::held_out]
-    trained = [index for index in everything if index not in judged]
-    if not judged or len(trained) < 2:
-        raise UserError(f'--held-out={held_out} leaves {len(trained)} of {count} views to train on and {len(judged)} to judge: '
+    scored = everything[held_out // 2::held_out]
+    trained = [index for index in everything if index not in scored]
+    if not scored or len(trained) < 2:
+        raise UserError(f'--held-out={held_out} leaves {len(trained)} of {count} views to train on and {len(scored)} to score: '
                         'choose a number from 2 up and below the number of views')
-    return trained, judged
+    return trained, scored
 
 
-def judge(reconstruction, views):
+def score_views(reconstruction, views):
     """Scores of a reconstruction at the cameras of `views`: a record (plain data), and a strip of pictures of one view."""
-    colour, _, normal, _ = (x.cpu() for x in reconstruction.render(views.labels, views.size))
+    rgb, _, normal, _ = (x.cpu() for x in reconstruction.render(views.labels, views.size))
     given = views.images.float() / 255
-    per_view = {'psnr_views': psnr(colour, given), 'ssim_views': ssim(colour, given)}
+    per_view = {'psnr_views': psnr(rgb, given), 'ssim_views': ssim(rgb, given)}
     shown = len(views) // 4  # neither frontal nor at the end of the range
     record = {'psnr': per_view['psnr_views'].mean().item(), 'ssim': per_view['ssim_views'].mean().item(),
               **{name: [round(value, 5) for value in values.tolist()] for name, values in per_view.items()}}
-    return record, pictures.strip(given[shown], colour[shown], normal[shown])
+    return record, pictures.strip(given[shown], rgb[shown], normal[shown])
 
 
 def _write(path, text):

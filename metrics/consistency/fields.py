@@ -22,7 +22,7 @@ class Scene(NamedTuple):
 
     distance: points [P, 3] -> signed distance [P], negative inside; gradient: points [P, 3] -> its gradients [P, 3]; shade:
     points [P, 3], unit viewing directions [P, 3] -> Shaded; sharpness: the s of the logistic distribution;
-    outside: points [P, 3] beyond the box, directions [P, 3] -> density [P] and colours [P, 3], or None.
+    outside: points [P, 3] beyond the box, directions [P, 3] -> density [P] and rgb [P, 3], or None.
     """
 
     distance: Callable
@@ -33,10 +33,10 @@ class Scene(NamedTuple):
 
 
 class Shaded(NamedTuple):
-    """colours [P, 3] in [0, 1], gradients [P, 3] of the distance, and its curvature [P], see `curvature`: None where
+    """rgb [P, 3] in [0, 1], gradients [P, 3] of the distance, and its curvature [P], see `curvature`: None where
     the fields have no grid to measure it on."""
 
-    colours: torch.Tensor
+    rgb: torch.Tensor
     gradients: torch.Tensor
     curvature: torch.Tensor | None
 
@@ -128,8 +128,8 @@ class GridFields(_Fields):
             here, around = look_up_around(grid, points, step)
             gradients = central_differences(around, step)
             inputs = [self.features(points), F.normalize(gradients, dim=-1), frequencies(directions, self.view_frequencies)]
-            colours = torch.sigmoid(self.network(torch.cat(inputs, dim=-1)))
-            return Shaded(colours, gradients, curvature(here, around, step))
+            rgb = torch.sigmoid(self.network(torch.cat(inputs, dim=-1)))
+            return Shaded(rgb, gradients, curvature(here, around, step))
 
         return Scene(distance, gradient, shade, self.sharpness(), self.outside)
 
@@ -199,7 +199,7 @@ class NetworkFields(_Fields):
         width = 3 + 3 + frequency_width(3, recipe.view_frequencies) + recipe.hidden
         sizes = [width] + [recipe.hidden] * 4
         layers = [part for pair in zip(sizes, sizes[1:]) for part in (weight_norm(nn.Linear(*pair)), nn.ReLU())]
-        self.colour_network = nn.Sequential(*layers, weight_norm(nn.Linear(recipe.hidden, 3)))
+        self.color_network = nn.Sequential(*layers, weight_norm(nn.Linear(recipe.hidden, 3)))
 
     def build(self, progress=1.0):
         """The Scene; these networks have no schedule of their own, `progress` has no say."""
@@ -218,10 +218,10 @@ class NetworkFields(_Fields):
     def _shade(self, points, directions):
         output, gradients = self._differentiate(points)
         inputs = [points, gradients, frequencies(directions, self.view_frequencies), output[:, 1:]]
-        return Shaded(torch.sigmoid(self.colour_network(torch.cat(inputs, dim=-1))), gradients, curvature=None)
+        return Shaded(torch.sigmoid(self.color_network(torch.cat(inputs, dim=-1))), gradients, curvature=None)
 
     def _own_groups(self, recipe):
-        networks = [*self.distance_network.parameters(), *self.colour_network.parameters()]
+        networks = [*self.distance_network.parameters(), *self.color_network.parameters()]
         return [(recipe.learning_rates['network'], networks)]
 
 

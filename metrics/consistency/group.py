@@ -7,7 +7,7 @@ import click
 
 from dnnlib.errors import UserError
 from dnnlib.params import FiniteRange, PixelSize, UserPath
-from metrics.consistency import evaluation
+from metrics.consistency.evaluation import evaluate_reconstruction
 from metrics.consistency.recipes import RECIPES
 from metrics.consistency.rendering import BACKGROUNDS
 from metrics.consistency.reprojection import DEPTH_TOLERANCE, neighbour_psnr
@@ -43,7 +43,7 @@ OPTIONS = (
                  help="Consistency: side of stored views' scene, world units.  [default: by the cameras]"),
     click.option('--view-size', type=PixelSize(), metavar='WxH', help='Consistency: resize stored views, in pixels.'),
     click.option('--held-out', type=click.IntRange(0), default=0,
-                 help='Consistency: judge every so-manieth view, and do not train on it; 0: train on and judge all.'),
+                 help='Consistency: score every Nth view, and do not train on it; 0: train on and score all.'),
     click.option('--fit-steps', type=click.IntRange(1), help="Consistency: steps of NeuS.  [default: the recipe's]"),
     click.option('--fit-rays', type=click.IntRange(1), help="Consistency: rays per step.  [default: the recipe's]"),
     click.option('--meshes', is_flag=True, help="Consistency: write every subject's surface, too."),
@@ -83,7 +83,7 @@ def _uses_of_reconstruction(metrics, generated):
     return _uses_of_views(metrics, generated) | {'recipe', 'background', 'held_out', 'fit_steps', 'fit_rays', 'meshes'}
 
 
-RECONSTRUCTION = Group(evaluation.evaluate, OPTIONS, _uses_of_reconstruction)
+RECONSTRUCTION = Group(evaluate_reconstruction, OPTIONS, _uses_of_reconstruction)
 REPROJECTION = Group(evaluate_reprojection, uses=_uses_of_views)
 
 register('psnr_mv', RECONSTRUCTION, 'PSNR between views and re-renders of their reconstruction by NeuS.', higher_is_better=True)

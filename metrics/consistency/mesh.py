@@ -30,7 +30,7 @@ def extract_surface(reconstruction, resolution=256):
         raise UserError('the reconstruction has no surface to write as a mesh: leave out --meshes, or fit it longer')
     # `isosurface` takes what is high inside and 0 outside: 1 - distance, which has its surface at 1.
     mesh = isosurface((1 - distance).numpy(), 1.0, box_size)
-    mesh.visual.vertex_colors = _colours(scene, mesh.vertices * 2 / box_size, device)
+    mesh.visual.vertex_colors = _vertex_rgb(scene, mesh.vertices * 2 / box_size, device)
     return mesh
 
 
@@ -52,7 +52,7 @@ def _distances(scene, x, axis, device):
     return torch.cat([scene.distance(part) for part in points.split(_CHUNK)]).reshape(y.shape).cpu()
 
 
-def _colours(scene, vertices, device):
+def _vertex_rgb(scene, vertices, device):
     points = torch.as_tensor(np.asarray(vertices), dtype=torch.float32, device=device)
-    colours = [scene.shade(part, -F.normalize(scene.gradient(part), dim=-1)).colours for part in points.split(_CHUNK)]
-    return (torch.cat(colours).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    rgb = [scene.shade(part, -F.normalize(scene.gradient(part), dim=-1)).rgb for part in points.split(_CHUNK)]
+    return (torch.cat(rgb).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -18,11 +18,11 @@ _FARTHEST = 1e3  # where the samples beyond the box end
 _SAMPLES_PER_CHUNK = 2**18
 
 
-class Rendered(NamedTuple):
-    """colour [M, 3] in [0, 1]; depth [M], expected distance along the ray; normal [M, 3], weighted mean of unit normals;
+class RenderedSurface(NamedTuple):
+    """rgb [M, 3] in [0, 1]; depth [M], expected distance along the ray; normal [M, 3], weighted mean of unit normals;
     opacity [M] of the surface; shaded: the fields.Shaded of the K shaded points."""
 
-    colour: torch.Tensor
+    rgb: torch.Tensor
     depth: torch.Tensor
     normal: torch.Tensor
     opacity: torch.Tensor
@@ -88,7 +88,7 @@ def _along(distance, origins, directions, depths):
     return distance(points.reshape(-1, 3)).reshape(depths.shape)
 
 
-def render_rays(scene, origins, directions, recipe, background, generator=None):
+def render_neus(scene, origins, directions, recipe, background, generator=None):
     """Render rays [M, 3] of a Scene, in front of a background: 'white', 'black' or 'learned'.
 
     A section's colour is that of its middle; see `shaded_sections`. Differentiable in the fields.
@@ -108,11 +108,11 @@ def render_rays(scene, origins, directions, recipe, background, generator=None):
     shown = weights[ray, section]
     # The sections that are shaded stand for the others.
     shown = shown * (opacity / torch.zeros_like(opacity).index_add(0, ray, shown).clamp(min=1e-9))[ray]
-    colour = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * shaded.colours)
+    rgb = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * shaded.rgb)
     normal = torch.zeros_like(origins).index_add(0, ray, shown[:, None] * F.normalize(shaded.gradients, dim=-1))
     depth = (weights * middles).sum(dim=-1) / weight.clamp(min=1e-6)
     behind = _background(scene, origins, directions, far, background)
-    return Rendered(colour + (1 - opacity)[:, None] * behind, depth, normal, opacity, shaded)
+    return RenderedSurface(rgb + (1 - opacity)[:, None] * behind, depth, normal, opacity, shaded)
 
 
 def shaded_sections(weights, recipe):
@@ -140,19 +140,19 @@ def _render_outside(outside, origins, directions, start):
     depths = 1 / (1 / start * (1 - steps) + steps / _FARTHEST)
     middles, lengths = (depths[:, 1:] + depths[:, :-1]) / 2, depths.diff(dim=-1)
     points = (origins[:, None] + directions[:, None] * middles[..., None]).flatten(0, 1)
-    density, colours = outside(points, directions.repeat_interleave(OUTSIDE_SAMPLES, dim=0))
+    density, rgb = outside(points, directions.repeat_interleave(OUTSIDE_SAMPLES, dim=0))
     # What lies beyond is opaque in the end: the last sample takes all light that is left.
     passed = torch.exp(-(density.reshape(lengths.shape) * lengths)[:, :-1]).cumprod(dim=-1)
     reached = F.pad(passed, (1, 0), value=1.0)
     weights = reached - F.pad(passed, (0, 1))
-    return (weights[..., None] * colours.reshape(*weights.shape, 3)).sum(dim=1)
+    return (weights[..., None] * rgb.reshape(*weights.shape, 3)).sum(dim=1)
 
 
 @torch.no_grad()
 def render_all(scene, origins, directions, recipe, background):
-    """Colour, depth, normal and opacity of `render_rays` for any number of rays [M, 3], in chunks, without gradients and
+    """Colour, depth, normal and opacity of `render_neus` for any number of rays [M, 3], in chunks, without gradients and
     without chance."""
     rays_per_chunk = max(1, _SAMPLES_PER_CHUNK // (recipe.coarse_samples + recipe.rounds * recipe.samples_per_round))
-    parts = [render_rays(scene, *rays, recipe, background)[:4]
+    parts = [render_neus(scene, *rays, recipe, background)[:4]
              for rays in zip(origins.split(rays_per_chunk), directions.split(rays_per_chunk))]
     return tuple(map(torch.cat, zip(*parts)))

@@ -46,11 +46,11 @@ def warp(views, source, target, tolerance=DEPTH_TOLERANCE):
     points = origins + directions * depth.where(depth.isfinite(), 1.0)[:, None]
     position, distance, in_front = project(views.labels[source], points)
     grid = (position * 2 - 1).reshape(1, height, width, 2)
-    colours = _sample(views.images[source].permute(2, 0, 1).float() / 255, grid).permute(1, 2, 0)
+    rgb = _sample(views.images[source].permute(2, 0, 1).float() / 255, grid).permute(1, 2, 0)
     known = _sample(resized_depth(views, source)[None], grid, mode='nearest')[0]
     same = (known - distance.reshape(height, width)).abs() < tolerance * views.box_size
     inside = ((position > 0) & (position < 1)).all(dim=-1) & in_front & depth.isfinite()
-    return colours, inside.reshape(height, width) & same
+    return rgb, inside.reshape(height, width) & same
 
 
 def project(label, points):

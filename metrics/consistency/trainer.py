@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from metrics.consistency.fields import make_fields
-from metrics.consistency.rendering import render_all, render_rays
+from metrics.consistency.rendering import render_all, render_neus
 from metrics.consistency.views import scene_labels, view_rays
 from torch_utils.random import keyed_generator
 from training.rendering.cameras import cast_rays
@@ -38,9 +38,9 @@ class Reconstruction(NamedTuple):
         labels[:, [3, 7, 11]] *= 2 / self.box_size
         parts = [render_all(scene, *(x[0] for x in view_rays(label[None], size)), self.recipe, self.background)
                  for label in labels]
-        colour, depth, normal, opacity = map(torch.stack, zip(*parts))
+        rgb, depth, normal, opacity = map(torch.stack, zip(*parts))
         shape = (len(labels), *size)
-        return (colour.reshape(*shape, 3).clamp(0, 1), depth.reshape(shape) * self.box_size / 2, normal.reshape(*shape, 3),
+        return (rgb.reshape(*shape, 3).clamp(0, 1), depth.reshape(shape) * self.box_size / 2, normal.reshape(*shape, 3),
                 opacity.reshape(shape))
 
 
@@ -54,11 +54,11 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
     fields = seeded_fields(recipe, background, seed).to(device)
     groups = fields.parameter_groups(recipe)
     optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
-    batches = Batches(views, recipe, keyed_generator((seed,), device), device)
+    sampler = RaySampler(views, recipe, keyed_generator((seed,), device), device)
     for step in tqdm(range(recipe.steps), desc=views.name, unit='step', disable=None if progress else True, leave=False):
         for group in optimizer.param_groups:
             group['lr'] = group['base_rate'] * recipe.rate_factor(step)
-        loss = training_loss(fields, batches, recipe, background, step)
+        loss = training_loss(fields, sampler, recipe, background, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -76,23 +76,23 @@ def seeded_fields(recipe, background, seed):
         return make_fields(recipe, outside=background == 'learned')
 
 
-def training_loss(fields, batches, recipe, background, step):
+def training_loss(fields, sampler, recipe, background, step):
     """Colour loss of a batch of rays plus the eikonal and the smoothness loss."""
     scene = fields.build(progress=step / recipe.steps)
-    origins, directions, target = batches.draw()
-    rendered = render_rays(scene, origins, directions, recipe, background, batches.generator)
+    origins, directions, target = sampler.draw()
+    rendered = render_neus(scene, origins, directions, recipe, background, sampler.generator)
     gradients = rendered.shaded.gradients
     if recipe.eikonal_points:
-        gradients = torch.cat([gradients, scene.gradient(batches.points(recipe.eikonal_points))])
-    loss = colour_loss(rendered.colour, target, recipe.colour_loss) + recipe.eikonal_weight * eikonal_loss(gradients)
+        gradients = torch.cat([gradients, scene.gradient(sampler.points(recipe.eikonal_points))])
+    loss = color_loss(rendered.rgb, target, recipe.color_loss) + recipe.eikonal_weight * eikonal_loss(gradients)
     if recipe.smoothness_weight:
         loss = loss + recipe.smoothness_weight * smoothness_loss(rendered.shaded.curvature)
     return loss
 
 
-def colour_loss(colour, target, kind):
-    """Mean absolute ('l1') or mean squared ('l2') difference of colours [M, 3]."""
-    difference = colour - target
+def color_loss(rgb, target, kind):
+    """Mean absolute ('l1') or mean squared ('l2') difference of rgb [M, 3]."""
+    difference = rgb - target
     return difference.abs().mean() if kind == 'l1' else difference.square().mean()
 
 
@@ -107,7 +107,7 @@ def smoothness_loss(curvature):
     return curvature.abs().sum() / max(1, len(curvature))
 
 
-class Batches:
+class RaySampler:
     """Random pixels of views, with their rays, and random points of the box."""
 
     def __init__(self, views, recipe, generator, device):

@@ -1,6 +1,5 @@
 """Views of one subject: pictures with known cameras, from a generator or from a folder."""
 
-import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -174,14 +173,3 @@ def box_of_cameras(labels):
     """Side of the box, world units, by what cameras [V, 25] see at the world's origin: FFHQ's cameras give about 1."""
     poses, intrinsics = split_label(labels)
     return float(BOX_PER_VIEW * poses[:, :3, 3].norm(dim=1).median() / intrinsics[:, 0, 0].median())
-
-
-def save_views(views, folder):
-    """Write views as PNG files and a dataset.json, for `--views` of this or of another program."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f'view{index:03d}.png' for index in range(len(views))]
-    for name, image in zip(names, views.images.numpy()):
-        Image.fromarray(image).save(folder / name)
-    content = {'labels': [[name, label] for name, label in zip(names, views.labels.tolist())]}
-    (folder / LABEL_FILE).write_text(json.dumps(content))
