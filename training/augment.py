@@ -1,4 +1,6 @@
-"""Adaptive discriminator augmentation ("ADA", Karras et al. 2020): random transforms, and the control of their strength.
+"""Adaptive discriminator augmentation ("ADA", Karras et al. 2020): random transforms, and the control of their probability.
+
+The pipeline is 'bgc' (blits, geometry, color) with the constants of that paper's appendix B; docs/method.md, section 5.
 
 Drawing is separate from applying. `draw_parameters` makes every random number of a batch, one row per image;
 `augment` is a pure function of the images, those numbers and the probability p. An image's result depends on its own
@@ -6,40 +8,12 @@ row alone, so a batch may be split over processes and steps in any way.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from torch_utils.ops.upfirdn2d import upfirdn2d
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Relative probability of each transform: it is applied with probability p * multiplier. 0 turns it off.
-
-    The defaults are the pipeline 'bgc' (blitting, geometry, colour).
-    """
-
-    xflip: float = 1.0  # mirror left and right
-    rotate90: float = 1.0  # rotate by a multiple of 90 degrees
-    xint: float = 1.0  # translate by whole pixels
-    scale: float = 1.0  # zoom
-    rotate: float = 1.0  # rotate by any angle
-    aniso: float = 1.0  # stretch x, squeeze y
-    xfrac: float = 1.0  # translate by fractions of a pixel
-    brightness: float = 1.0
-    contrast: float = 1.0
-    lumaflip: float = 1.0  # mirror brightness, keep hue and saturation
-    hue: float = 1.0
-    saturation: float = 1.0
-
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f'AugmentConfig.{field.name} must be a number >= 0, got {value!r}')
-
 
 # Strength of the transforms (Karras et al. 2020, appendix B); "std" multiplies a standard normal number.
 XINT_MAX = 0.125  # of the image size
@@ -85,13 +59,12 @@ class AugmentDraws:
         return AugmentDraws(self.uniform[rows], self.normal[rows], self.gates[rows])
 
 
-def draw_parameters(n, generator, device='cpu'):
-    """All random numbers that augmenting n images takes. generator: a torch.Generator of `device`.
+def draw_parameters(n, generator):
+    """All random numbers that augmenting n images takes. generator: a torch.Generator of the CPU.
 
-    The CPU is the device to use: the numbers are then the same on every machine, and `augment` can size its buffers
-    without waiting for a GPU.
+    There the numbers are the same on every machine, and `augment` can size its buffers without waiting for a GPU.
     """
-    options = dict(generator=generator, device=device, dtype=torch.float64)
+    options = dict(generator=generator, dtype=torch.float64)
     return AugmentDraws(
         uniform=torch.rand([n, len(UNIFORM_DRAWS)], **options),
         normal=torch.randn([n, len(NORMAL_DRAWS)], **options),
@@ -99,20 +72,20 @@ def draw_parameters(n, generator, device='cpu'):
     )
 
 
-def augment(images, draws, p, config=AugmentConfig()):
-    """Augmented images. A pure function; differentiable in `images`, to any order.
+def augment(images, draws, p):
+    """Augmented images. A pure function; differentiable in `images`.
 
     images: [N, 3k, H, W] in [-1, 1], RGB triples that share all transforms; draws: N rows (`draw_parameters`);
-    p: overall probability, a number or scalar tensor; above 1 it acts as 1. Returns the shape and dtype of `images`.
+    p: probability of each transform, a number or scalar tensor; above 1 it acts as 1. Returns the shape and dtype of `images`.
     """
     n, channels, height, width = images.shape
     if channels % 3 != 0:
         raise ValueError(f'augment: {channels} channels are not RGB triples')
     if len(draws) != n:
         raise ValueError(f'augment: {len(draws)} rows of random numbers for {n} images')
-    geometry = geometry_matrices(draws, p, config, height, width)
-    colour = colour_matrices(draws, p, config)
-    return apply_colour(apply_geometry(images, geometry), colour)
+    geometry = geometry_matrices(draws, p, height, width)
+    color = color_matrices(draws, p)
+    return apply_color(apply_geometry(images, geometry), color)
 
 
 def adapt_probability(p, sign_mean, batch_seen, target, kimg):
@@ -129,12 +102,12 @@ def adapt_probability(p, sign_mean, batch_seen, target, kimg):
 # Random numbers to matrices
 
 
-def geometry_matrices(draws, p, config, height, width):
+def geometry_matrices(draws, p, height, width):
     """[N, 3, 3] float64: where each image's output pixels come from, as (x, y, 1) in pixels from the image's centre.
 
     The inverse of the transforms in their order: a source coordinate is T1^-1 T2^-1 ... of an output coordinate.
     """
-    uniform, normal, gate = _named(draws, p, config)
+    uniform, normal, gate = _named(draws, p)
     flip = gate['xflip'] * torch.floor(uniform['xflip'] * 2)
     quarter_turns = gate['rotate90'] * torch.floor(uniform['rotate90'] * 4)
     xint = [gate['xint'] * (uniform[name] * 2 - 1) * XINT_MAX for name in ('xint_x', 'xint_y')]
@@ -157,9 +130,9 @@ def geometry_matrices(draws, p, config, height, width):
     return _product(inverses)
 
 
-def colour_matrices(draws, p, config):
+def color_matrices(draws, p):
     """[N, 4, 4] float64: the transform of (r, g, b, 1)."""
-    uniform, normal, gate = _named(draws, p, config)
+    uniform, normal, gate = _named(draws, p)
     brightness = gate['brightness'] * normal['brightness'] * BRIGHTNESS_STD
     contrast = torch.exp2(gate['contrast'] * normal['contrast'] * CONTRAST_STD)
     lumaflip = gate['lumaflip'] * torch.floor(uniform['lumaflip'] * 2)
@@ -187,17 +160,15 @@ def colour_matrices(draws, p, config):
     return _product(last_first)
 
 
-def _named(draws, p, config):
+def _named(draws, p):
     """The columns of the draws by name, and each gate as 1 (apply) or 0 (leave)."""
     uniform = dict(zip(UNIFORM_DRAWS, draws.uniform.unbind(dim=1), strict=True))
     normal = dict(zip(NORMAL_DRAWS, draws.normal.unbind(dim=1), strict=True))
-    p = torch.as_tensor(p, dtype=draws.gates.dtype, device=draws.gates.device)
-    gates = {}
-    for name, gate in zip(GATES, draws.gates.unbind(dim=1), strict=True):
-        probability = p * getattr(config, name.removesuffix('_before').removesuffix('_after'))
-        if name.startswith('rotate_'):  # Two chances, which together have the probability of one.
-            probability = 1 - torch.sqrt(1 - probability.clamp(0, 1))
-        gates[name] = (gate < probability).to(gate.dtype)
+    p = torch.as_tensor(p, dtype=draws.gates.dtype, device=draws.gates.device).clamp(0, 1)
+    p_half = 1 - torch.sqrt(1 - p)  # of the two rotations, which together have the probability of one
+    opened = {name: gate < (p_half if name.startswith('rotate_') else p)
+              for name, gate in zip(GATES, draws.gates.unbind(dim=1), strict=True)}
+    gates = {name: gate.to(draws.gates.dtype) for name, gate in opened.items()}
     return uniform, normal, gates
 
 
@@ -231,7 +202,7 @@ def _rotate2d(angle):
 # Matrices to images
 
 
-def apply_colour(images, matrices):
+def apply_color(images, matrices):
     """images: [N, 3k, H, W]; matrices: [N, 4, 4], applied to every RGB triple."""
     n, channels, height, width = images.shape
     matrices = _beside(matrices, images)
@@ -291,12 +262,8 @@ def _margins(inverse, height, width):
     corners = inverse.new_tensor([[-x, -x, x, x], [-y, y, -y, y], [1, 1, 1, 1]])
     source_x, source_y, _ = (inverse @ corners).tolist()
     margins = []
-    for furthest, size in (
-        (-min(source_x), width),
-        (max(source_x), width),
-        (-min(source_y), height),
-        (max(source_y), height),
-    ):
+    sides = (-min(source_x), width), (max(source_x), width), (-min(source_y), height), (max(source_y), height)
+    for furthest, size in sides:
         beyond = furthest + reach + 0.5 - (size - 1) / 2
         margins.append(min(max(math.ceil(beyond), 0), size - 1))
     return margins
