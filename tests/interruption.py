@@ -14,6 +14,8 @@ from metrics import monitoring
 from torch_utils import checkpoint, distributed
 from training import step, training_loop
 from training.run import checkpoints, reporting
+from training.snapshots import newest_snapshot
+
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tests.interruption'])  # torch is imported once
@@ -149,7 +151,7 @@ def assert_same_end(outdir, reference, tolerance=0.0):
     for mine, theirs in zip(losses(outdir), losses(reference), strict=True):
         assert mine.keys() == theirs.keys()
         assert all(abs(mine[name] - theirs[name]) <= tolerance * max(1, abs(theirs[name])) for name in mine), (mine, theirs)
-    snapshots = [torch.load(folder / 'network-snapshot-000000.pkl', weights_only=True) for folder in (outdir, reference)]
+    snapshots = [torch.load(newest_snapshot(folder), weights_only=True) for folder in (outdir, reference)]
     assert snapshots[0]['about']['images_seen'] == snapshots[1]['about']['images_seen']
     mine, theirs = ({**tensors(last_state(folder)['stage']), **tensors(snapshot['networks'], '/snapshot')}
                     for folder, snapshot in zip((outdir, reference), snapshots))

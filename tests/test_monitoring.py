@@ -77,8 +77,8 @@ def test_metrics_every_so_many_snapshots(data, tmp_path):
 
 
 def test_metrics_change_nothing_in_the_training(data, tmp_path):
-    with_metrics = torch.load(trained(data, tmp_path / 'with', ['swd8']) / 'network-snapshot-000000.pkl', weights_only=True)
-    without = torch.load(trained(data, tmp_path / 'without') / 'network-snapshot-000000.pkl', weights_only=True)
+    with_metrics = torch.load(trained(data, tmp_path / 'with', ['swd8']) / 'network-snapshot-000000k032.pkl', weights_only=True)
+    without = torch.load(trained(data, tmp_path / 'without') / 'network-snapshot-000000k032.pkl', weights_only=True)
     for name, network in without['networks'].items():
         assert all(torch.equal(value, with_metrics['networks'][name]['state'][key]) for key, value in network['state'].items())
 

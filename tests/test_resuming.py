@@ -27,6 +27,7 @@ from torch_utils.interrupts import SAME_REQUEST_S
 from training import step
 from training.run import resuming
 from training.step import BadGradients
+from training.snapshots import newest_snapshot
 from training.training_loop import train
 
 STEPS = 5  # of each stage
@@ -477,7 +478,7 @@ def test_a_killed_helper_is_named(data, tmp_path, monkeypatch):
 def test_weights_for_the_next_stage_survive_a_restart(whole, data, tmp_path):
     """What --init-from gives and stage 1 has no use for is in the state: the file itself may be gone."""
     snapshot = tmp_path / 'init.pkl'
-    shutil.copy(whole / 'network-snapshot-000000.pkl', snapshot)
+    shutil.copy(newest_snapshot(whole), snapshot)
     straight = begin(small_run(data, tmp_path / 'straight', steps=2, init_from=str(snapshot)))
     assert train_in_child(straight) == (0, '')
     config = begin(small_run(data, tmp_path / 'run', steps=2, init_from=str(snapshot)))

@@ -80,7 +80,7 @@ def test_a_folder_without_snapshots_is_one_line(door, tmp_path, data):
 @pytest.mark.parametrize('names, newest', [
     (['network-snapshot-000009.pkl', 'network-snapshot-000010.pkl'], 'network-snapshot-000010.pkl'),
     (['network-snapshot-999999.pkl', 'network-snapshot-1000000.pkl'], 'network-snapshot-1000000.pkl'),
-    (['network-snapshot-000001.016.pkl', 'network-snapshot-000001.pkl'], 'network-snapshot-000001.016.pkl'),
+    (['network-snapshot-000001k016.pkl', 'network-snapshot-000001.pkl'], 'network-snapshot-000001k016.pkl'),
     (['network-snapshot-best.pkl', 'network-snapshot-000000.pkl'], 'network-snapshot-000000.pkl'),
     (['network-snapshot-best.pkl'], 'network-snapshot-best.pkl')])
 def test_the_numbers_in_the_names_decide(names, newest, tmp_path):

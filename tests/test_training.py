@@ -17,7 +17,7 @@ from tests.tiny import tiny_generator, tiny_run
 from torch_utils import distributed
 from training.config import RunConfig
 from training.presets import resolve
-from training.snapshots import SnapshotError, load_networks, save_snapshot
+from training.snapshots import SnapshotError, load_networks, newest_snapshot, save_snapshot
 from training.training_loop import train
 
 
@@ -40,9 +40,8 @@ def run(data, outdir, processes=1, **changes):
     config = tiny_run(str(data), str(outdir), threads=1, **changes)
     outdir.mkdir()
     distributed.launch(functools.partial(train, config), processes)
-    last = sorted(outdir.glob('network-snapshot-*.pkl'))[-1]
     lines = (outdir / 'stats.jsonl').read_text().splitlines()
-    return torch.load(last, weights_only=True), [json.loads(line) for line in lines]
+    return torch.load(newest_snapshot(outdir), weights_only=True), [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +54,9 @@ def test_a_run_leaves_its_files(finished):
     outdir, snapshot, statistics = finished
     names = {path.name for path in outdir.iterdir()}
     assert {'log.txt', 'stats.jsonl', 'reals.png', 'fakes000000_2d.png', 'fakes000000_depth.png', 'fakes000000_raw.png',
-            'fakes000000_3d.png', 'network-snapshot-000000.pkl'} <= names
+            'network-snapshot-000000.pkl'} <= names
+    late = {f'fakes000000k032_{name}.png' for name in ('2d', 'depth', 'raw', '3d')} | {'network-snapshot-000000k032.pkl'}
+    assert late <= names and sorted(names & {*late, 'network-snapshot-000000.pkl'})[-1] == 'network-snapshot-000000k032.pkl'
     assert any(name.startswith('events.out.tfevents') for name in names)
     assert not any(name.endswith('.tmp') for name in names)
     assert [record['stage'] for record in statistics] == [1, 1, 2, 2]
@@ -68,7 +69,7 @@ def test_a_run_leaves_its_files(finished):
 
 def test_a_snapshot_gives_working_networks(finished):
     outdir, _, _ = finished
-    networks = load_networks(outdir / 'network-snapshot-000000.pkl')
+    networks = load_networks(newest_snapshot(outdir))
     assert set(networks) == {'G', 'G_ema', 'D', 'D_patch'}
     G = networks['G_ema']
     c = torch.eye(5).flatten()[None, :25] * 0 + networks['G'].mapping.embed.weight.new_zeros(1, 25)
@@ -133,7 +134,7 @@ def test_stage_2_continues_stage_1_and_says_so(finished):
 
 
 def test_init_from_takes_weights(finished, data, tmp_path):
-    snapshot = str(finished[0] / 'network-snapshot-000000.pkl')
+    snapshot = newest_snapshot(finished[0])
     stage = tiny_run('', '').stage1
     outdir = tmp_path / 'finetuned'
     run(data, outdir, init_from=snapshot, stage1=stage.replace(kimg=0))
@@ -151,7 +152,7 @@ def init_from(path, data, tmp_path, **changes):
 
 
 def test_weights_that_do_not_fit_are_refused(finished, data, tmp_path):
-    whole = finished[0] / 'network-snapshot-000000.pkl'
+    whole = newest_snapshot(finished[0])
     stage = tiny_run('', '').stage1
     assert init_from(whole, data, tmp_path).exit_code == 0
     assert init_from(whole, data, tmp_path, stage1=stage.replace(kimg=0)).exit_code == 0
@@ -276,7 +277,7 @@ def test_given_weights_need_no_ramps():
 
 
 def test_schedules_of_given_weights_stay_when_the_run_goes_on(data, tmp_path, finished):
-    snapshot, again = finished[0] / 'network-snapshot-000000.pkl', ['--preset=demo', '--data=d', f'--run-dir={tmp_path}', '--dry-run']
+    snapshot, again = newest_snapshot(finished[0]), ['--preset=demo', '--data=d', f'--run-dir={tmp_path}', '--dry-run']
     config = json.loads(invoke(*again, f'--init-from={snapshot}', '--blur-fade=7').output)
     (tmp_path / 'training_options.json').write_text(json.dumps(config))
     for repeated in ([], ['--tick=2'], [f'--init-from={snapshot}', '--blur-fade=7']):
@@ -405,7 +406,7 @@ def test_files_that_are_no_snapshots(content, tmp_path):
 
 
 def test_a_truncated_snapshot_is_refused(finished, tmp_path):
-    whole = (finished[0] / 'network-snapshot-000000.pkl').read_bytes()
+    whole = (finished[0] / 'network-snapshot-000000k032.pkl').read_bytes()
     for keep in (0.3, 0.9, 0.999):
         with pytest.raises(SnapshotError, match='cut.pkl'):
             load_networks(broken(tmp_path / 'cut.pkl', whole[:int(len(whole) * keep)]))

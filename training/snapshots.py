@@ -76,6 +76,12 @@ def read_snapshot(path):
     return content
 
 
+def moment(images_seen):
+    """How files are named after a moment of a run: '000012' for 12 000 images, '000012k345' for 12 345. In order, as names are sorted."""
+    kimg, rest = divmod(images_seen, 1000)
+    return f'{kimg:06d}' + (f'k{rest:03d}' if rest else '')
+
+
 def newest_snapshot(path):
     """The snapshot that a user's `path` means: the file itself, or of a run's folder the newest one, and then a line says which.
 

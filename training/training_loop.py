@@ -239,21 +239,20 @@ class TrainingRun:
 
     def _save_samples(self, state):
         """Grids and snapshot of this moment; every process draws its part."""
-        kimg = state.images_seen // 1000
         with self.clock.measure('grids'), distributed.together():
             pictures = self.grid.draw(state.networks['G_ema'])
         if self.first:
             about = {'stage': state.number, 'images_seen': state.images_seen, 'augment_p': state.augment_p,
                      'options': self.config.to_dict()}
             with self.clock.measure('saving'):
-                self.saver.save_samples(kimg, pictures, self.grid.columns, describe_all(state.networks), about)
+                self.saver.save_samples(state.images_seen, pictures, self.grid.columns, describe_all(state.networks), about)
 
     def _evaluate(self, state):
         """Metrics of the snapshot that was just saved. Every process computes its part.
 
         They can take long, and the state is saved: a stop request is obeyed at once, and the next start does them again.
         """
-        snapshot = self.saver.snapshot_path(state.images_seen // 1000) if self.first else None
+        snapshot = self.saver.snapshot_path(state.images_seen) if self.first else None
         about = {'snapshot': snapshot, 'kimg': state.images_seen / 1000, 'label': os.path.basename(self.config.outdir)}
         branches = ('2d', '3d') if state.networks['G_ema'].config.residual else ('2d',)
         if self.first:

@@ -11,7 +11,7 @@ from torch_utils.background import Background
 from torch_utils.checkpoint import StateFolder
 from torch_utils.images import image_grid, save_png
 from training.run.resuming import check_again, write_options
-from training.snapshots import SnapshotError, read_snapshot, write_snapshot
+from training.snapshots import SnapshotError, moment, read_snapshot, write_snapshot
 
 FINISHED = 'finished'  # an empty file of this name marks the folder of a run that has nothing left to do
 
@@ -52,22 +52,22 @@ class Saver:
     def save_reals(self, images, columns):
         save_png(image_grid(images, columns), self._path('reals.png'))
 
-    def snapshot_path(self, kimg):
-        return self._path(f'network-snapshot-{kimg:06d}.pkl')
+    def snapshot_path(self, images_seen):
+        return self._path(f'network-snapshot-{moment(images_seen)}.pkl')
 
     def has_snapshot(self, images_seen):
         """Whether the snapshot of this moment was written."""
         try:
-            return read_snapshot(self.snapshot_path(images_seen // 1000))['about'].get('images_seen') == images_seen
+            return read_snapshot(self.snapshot_path(images_seen))['about'].get('images_seen') == images_seen
         except SnapshotError:
             return False
 
-    def save_samples(self, kimg, pictures, columns, described, about):
-        """fakes<kimg>_<name>.png for every entry of pictures, and network-snapshot-<kimg>.pkl."""
+    def save_samples(self, images_seen, pictures, columns, described, about):
+        """fakes<moment>_<name>.png for every entry of pictures, and network-snapshot-<moment>.pkl."""
         def write():
             for name, images in pictures.items():
-                save_png(image_grid(images, columns), self._path(f'fakes{kimg:06d}_{name}.png'))
-            write_snapshot(self.snapshot_path(kimg), described, about)
+                save_png(image_grid(images, columns), self._path(f'fakes{moment(images_seen)}_{name}.png'))
+            write_snapshot(self.snapshot_path(images_seen), described, about)
         self.background.give(write)
 
     def finish(self, finished):
@@ -84,7 +84,7 @@ class Saver:
 
 
 def without_tensors(state):
-    """What the processes that do not read a state need of it, but for tensors: Stage.restore hands these on."""
+    """What the processes that do not read a state need of it, but for tensors: TrainingState.restore hands these on."""
     stage = {name: value for name, value in state['stage'].items() if name not in ('networks', 'optimizers')}
     return {**state, 'stage': stage, 'inherited': {}}
 

@@ -60,7 +60,7 @@ def saved_config(run_dir):
     options = os.path.join(run_dir, OPTIONS_FILE)
     config = _read_options(options) if os.path.isfile(options) else _options_of_state(run_dir, f'--run-dir={run_dir} is not empty '
                                                                                       'and holds no run; name another folder')
-    snapshots = sorted(name for name in names if re.fullmatch(r'network-snapshot-0*[1-9]\d*\.pkl', name))
+    snapshots = sorted(name for name in names if re.fullmatch(r'network-snapshot-\d+(k\d+)?\.pkl', name) and re.search('[1-9]', name))
     check(has_state(run_dir) or not snapshots, f'{run_dir} has no training state to go on from; start another run with '
           f'--init-from={os.path.join(run_dir, snapshots[-1]) if snapshots else ""}')
     return config
