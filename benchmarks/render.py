@@ -25,7 +25,7 @@ from training.config import RENDER_PRECISIONS
 from training.networks.generator import Generator, Planes
 from training.presets import PRESETS, generator_config
 from training.rendering.cameras import view_label
-from training.rendering.choice import VARIABLE
+from training.rendering.fused import VARIABLE
 
 LEVELS = 127.5  # 8-bit levels per unit of an image in [-1, 1]
 # What products of each precision are measured with: dtype, and whether fp32 may be rounded to TF32.
@@ -65,7 +65,7 @@ class Variant(NamedTuple):
         return self.renderer + precision + (f' skip {self.skip:g}' if self.skip else '')
 
 
-class Subject:
+class Setting:
     """Cached planes of a batch, the ws and cameras they are seen with."""
 
     def __init__(self, G, batch, device):
@@ -74,8 +74,8 @@ class Subject:
         with torch.no_grad():
             self.ws = G.mapping(torch.randn(batch, G.config.z_dim, device=device), self.c, truncation_psi=0.7)
             self.planes = G.planes(self.ws, noise_mode='const')
-        size = G.config.image_resolution - G.config.render_resolution
-        self.corners = torch.randint(size + 1, (batch, 2), device=device)
+        beside = G.config.image_resolution - G.config.render_resolution
+        self.corners = torch.randint(beside + 1, (batch, 2), device=device)
         self.bounds = None
 
     def image(self, case, variant):
@@ -87,7 +87,7 @@ class Subject:
                 options.update(skip=variant.skip, bounds=self.bounds)
             return self.G.render(self.planes, self.c, case.branch, ws=self.ws, **options)['image']
 
-    def step(self, variant):
+    def training_step(self, variant):
         """Volume render of the 2D branch and a patch of the 3D branch, forward and backward, as G's step has them."""
         G, options = self.G, dict(precision=variant.precision)
         planes = Planes(*(p.detach().requires_grad_() for p in self.planes))
@@ -110,10 +110,10 @@ def floor_milliseconds(config, case, rates, precision):
     """The least time: operations over the rate of products, or bytes over the bandwidth; training counts three times."""
     c, h = config.plane_channels, config.decoder_hidden
     operations = moved = 0
-    for rays, per_ray, colours, sets in samples_of(config, case):
-        operations += rays * per_ray * 2 * (c * h + h * (1 + colours) + sets * 12 * c)
+    for rays, per_ray, colors, sets in samples_of(config, case):
+        operations += rays * per_ray * 2 * (c * h + h * (1 + colors) + sets * 12 * c)
         texels = case.batch * 3 * c * sum((k * config.plane_resolution)**2 for k in range(1, sets + 1))
-        moved += 4 * (texels + rays * (6 + 3 + colours))
+        moved += 4 * (texels + rays * (6 + 3 + colors))
     passes = 3 if case.training else 1  # backward: the same again for inputs and for weights
     times = 3 if precision == 'tf32x3' else 1
     at_rate = times * operations / (rates[RATE_OF.get(precision, precision)] * 1e9)
@@ -133,13 +133,13 @@ def measure_rates(device, repeats):
     return rates
 
 
-def measure(subject, case, variant, rates, device, repeats):
+def measure(setting, case, variant, rates, device, repeats):
     """One row of the table."""
-    config = subject.G.config
+    config = setting.G.config
     os.environ[VARIABLE] = variant.renderer
 
     def call():
-        return subject.step(variant) if case.training else subject.image(case, variant)
+        return setting.training_step(variant) if case.training else setting.image(case, variant)
 
     memory, milliseconds = peak_megabytes(call, device), median_time(call, device, repeats)
     samples = sum(rays * per_ray for rays, per_ray, *_ in samples_of(config, case))
@@ -147,7 +147,7 @@ def measure(subject, case, variant, rates, device, repeats):
     if not case.training and variant != Variant('ref'):
         image = call()
         os.environ[VARIABLE] = 'ref'
-        off = (image - subject.image(case, Variant('ref'))).abs() * LEVELS
+        off = (image - setting.image(case, Variant('ref'))).abs() * LEVELS
         difference = dict(mean=off.mean().item(), largest=off.max().item())
     return dict(case=case.name, batch=case.batch, resolution=config.image_resolution, variant=variant.name,
                 milliseconds=milliseconds, floor=floor_milliseconds(config, case, rates, variant.precision), megabytes=memory,
@@ -169,8 +169,8 @@ def run(G, device, repeats, skips):
     forced = os.environ.get(VARIABLE)
     try:
         for case in CASES:
-            subject = Subject(G, case.batch, device)
-            rows += [measure(subject, case, variant, rates, device, repeats) for variant in variants(case, device, skips)]
+            setting = Setting(G, case.batch, device)
+            rows += [measure(setting, case, variant, rates, device, repeats) for variant in variants(case, device, skips)]
     finally:
         os.environ.pop(VARIABLE, None)
         if forced is not None:
@@ -217,7 +217,7 @@ def main(preset, network, skips, small, repeats, json_path):
     result = run(G, device, repeats, [float(eps) for eps in skips.split(',')] if network else [])
     print('\n'.join(table(result)))
     if device.type == 'cpu':
-        print('\nThere is no CUDA device: plain PyTorch only. The figures of the fused kernels are owed.')
+        print('\nThere is no CUDA device: plain PyTorch only. The fused kernels are not yet measured here.')
     if json_path:
         write_json(result, json_path)
 

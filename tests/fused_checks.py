@@ -1,4 +1,4 @@
-"""The fused kernels against their twins in plain PyTorch. Run by tests/test_fused.py, in a process of its own.
+"""The fused kernels against the reference implementation in plain PyTorch. Run by tests/test_fused.py, in a process of its own.
 
 TRITON_INTERPRET decides, when Triton is first imported, whether kernels are compiled for a GPU or interpreted on the
 CPU. These checks run either way, and pytest does not collect them by itself.
@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers import assert_close
-from torch_utils.ops import ray_samples
-from torch_utils.ops.triplane import FusedMLP, Geometry, channels_last, triplane_pixels, triplane_samples
 from tests.tiny import tiny_config
+from torch_utils.ops.triplane import FusedMLP, Geometry, channels_last, triplane_pixels, triplane_samples
 from torch_utils.random import BatchRandom
 from training.config import PLANE_AXES, RenderingConfig
 from training.networks.generator import Generator, Planes
-from training.rendering import compositing, sampling
-from training.rendering.planes import sample_planes
+from training.rendering import fused, volume
 from training.rendering.cameras import view_label
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
@@ -26,89 +24,87 @@ DEVICE = 'cpu' if INTERPRETED else 'cuda'
 OUTPUTS, GRADIENTS = 1e-5, 1e-4  # of scale
 
 
-def samples_first(x):
-    return x.movedim(-1, 0)
-
-
 class Example:
     """A random field and random rays; some samples lie outside the box, and rays of the last image hit nothing."""
 
-    def __init__(self, sizes=((6, 5), (11, 12)), colours=3, channels=8, units=12, box_size=1.3, axes=PLANE_AXES['mimic3d'],
+    def __init__(self, sizes=((6, 5), (11, 12)), colors=3, channels=8, units=12, box_size=1.3, axes=PLANE_AXES['mimic3d'],
                  images=2, rays=9, samples=4):
         shapes = [(images, 3, channels, *size) for size in sizes]
         self.planes = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
-        shapes = ((units, channels), (units,), (1 + colours, units), (1 + colours,))
+        shapes = ((units, channels), (units,), (1 + colors, units), (1 + colors,))
         self.mlp = FusedMLP(*(torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes))
         self.directions = F.normalize(torch.randn(images, rays, 3, device=DEVICE), dim=-1)
         self.origins = torch.randn(images, rays, 3, device=DEVICE) * 0.4
         self.origins[-1, rays // 2:] = 10.0
-        self.depths = torch.rand(samples, images, rays, device=DEVICE)
+        self.depths = torch.rand(images, rays, samples, device=DEVICE)
         self.geometry = Geometry(box_size, axes)
 
-    def twin(self):
-        """Raw density [S, N, M] and colours [n, S, N, M]."""
-        points = self.origins + self.directions * self.depths[..., None]
-        features = sum(sample_planes(p, points.movedim(0, 1).flatten(1, 2), *self.geometry) for p in self.planes)
+    def decoder(self, features, colors):
         w1, b1, w2, b2 = self.mlp
         values = F.linear(F.softplus(F.linear(features, w1, b1)), w2, b2)
-        values = values.unflatten(1, (len(self.depths), -1)).permute(3, 1, 0, 2)
-        return values[0], torch.sigmoid(values[1:]) * 1.002 - 0.001
+        return values[..., :1], torch.sigmoid(values[..., 1:]) * 1.002 - 0.001
+
+    def reference(self, **options):
+        """Raw density [N, M, S] and colours [N, M, S, n]."""
+        field = volume.TriplaneField(self.planes, self.decoder, *self.geometry, colors=len(self.mlp.output_bias) - 1)
+        return volume.evaluate(field, self.origins, self.directions, self.depths, **options)
+
+    def arguments(self, precision):
+        planes = [channels_last(p, precision) for p in self.planes]
+        return planes, self.mlp, self.geometry, precision, self.origins, self.directions, self.depths
 
     def fused(self, precision='fp32', **options):
-        planes = [channels_last(p, precision) for p in self.planes]
-        return triplane_samples(planes, self.mlp, self.origins, self.directions, self.depths, self.geometry, precision, **options)
+        return triplane_samples(*self.arguments(precision), **options)
 
     def fused_pixels(self, weights, precision='fp32'):
-        planes = [channels_last(p, precision) for p in self.planes]
-        return triplane_pixels(planes, self.mlp, self.origins, self.directions, self.depths, weights, self.geometry, precision)
+        return triplane_pixels(*self.arguments(precision), weights)
 
 
 EXAMPLES = {
-    'one set of planes, density only': dict(sizes=((4, 4),), colours=0),
+    'one set of planes, density only': dict(sizes=((4, 4),), colors=0),
     'two sets, eg3d order': dict(axes=PLANE_AXES['eg3d']),
-    'a small box, 32 colours': dict(sizes=((3, 7), (16, 2)), box_size=0.4, colours=32, channels=16),
+    'a small box, 32 colours': dict(sizes=((3, 7), (16, 2)), box_size=0.4, colors=32, channels=16),
     'a large box, one sample': dict(box_size=7.0, samples=1, rays=40, images=1),
 }
 
 
-def assert_same_gradients(fused, twin, inputs):
+def assert_same_gradients(results, expected, inputs):
     """Both outputs' gradients for one random probe; every input must get one."""
-    probes = [torch.randn_like(x) for x in twin]
-    for a, b in zip(torch.autograd.grad(fused, inputs, probes), torch.autograd.grad(twin, inputs, probes)):
+    probes = [torch.randn_like(x) for x in expected]
+    for a, b in zip(torch.autograd.grad(results, inputs, probes), torch.autograd.grad(expected, inputs, probes)):
         assert_close(a, b, GRADIENTS)
 
 
 @pytest.mark.parametrize('name', EXAMPLES)
 def test_samples_and_their_gradients(name):
     example = Example(**EXAMPLES[name])
-    fused, twin = example.fused(), example.twin()
-    outputs = [i for i, x in enumerate(twin) if x.numel()]
-    for i in outputs:
-        assert_close(fused[i], twin[i], OUTPUTS)
-    assert_same_gradients([fused[i] for i in outputs], [twin[i] for i in outputs], [*example.mlp, *example.planes])
+    results, expected = zip(*((a, b) for a, b in zip(example.fused(), example.reference()) if b.numel()))
+    for a, b in zip(results, expected):
+        assert_close(a, b, OUTPUTS)
+    assert_same_gradients(results, expected, [*example.mlp, *example.planes])
 
 
-@pytest.mark.parametrize('name', [name for name, values in EXAMPLES.items() if values.get('colours') != 0])
-def test_weighted_colours_and_their_gradients(name):
+@pytest.mark.parametrize('name', [name for name, values in EXAMPLES.items() if values.get('colors') != 0])
+def test_weighted_colors_and_their_gradients(name):
     example = Example(**EXAMPLES[name])
     weights = torch.randn_like(example.depths)
-    weights[0] *= 1e-2  # samples that weigh little count; those that weigh nothing are passed over
-    weights[1:2] = 0.0
+    weights[..., 0] *= 1e-2  # samples that weigh little count; those that weigh nothing are passed over
+    weights[..., 1:2] = 0.0
     weights.requires_grad_()
-    fused, twin = example.fused_pixels(weights), torch.einsum('snm,csnm->nmc', weights, example.twin()[1])
-    assert_close(fused, twin, OUTPUTS)
-    used = [*example.mlp, *example.planes, weights]
-    assert_same_gradients([fused], [twin], used)
+    result = example.fused_pixels(weights)
+    expected = volume.weighted_colors(None, None, None, example.depths, weights, example.reference()[1])
+    assert_close(result, expected, OUTPUTS)
+    assert_same_gradients([result], [expected], [*example.mlp, *example.planes, weights])
 
 
 def test_only_chosen_samples_are_computed():
     example = Example()
     wanted = torch.rand_like(example.depths) < 0.3
     with torch.no_grad():
-        density, colours = example.fused(chosen=wanted.flatten().nonzero().squeeze(1))
-        expected, expected_colours = example.twin()
-    assert_close(density, expected * wanted, OUTPUTS)
-    assert_close(colours, expected_colours * wanted, OUTPUTS)
+        density, colors = example.reference()
+        for results in (example.reference(chosen=wanted), example.fused(chosen=wanted)):
+            assert_close(results[0], density * wanted, OUTPUTS)
+            assert_close(results[1], colors * wanted[..., None], OUTPUTS)
 
 
 def test_second_derivatives_are_refused():
@@ -130,8 +126,8 @@ def test_low_precision_is_close(precision, allowed):
         pytest.skip('the interpreter computes no products in TF32 or bf16')
     example = Example(channels=16, units=16)
     with torch.no_grad():
-        for fused, twin in zip(example.fused(precision), example.twin()):
-            assert float((fused - twin).abs().max() / twin.abs().max()) < allowed
+        for result, expected in zip(example.fused(precision), example.reference()):
+            assert float((result - expected).abs().max() / expected.abs().max()) < allowed
 
 
 @pytest.mark.parametrize('precision', ['tf32', 'fp16'])
@@ -140,8 +136,8 @@ def test_small_gradients_do_not_vanish(precision):
     example, scale = Example(), 1e-9
     found = []
     for factor in (1.0, scale):
-        density, colours = example.fused(precision)
-        gradients = torch.autograd.grad((density.sum() + colours.sum()) * factor, [*example.planes, *example.mlp])
+        density, colors = example.fused(precision)
+        gradients = torch.autograd.grad((density.sum() + colors.sum()) * factor, [*example.planes, *example.mlp])
         found.append([gradient / factor for gradient in gradients])
     for large, small in zip(*found):
         assert_close(small, large, 1e-3)
@@ -150,47 +146,48 @@ def test_small_gradients_do_not_vanish(precision):
 @pytest.mark.parametrize('samples, importance, rays', [(9, 6, 70), (4, 5, 1), (16, 16, 17)])
 def test_everything_along_rays(samples, importance, rays):
     near = torch.rand(2, rays, 1, device=DEVICE) + 1
-    depths = sampling.stratified_depths(near, near + 1, torch.rand(2, rays, samples, device=DEVICE))
+    depths = fused.stratified_depths(near, near + 1, torch.rand(2, rays, samples, device=DEVICE))
     raw, u = torch.randn(2, rays, samples, device=DEVICE) * 5, torch.rand(2, rays, importance, device=DEVICE)
     u[..., 0], u[..., -1] = 0.0, 1.0
-    weights = compositing.interval_weights(raw, depths)
-    fused_weights = ray_samples.interval_weights(samples_first(raw), samples_first(depths))
-    assert_close(fused_weights, samples_first(weights), OUTPUTS)
-    finer = sampling.importance_depths(depths, weights, u)
-    assert_close(ray_samples.importance_depths(samples_first(depths), samples_first(weights), samples_first(u)),
-                 samples_first(finer), OUTPUTS)
-    merged, order = torch.sort(torch.cat([depths, finer], dim=-1), dim=-1)
-    fused_merged, fused_order = ray_samples.sort_depths(samples_first(torch.cat([depths, finer], dim=-1)))
-    assert torch.equal(fused_merged, samples_first(merged)) and torch.equal(fused_order.long(), samples_first(order))
+    weights = volume.interval_weights(raw, depths)
+    assert_close(fused.interval_weights(raw, depths), weights, OUTPUTS)
+    finer = volume.importance_depths(depths, weights, u)
+    assert_close(fused.importance_depths(depths, weights, u), finer, OUTPUTS)
+    drawn = fused.join(depths, finer)
+    assert torch.equal(drawn, volume.join(depths, finer))
+    merged, order = volume.sort_depths(drawn)
+    fused_merged, fused_order = fused.sort_depths(drawn)
+    assert torch.equal(fused_merged, merged) and torch.equal(fused_order.long(), order)
 
     raw = (torch.randn(2, rays, samples + importance, device=DEVICE) * 5).requires_grad_()
-    intervals = compositing.interval_weights(raw.gather(-1, order), merged)
-    twin = [samples_first(compositing.unsort(compositing.sample_weights(intervals), order)), intervals.sum(dim=-1),
-            (intervals * (merged[..., 1:] + merged[..., :-1]) / 2).sum(dim=-1)]
-    fused = ray_samples.composite(samples_first(raw), fused_merged, fused_order)
-    for a, b in zip(fused, twin):
+    results, expected = fused.composite(raw, fused_merged, fused_order), volume.composite(raw, merged, order)
+    for a, b in zip(results, expected):
         assert_close(a, b, OUTPUTS)
-    assert_same_gradients(fused, twin, [raw])
+    assert_same_gradients(results, expected, [raw])
+
+
+def test_colors_are_joined_like_all_else():
+    first, second = torch.rand(2, 3, 4, 5, device=DEVICE), torch.rand(2, 3, 6, 5, device=DEVICE)
+    joined = fused.join(first, second)
+    assert torch.equal(joined, volume.join(first, second)) and joined.permute(3, 2, 0, 1).is_contiguous()
 
 
 def test_compositing_without_an_order():
-    raw, depths = torch.randn(6, 1, 3, device=DEVICE), torch.rand(6, 1, 3, device=DEVICE).cumsum(0)
-    order = torch.arange(6, device=DEVICE, dtype=torch.int32)[:, None, None].expand(6, 1, 3).contiguous()
-    for a, b in zip(ray_samples.composite(raw, depths), ray_samples.composite(raw, depths, order)):
+    raw, depths = torch.randn(1, 3, 6, device=DEVICE), torch.rand(1, 3, 6, device=DEVICE).cumsum(-1)
+    order = torch.arange(6, device=DEVICE, dtype=torch.int32).expand(1, 3, 6)
+    for a, b in zip(fused.composite(raw, depths), fused.composite(raw, depths, order)):
         assert torch.equal(a, b)
 
 
 def test_gradients_through_opaque_and_empty_intervals():
     """Where intervals let nothing through, or everything, the backward pass still agrees."""
-    raw = torch.tensor([-200.0, -200.0, 300.0, 300.0, -200.0, 1.0], device=DEVICE)[:, None, None].requires_grad_()
-    depths = torch.arange(6.0, device=DEVICE)[:, None, None]
-    weights = compositing.interval_weights(raw.movedim(0, -1), depths.movedim(0, -1))
-    twin = samples_first(compositing.sample_weights(weights))
-    fused = ray_samples.composite(raw, depths)[0]
-    assert_close(fused, twin, OUTPUTS)
-    probe = torch.randn_like(twin)
-    a, = torch.autograd.grad(fused, raw, probe)
-    b, = torch.autograd.grad(twin, raw, probe)
+    raw = torch.tensor([[[-200.0, -200.0, 300.0, 300.0, -200.0, 1.0]]], device=DEVICE).requires_grad_()
+    depths = torch.arange(6.0, device=DEVICE)[None, None]
+    result, expected = fused.composite(raw, depths)[0], volume.composite(raw, depths)[0]
+    assert_close(result, expected, OUTPUTS)
+    probe = torch.randn_like(expected)
+    a, = torch.autograd.grad(result, raw, probe)
+    b, = torch.autograd.grad(expected, raw, probe)
     assert torch.isfinite(a).all()
     assert_close(a, b, GRADIENTS)
 
@@ -242,10 +239,10 @@ def test_a_render_and_its_gradients(name, renderer):
         finite = out['image_depth'].isfinite()
         scalar = (out['image_raw'] * probes[0]).sum() + (out['image_depth'] * probes[1])[finite].sum()
         results.append((out, torch.autograd.grad(scalar, wanted)))
-    (twin, twin_gradients), (fused, fused_gradients) = results
+    (expected, expected_gradients), (out, gradients) = results
     for key in ('image_raw', 'image_depth'):
-        assert_close(fused[key], twin[key], OUTPUTS)
-    for a, b in zip(fused_gradients, twin_gradients):
+        assert_close(out[key], expected[key], OUTPUTS)
+    for a, b in zip(gradients, expected_gradients):
         assert_close(a, b, GRADIENTS)
 
 
@@ -267,7 +264,7 @@ def test_chunks_change_nothing(renderer, monkeypatch):
     G, planes, c = generator_and_camera()
     images = []
     for points in (2**22, 2 * 8 * 7):
-        monkeypatch.setattr('training.rendering.renderer.MAX_POINTS_PER_PASS', points)
+        monkeypatch.setattr('training.rendering.volume.MAX_POINTS_PER_PASS', points)
         with torch.no_grad():
             images.append(G.render(planes, c, '3d', sampling='deterministic', render_resolution=4)['image'])
     assert_close(images[1], images[0], 1e-6)

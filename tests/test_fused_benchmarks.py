@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import generator, render
 from training.presets import PRESETS, generator_config
-from training.rendering.choice import VARIABLE
+from training.rendering.fused import VARIABLE
 
 
 def test_rendering_is_timed(monkeypatch):

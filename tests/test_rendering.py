@@ -8,9 +8,7 @@ import torch
 from tests.helpers import assert_close
 from torch_utils.random import BatchRandom
 from training.config import RenderingConfig
-from training.rendering import cameras, compositing, sampling
-from training.rendering.planes import sample_planes
-from training.rendering.renderer import render_rays
+from training.rendering import cameras, volume
 
 
 def softplus(x):
@@ -100,33 +98,43 @@ def test_box_limits_of_rays_that_miss():
 def test_interval_weights_by_hand():
     raw, depths = torch.tensor([[[0.0, 2.0, 4.0]]]), torch.tensor([[[1.0, 1.5, 2.5]]])
     first, second = 1 - math.exp(-softplus(0.0) * 0.5), 1 - math.exp(-softplus(2.0) * 1.0)  # means 1 and 3, minus 1
-    weights = compositing.interval_weights(raw, depths)
+    weights = volume.interval_weights(raw, depths)
     assert_close(weights.flatten(), torch.tensor([first, (1 - first) * second]), 1e-6)
 
 
-def test_sample_weights_give_the_mean_of_interval_ends():
-    weights, colours = torch.rand(2, 3, 4), torch.rand(2, 3, 5, 6)
-    by_interval = (weights[..., None] * (colours[:, :, 1:] + colours[:, :, :-1]) / 2).sum(dim=2)
-    by_sample = (compositing.sample_weights(weights)[..., None] * colours).sum(dim=2)
-    assert_close(by_sample, by_interval, 1e-6)
+def test_a_colour_counts_as_the_mean_of_interval_ends():
+    raw, depths, colors = torch.randn(2, 3, 5), torch.rand(2, 3, 5).cumsum(dim=-1), torch.rand(2, 3, 5, 6)
+    by_interval = volume.interval_weights(raw, depths)[..., None] * (colors[:, :, 1:] + colors[:, :, :-1]) / 2
+    by_sample = volume.composite(raw, depths)[0][..., None] * colors
+    assert_close(by_sample.sum(dim=2), by_interval.sum(dim=2), 1e-6)
 
 
 def test_gradients_of_compositing():
     raw = torch.randn(1, 2, 5, dtype=torch.float64, requires_grad=True)
     depths = torch.rand(1, 2, 5, dtype=torch.float64).cumsum(-1).requires_grad_()
-    assert torch.autograd.gradcheck(compositing.interval_weights, (raw, depths))
+    assert torch.autograd.gradcheck(volume.interval_weights, (raw, depths))
 
 
-def test_expected_depth_without_weight_is_infinite():
+def test_opacity_and_expected_depth_by_hand():
     depths = torch.tensor([[[1.0, 2.0, 4.0]]])
-    assert compositing.expected_depth(torch.zeros(1, 1, 2), depths).item() == math.inf
-    assert compositing.expected_depth(torch.tensor([[[0.25, 0.25]]]), depths).item() == pytest.approx(2.25)
+    _, opacity, depth = volume.composite(torch.full([1, 1, 3], -1e4), depths)
+    assert (opacity.item(), depth.item()) == (0.0, math.inf)
+    _, opacity, depth = volume.composite(torch.tensor([[[1e4, 1e4, 1e4]]]), depths)
+    assert (opacity.item(), depth.item()) == (1.0, 1.5)
+    raw = torch.tensor([[[0.0, 2.0, 4.0]]])
+    first, second = volume.interval_weights(raw, depths).flatten().tolist()
+    _, opacity, depth = volume.composite(raw, depths)
+    assert opacity.item() == pytest.approx(first + second)
+    assert depth.item() == pytest.approx((1.5 * first + 3 * second) / (first + second))
 
 
-def test_unsort_undoes_a_sort():
-    values = torch.rand(2, 3, 9)
-    ascending, order = torch.sort(values, dim=-1)
-    assert torch.equal(compositing.unsort(ascending, order), values)
+def test_samples_may_come_in_any_order():
+    raw, depths = torch.randn(2, 3, 9), torch.rand(2, 3, 9)
+    ascending, order = volume.sort_depths(depths)
+    weights, *rest = volume.composite(raw, ascending, order)
+    sorted_weights, *sorted_rest = volume.composite(raw.gather(-1, order), ascending)
+    assert torch.equal(weights.gather(-1, order), sorted_weights)
+    assert all(map(torch.equal, rest, sorted_rest))
 
 
 # Sampling
@@ -134,32 +142,32 @@ def test_unsort_undoes_a_sort():
 
 def test_stratified_depths_by_hand():
     near, far = torch.full([1, 1, 1], 2.0), torch.full([1, 1, 1], 5.0)
-    offsets = torch.tensor([[[0.0, 0.5, 0.25, 0.5]]])
-    assert_close(sampling.stratified_depths(near, far, offsets).flatten(), torch.tensor([2.0, 3.5, 4.25, 5.5]), 1e-6)
+    jitter = torch.tensor([[[0.0, 0.5, 0.25, 0.5]]])
+    assert_close(volume.stratified_depths(near, far, jitter).flatten(), torch.tensor([2.0, 3.5, 4.25, 5.5]), 1e-6)
 
 
 def test_smoothed_weights_by_hand():
     # max-pool with padding: 0, 0.4, 0.4, 0.2, 0.2; average of neighbours, plus 0.01
-    smooth = sampling.smooth_weights(torch.tensor([[[0.0, 0.4, 0.0, 0.2]]]))
+    smooth = volume.smooth_weights(torch.tensor([[[0.0, 0.4, 0.0, 0.2]]]))
     assert_close(smooth.flatten(), torch.tensor([0.21, 0.41, 0.31, 0.21]), 1e-6)
 
 
 def test_inverse_cdf_by_hand():
     edges, masses = torch.tensor([0.0, 1.0, 3.0]), torch.tensor([0.25, 0.75])
-    depths = sampling.invert_cdf(edges, masses, torch.tensor([0.0, 0.125, 0.25, 0.625, 1.0]))
+    depths = volume.invert_cdf(edges, masses, torch.tensor([0.0, 0.125, 0.25, 0.625, 1.0]))
     assert_close(depths, torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0]), 1e-6)
 
 
 def test_inverse_cdf_steps_over_bins_without_mass():
     edges, masses = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.5, 0.0, 0.5])
-    assert sampling.invert_cdf(edges, masses, torch.tensor([0.5])).item() == 2.0  # right-sided search
+    assert volume.invert_cdf(edges, masses, torch.tensor([0.5])).item() == 2.0  # right-sided search
 
 
 def test_importance_samples_gather_where_the_weight_is():
     depths = torch.linspace(0, 1, 21).expand(1, 1, -1)
     weights = torch.zeros(1, 1, 20)
     weights[..., 12] = 1.0
-    drawn = sampling.importance_depths(depths, weights, torch.linspace(0, 1, 100).expand(1, 1, -1))
+    drawn = volume.importance_depths(depths, weights, torch.linspace(0, 1, 100).expand(1, 1, -1))
     near_surface = (drawn - 0.625).abs() < 0.11  # the interval and the neighbours it was blurred into
     assert near_surface.float().mean() > 0.85
     assert (drawn.diff(dim=-1) >= 0).all() and drawn.min() >= 0.02 and drawn.max() <= 0.98
@@ -175,24 +183,24 @@ def test_planes_read_the_axes_they_say():
     for index, pair in enumerate(('xy', 'yz', 'zx')):
         planes = torch.zeros(1, 3, 2, 65, 65)
         planes[0, index, 0], planes[0, index, 1] = ramp[None, :], ramp[:, None]
-        values = sample_planes(planes, points, box_size=1.0, axes=('xy', 'yz', 'zx'))[0, 0] * 3
+        values = volume.sample_planes(planes, points, box_size=1.0, axes=('xy', 'yz', 'zx'))[0, 0] * 3
         expected = torch.tensor([2 * points[0, 0, 'xyz'.index(axis)] for axis in pair]) * 65 / 64  # ramp spans pixel centres
         assert_close(values, expected, 1e-4)
 
 
 def test_planes_are_zero_outside_the_box():
     planes = torch.ones(1, 3, 4, 8, 8)
-    values = sample_planes(planes, torch.tensor([[[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]]]), 1.0, ('xy', 'yz', 'zx'))
+    values = volume.sample_planes(planes, torch.tensor([[[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]]]), 1.0, ('xy', 'yz', 'zx'))
     assert values[0, 0].tolist() == [1.0] * 4 and values[0, 1].tolist() == [0.0] * 4
 
 
 # Whole renders
 
 
-def sphere_field(radius, colour=0.8, density=200.0):
+def sphere_field(radius, color=0.8, density=200.0):
     def field(points):
         inside = points.norm(dim=-1, keepdim=True) < radius
-        return torch.where(inside, density, -density), torch.full_like(points, colour)
+        return torch.where(inside, density, -density), torch.full_like(points, color)
     return field
 
 
@@ -201,7 +209,7 @@ def test_a_sphere_is_rendered_at_its_depth(mode):
     config = RenderingConfig(near=2.0, far=3.4, depth_samples=64, importance_samples=64)
     label, radius = frontal_label(), 0.3
     origins, directions = cameras.cast_rays(label, cameras.pixel_centres(33))
-    out = render_rays(sphere_field(radius), origins, directions, config, mode)
+    out = volume.render_rays(volume, sphere_field(radius), origins, directions, config, mode)
     closest = (origins + directions * -(origins * directions).sum(-1, keepdim=True)).norm(dim=-1)[0]
     hit = closest < radius - 0.03
     along = -(origins * directions).sum(-1)[0]
@@ -216,7 +224,7 @@ def test_a_sphere_is_rendered_at_its_depth(mode):
 def test_white_background_fills_what_is_not_covered():
     config = RenderingConfig(near=2.0, far=3.4, depth_samples=16, importance_samples=16, white_background=True)
     origins, directions = cameras.cast_rays(frontal_label(), cameras.pixel_centres(8))
-    empty = render_rays(sphere_field(0.0), origins, directions, config, 'deterministic')
+    empty = volume.render_rays(volume, sphere_field(0.0), origins, directions, config, 'deterministic')
     assert_close(empty.features, torch.ones_like(empty.features), 1e-3)
 
 
@@ -224,9 +232,9 @@ def test_chunks_change_nothing(monkeypatch):
     config = RenderingConfig(near=2.0, far=3.4, depth_samples=8, importance_samples=8)
     origins, directions = cameras.cast_rays(frontal_label(), cameras.pixel_centres(8))
     with torch.no_grad():
-        whole = render_rays(sphere_field(0.3), origins, directions, config, 'deterministic')
-        monkeypatch.setattr('training.rendering.renderer.MAX_POINTS_PER_PASS', 16 * 7)
-        parts = render_rays(sphere_field(0.3), origins, directions, config, 'deterministic')
+        whole = volume.render_rays(volume, sphere_field(0.3), origins, directions, config, 'deterministic')
+        monkeypatch.setattr('training.rendering.volume.MAX_POINTS_PER_PASS', 16 * 7)
+        parts = volume.render_rays(volume, sphere_field(0.3), origins, directions, config, 'deterministic')
     for a, b in zip(whole, parts):
         assert torch.equal(a, b)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from metrics.consistency.fields import Shaded
 from training.rendering.cameras import intersect_box
-from training.rendering.sampling import invert_cdf
+from training.rendering.volume import invert_cdf
 
 OUTSIDE_SAMPLES = 32
 BACKGROUNDS = ('white', 'black', 'learned')

@@ -1,8 +1,8 @@
 """What volume rendering does along each ray, one thread per ray: weights, importance sampling, merging, compositing.
 
-Written in Triton, like `torch_utils.ops.triplane`, and laid out like it: samples come first, [S, N, M] for S samples on
-each of M rays of N images, so that the threads of neighbouring rays read neighbouring numbers. The twins in plain
-PyTorch, which specify what is computed, are in `training.rendering.compositing` and `training.rendering.sampling`.
+Written in Triton, like `torch_utils.ops.triplane`, and laid out like it: S samples on each of M rays of N images are
+[N, M, S], and come first in memory, so that the threads of neighbouring rays read neighbouring numbers. The reference
+implementations in plain PyTorch, which specify what is computed, have the same names in `training.rendering.volume`.
 
 Depths have no gradient; densities have a first one.
 """
@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from torch_utils.ops.triplane import first_derivative_only, on_device
+from torch_utils.ops.triplane import first_derivative_only, on_device, samples_first, samples_last
 
 RAYS_PER_BLOCK = 128  # one ray per thread
 RAYS_PER_TILE = 16  # where a program holds all samples of its rays at once
@@ -19,55 +19,58 @@ LAUNCH = dict(num_warps=4, num_stages=1)
 
 
 def interval_weights(raw_density, depths):
-    """Weights [S - 1, N, M] of the intervals between samples of raw density and ascending depths, both [S, N, M].
+    """Weights [N, M, S - 1] of the intervals between samples of raw density and ascending depths, both [N, M, S].
 
     No gradient; `composite` has one.
     """
-    density, depths = raw_density.detach().contiguous(), depths.contiguous()
+    density, depths = samples_first(raw_density.detach()), samples_first(depths)
     samples, rays = len(depths), depths[0].numel()
     weights = depths.new_empty(samples - 1, *depths.shape[1:])
     with on_device(depths):
         _interval_weights_kernel[(triton.cdiv(rays, RAYS_PER_BLOCK),)](
             weights, density, depths, rays, SAMPLES=samples, BLOCK=RAYS_PER_BLOCK, **LAUNCH)
-    return weights
+    return samples_last(weights)
 
 
 def importance_depths(depths, weights, u):
-    """Depths [K, N, M] at the positions u [K, N, M], in [0, 1], of the CDF of the smoothed weights. No gradient.
+    """Depths [N, M, K] at the positions u [N, M, K], in [0, 1], of the CDF of the smoothed weights. No gradient.
 
-    depths: [S, N, M], ascending; weights: [S - 1, N, M].
+    depths: [N, M, S], ascending; weights: [N, M, S - 1].
     """
-    depths, weights, u = depths.contiguous(), weights.contiguous(), u.contiguous()
+    depths, weights, u = samples_first(depths), samples_first(weights), samples_first(u)
     samples, rays = len(depths), depths[0].numel()
     drawn = torch.empty_like(u)
     with on_device(depths):
         _importance_kernel[(triton.cdiv(rays, RAYS_PER_TILE),)](
             drawn, depths, weights, u, rays, SAMPLES=samples, DRAWN=len(u), DRAWN_BLOCK=triton.next_power_of_2(len(u)),
             BLOCK=RAYS_PER_TILE, **LAUNCH)
-    return drawn
+    return samples_last(drawn)
 
 
 def sort_depths(depths):
-    """Sort depths [S, N, M] along each ray. Returns them and the order (int32), as `torch.sort(depths, dim=0)` does."""
-    depths = depths.contiguous()
+    """Sort depths [N, M, S] along each ray. Returns them and the order (int32), as `torch.sort(depths)` does."""
+    depths = samples_first(depths)
     samples, rays = len(depths), depths[0].numel()
     ascending, order = torch.empty_like(depths), torch.empty_like(depths, dtype=torch.int32)
     with on_device(depths):
         _sort_kernel[(triton.cdiv(rays, RAYS_PER_TILE),)](
             ascending, order, depths, rays, SAMPLES=samples, SAMPLE_BLOCK=triton.next_power_of_2(samples), BLOCK=RAYS_PER_TILE,
             **LAUNCH)
-    return ascending, order
+    return samples_last(ascending), samples_last(order)
 
 
 def composite(raw_density, depths, order=None):
-    """Weights of samples in whatever order they come, and the sums along each ray that pixels need.
+    """Weights of samples in whatever order they come, opacity and expected depth of their rays.
 
-    raw_density: [S, N, M]; depths: [S, N, M], ascending; order: [S, N, M] (int32), which sample each of the depths
-    belongs to; None where the samples are in order. Returns the samples' weights [S, N, M], in the order of
-    raw_density; their sum over the intervals, the opacity [N, M]; and the sum of the intervals' weights times their
-    mid-points [N, M]. Differentiable in raw_density, once.
+    raw_density: [N, M, S]; depths: [N, M, S], ascending; order: [N, M, S] (int32), which sample each of the depths
+    belongs to; None where the samples are in order. Returns the samples' weights [N, M, S], in the order of
+    raw_density; their sum over the intervals, the opacity [N, M, 1]; and the mean of the intervals' mid-points [N, M, 1],
+    infinite where there is no weight. Differentiable in raw_density, once.
     """
-    return _Composite.apply(raw_density.contiguous(), depths.contiguous(), order)
+    order = order if order is None else samples_first(order)
+    weights, opacity, moment = _Composite.apply(samples_first(raw_density), samples_first(depths), order)
+    depth = torch.nan_to_num(moment / opacity, nan=float('inf'), posinf=float('inf'))
+    return samples_last(weights), opacity[..., None], depth[..., None]
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """A tri-plane radiance field in one kernel: coordinates, bilinear lookups, mean over planes, MLP, activations.
 
 Written in Triton, for CUDA GPUs (and for any CPU through Triton's interpreter, which the tests use). Nothing but the
-results is stored: the backward pass computes features and hidden units again. The twin in plain PyTorch, which
-specifies what is computed, is `training.rendering.field.TriplaneField`.
+results is stored: the backward pass computes features and hidden units again. The reference implementation in plain
+PyTorch, which specifies what is computed, is `training.rendering.volume.TriplaneField`.
 
-Samples come first: depths are [S, N, M] for S samples on each of M rays of N images. Neighbouring rays then lie side by
-side in memory, and neighbouring rays read neighbouring texels.
+S samples on each of M rays of N images have depths and densities [N, M, S] and colours [N, M, S, n]. In memory samples come
+first: [S, N, M] and [n, S, N, M]. Neighbouring rays then lie side by side, and they read neighbouring texels. Results are
+such tensors, seen with the samples last; arguments that are not are copied.
 
 Gradients are first order only, for planes, MLP and sample weights; rays and depths have none. Those of the MLP are sums
 in a fixed order. Those of the planes are added atomically, in whatever order the GPU's threads come by, so that they
@@ -30,7 +31,7 @@ SAMPLES_PER_GRID_BLOCK = 256
 LAUNCH = dict(num_warps=4, num_stages=1)  # texels fetched ahead by software pipelining would fill the shared memory
 SMALLEST_DOT = 16  # tl.dot takes no smaller sizes
 
-COLOUR_GAIN, COLOUR_OFFSET = tl.constexpr(1.002), tl.constexpr(-0.001)  # colour = sigmoid * 1.002 - 0.001
+COLOR_GAIN, COLOR_OFFSET = tl.constexpr(1.002), tl.constexpr(-0.001)  # colour = sigmoid * 1.002 - 0.001
 
 
 class Precision(NamedTuple):
@@ -80,48 +81,60 @@ def channels_last(planes, precision='fp32'):
     return (planes if wants_gradient else planes.to(PRECISIONS[precision].planes)).contiguous()
 
 
-def triplane_samples(planes, mlp, origins, directions, depths, geometry, precision='fp32', chosen=None):
+def samples_first(x):
+    """[N, M, S] or [N, M, S, n] as the kernels hold it: [S, N, M] or [n, S, N, M], contiguous."""
+    return x.permute(*range(x.ndim - 1, 1, -1), 0, 1).contiguous()
+
+
+def samples_last(x):
+    """The inverse of `samples_first`, without a copy."""
+    return x.permute(-2, -1, *range(x.ndim - 3, -1, -1))
+
+
+def triplane_samples(planes, mlp, geometry, precision, origins, directions, depths, chosen=None):
     """The field at every sample.
 
     planes: one or two tensors [N, K, H, W, C] (see `channels_last`), whose features add up; mlp: FusedMLP; origins,
-    directions: [N, M, 3], world units; depths: [S, N, M]; chosen: indices [Q] (int64) into the flattened samples: only
-    those are computed, all others are 0, and there are no gradients. Returns raw density [S, N, M] and colours
-    [n, S, N, M]. Differentiable in planes and mlp, once.
-    """
-    _check(planes, mlp, origins, directions, depths, geometry)
-    rays = (origins.contiguous(), directions.contiguous(), depths.contiguous())
-    if chosen is None:
-        return _Samples.apply(geometry, precision, *rays, *mlp, *planes)
-    return _run_samples(geometry, precision, rays, mlp, planes, chosen)
-
-
-def triplane_pixels(planes, mlp, origins, directions, depths, weights, geometry, precision='fp32'):
-    """Colours weighted and summed along rays, without storing any sample's colour.
-
-    weights: [S, N, M]; the rest as in `triplane_samples`. Returns [N, M, n]. Differentiable in planes, mlp and weights,
+    directions: [N, M, 3], world units; depths: [N, M, S]; chosen: bool [N, M, S]: only these samples are computed, all others
+    are 0, and there are no gradients. Returns raw density [N, M, S] and colours [N, M, S, n]. Differentiable in planes and mlp,
     once.
     """
-    _check(planes, mlp, origins, directions, depths, geometry)
-    rays = (origins.contiguous(), directions.contiguous(), depths.contiguous())
-    return _Pixels.apply(geometry, precision, *rays, weights.contiguous(), *mlp, *planes)
+    rays = _check(planes, mlp, geometry, origins, directions, depths)
+    if chosen is None:
+        results = _Samples.apply(geometry, precision, *rays, *mlp, *planes)
+    else:
+        results = _run_samples(geometry, precision, rays, mlp, planes, samples_first(chosen).flatten().nonzero().squeeze(1))
+    return tuple(samples_last(x) for x in results)
+
+
+def triplane_pixels(planes, mlp, geometry, precision, origins, directions, depths, weights):
+    """Colours weighted and summed along rays, without storing any sample's colour.
+
+    weights: [N, M, S]; the rest as in `triplane_samples`. Returns [N, M, n]. Differentiable in planes, mlp and weights,
+    once.
+    """
+    rays = _check(planes, mlp, geometry, origins, directions, depths)
+    return _Pixels.apply(geometry, precision, *rays, samples_first(weights), *mlp, *planes)
 
 
 def grid_values(grid, origins, directions, depths, box_size):
     """What a grid holds at every sample, without interpolation and without gradients.
 
     grid: [N, G + 2, G + 2, G + 2], by x, y and z: G cells across the box and one on each side for all that lies beyond.
-    Returns [S, N, M].
+    depths: [N, M, S]. Returns [N, M, S].
     """
+    depths = samples_first(depths)
     values = torch.empty_like(depths)
     with on_device(depths):
         _grid_kernel[(triton.cdiv(depths.numel(), SAMPLES_PER_GRID_BLOCK),)](
             values, grid.contiguous(), grid.shape[1], depths.numel(), depths[0].numel(), depths.shape[2], origins.contiguous(),
-            directions.contiguous(), depths.contiguous(), TO_PLANE=2 / box_size, BLOCK=SAMPLES_PER_GRID_BLOCK, **LAUNCH)
-    return values
+            directions.contiguous(), depths, TO_PLANE=2 / box_size, BLOCK=SAMPLES_PER_GRID_BLOCK, **LAUNCH)
+    return samples_last(values)
 
 
-def _check(planes, mlp, origins, directions, depths, geometry):
-    n, m = depths.shape[1:]
+def _check(planes, mlp, geometry, origins, directions, depths):
+    """Origins, directions and depths as the kernels read them, if everything fits together."""
+    n, m = depths.shape[:2]
     if origins.shape != (n, m, 3) or directions.shape != (n, m, 3):
         raise ValueError(f'rays must be [{n}, {m}, 3] for depths {list(depths.shape)}, got {list(origins.shape)} and '
                          f'{list(directions.shape)}')
@@ -133,6 +146,7 @@ def _check(planes, mlp, origins, directions, depths, geometry):
         if p.shape[:2] != (n, len(geometry.axes)) or p.shape[4] != mlp.hidden_weight.shape[1] or not p.is_contiguous():
             raise ValueError(f'planes must be contiguous [{n}, {len(geometry.axes)}, H, W, {mlp.hidden_weight.shape[1]}], '
                              f'got {list(p.shape)}')
+    return origins.contiguous(), directions.contiguous(), samples_first(depths)
 
 
 # Kernels: parts ------------------------------------------------------------------------------------------------------
@@ -240,26 +254,26 @@ def _load_density(weight, bias, unit, UNITS: tl.constexpr):
 
 
 @triton.jit
-def _load_colours(weight, bias, unit, colour, UNITS: tl.constexpr, COLOURS: tl.constexpr):
+def _load_colors(weight, bias, unit, color, UNITS: tl.constexpr, COLORS: tl.constexpr):
     """The colours' weights [H, n] and bias [n], zero where padded. Row 0 of the output layer is the density's."""
-    real = (unit < UNITS)[:, None] & (colour < COLOURS)[None, :]
-    return tl.load(weight + (1 + colour)[None, :] * UNITS + unit[:, None], mask=real, other=0.0), \
-        tl.load(bias + 1 + colour, mask=colour < COLOURS, other=0.0)
+    real = (unit < UNITS)[:, None] & (color < COLORS)[None, :]
+    return tl.load(weight + (1 + color)[None, :] * UNITS + unit[:, None], mask=real, other=0.0), \
+        tl.load(bias + 1 + color, mask=color < COLORS, other=0.0)
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _samples_kernel(density_out, colours_out, chosen, count, samples, rays, rays_per_image, origins, directions, depths,
+def _samples_kernel(density_out, colors_out, chosen, count, samples, rays, rays_per_image, origins, directions, depths,
                     hidden_weight, hidden_bias, output_weight, output_bias,
                     coarse, coarse_height, coarse_width, fine, fine_height, fine_width,
-                    BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLOURS: tl.constexpr,
-                    CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOUR_BLOCK: tl.constexpr,
+                    BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLORS: tl.constexpr,
+                    CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOR_BLOCK: tl.constexpr,
                     PLANES: tl.constexpr, AXES: tl.constexpr, TO_PLANE: tl.constexpr,
                     OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
     """Density and colours of a block of samples."""
-    channel, unit, colour = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOUR_BLOCK)
+    channel, unit, color = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOR_BLOCK)
     w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
     wd, bd = _load_density(output_weight, output_bias, unit, UNITS)
     sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -273,28 +287,28 @@ def _samples_kernel(density_out, colours_out, chosen, count, samples, rays, rays
                          channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
     hidden = _softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
     tl.store(density_out + sample, tl.sum(hidden * wd[None, :], axis=1) + bd, mask=real)
-    if COLOURS > 0:
-        wc, bc = _load_colours(output_weight, output_bias, unit, colour, UNITS, COLOURS)
-        values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOUR_GAIN + COLOUR_OFFSET
-        tl.store(colours_out + colour.to(tl.int64)[None, :] * samples + sample[:, None], values,
-                 mask=real[:, None] & (colour < COLOURS)[None, :])
+    if COLORS > 0:
+        wc, bc = _load_colors(output_weight, output_bias, unit, color, UNITS, COLORS)
+        values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOR_GAIN + COLOR_OFFSET
+        tl.store(colors_out + color.to(tl.int64)[None, :] * samples + sample[:, None], values,
+                 mask=real[:, None] & (color < COLORS)[None, :])
 
 
 @triton.jit
 def _pixels_kernel(pixels_out, weights, rays, rays_per_image, origins, directions, depths,
                    hidden_weight, hidden_bias, output_weight, output_bias,
                    coarse, coarse_height, coarse_width, fine, fine_height, fine_width, SAMPLES: tl.constexpr,
-                   BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLOURS: tl.constexpr,
-                   CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOUR_BLOCK: tl.constexpr,
+                   BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLORS: tl.constexpr,
+                   CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOR_BLOCK: tl.constexpr,
                    PLANES: tl.constexpr, AXES: tl.constexpr, TO_PLANE: tl.constexpr,
                    OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
     """Weighted sums of colours over the samples of a block of rays. Samples that weigh nothing are passed over."""
-    channel, unit, colour = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOUR_BLOCK)
+    channel, unit, color = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOR_BLOCK)
     w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
-    wc, bc = _load_colours(output_weight, output_bias, unit, colour, UNITS, COLOURS)
+    wc, bc = _load_colors(output_weight, output_bias, unit, color, UNITS, COLORS)
     ray = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = ray < rays
-    pixels = tl.zeros([BLOCK, COLOUR_BLOCK], tl.float32)
+    pixels = tl.zeros([BLOCK, COLOR_BLOCK], tl.float32)
     sample = ray
     for _ in range(SAMPLES):
         weight = tl.load(weights + sample, mask=real, other=0.0)
@@ -304,20 +318,20 @@ def _pixels_kernel(pixels_out, weights, rays, rays_per_image, origins, direction
             features = _features(coarse, fine, ray // rays_per_image, x, y, z, real, coarse_height, coarse_width, fine_height,
                                  fine_width, channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
             hidden = _softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
-            values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOUR_GAIN + COLOUR_OFFSET
+            values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOR_GAIN + COLOR_OFFSET
             pixels += weight[:, None] * values
         sample += rays
-    tl.store(pixels_out + ray[:, None] * COLOURS + colour[None, :], pixels, mask=real[:, None] & (colour < COLOURS)[None, :])
+    tl.store(pixels_out + ray[:, None] * COLORS + color[None, :], pixels, mask=real[:, None] & (color < COLORS)[None, :])
 
 
 @triton.jit
-def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weights, grad_coarse, grad_fine,
+def _backward_kernel(grad_density, grad_colors, grad_pixels, weights, grad_weights, grad_coarse, grad_fine,
                      grad_hidden_weight, grad_hidden_bias, grad_output_weight, grad_output_bias,
                      samples, rays, rays_per_image, origins, directions, depths,
                      hidden_weight, hidden_bias, output_weight, output_bias,
                      coarse, coarse_height, coarse_width, fine, fine_height, fine_width, ROUNDS: tl.constexpr,
-                     BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLOURS: tl.constexpr,
-                     CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOUR_BLOCK: tl.constexpr,
+                     BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNITS: tl.constexpr, COLORS: tl.constexpr,
+                     CHANNEL_BLOCK: tl.constexpr, UNIT_BLOCK: tl.constexpr, COLOR_BLOCK: tl.constexpr,
                      PLANES: tl.constexpr, AXES: tl.constexpr, TO_PLANE: tl.constexpr,
                      OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
     """Gradients of either forward kernel, from features and hidden units computed again.
@@ -325,16 +339,16 @@ def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weig
     Of _samples_kernel where grad_density is given; of _pixels_kernel where grad_pixels is, and then also of its weights.
     Every program works on blocks of samples and leaves its sum of the MLP's gradients in a row of its own.
     """
-    channel, unit, colour = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOUR_BLOCK)
+    channel, unit, color = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOR_BLOCK)
     w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
     wd, bd = _load_density(output_weight, output_bias, unit, UNITS)
-    wc, bc = _load_colours(output_weight, output_bias, unit, colour, UNITS, COLOURS)
+    wc, bc = _load_colors(output_weight, output_bias, unit, color, UNITS, COLORS)
     g_w1 = tl.zeros([CHANNEL_BLOCK, UNIT_BLOCK], tl.float32)
     g_b1 = tl.zeros([UNIT_BLOCK], tl.float32)
     g_wd = tl.zeros([UNIT_BLOCK], tl.float32)
     g_bd = tl.zeros([BLOCK], tl.float32)
-    g_wc = tl.zeros([UNIT_BLOCK, COLOUR_BLOCK], tl.float32)
-    g_bc = tl.zeros([COLOUR_BLOCK], tl.float32)
+    g_wc = tl.zeros([UNIT_BLOCK, COLOR_BLOCK], tl.float32)
+    g_bc = tl.zeros([COLOR_BLOCK], tl.float32)
     sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     for _ in range(ROUNDS):
         real = sample < samples
@@ -347,18 +361,18 @@ def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weig
         before = _dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :]
         hidden = _softplus(before)
         g_hidden = tl.zeros([BLOCK, UNIT_BLOCK], tl.float32)
-        if COLOURS > 0:
-            has_colour = real[:, None] & (colour < COLOURS)[None, :]
+        if COLORS > 0:
+            has_color = real[:, None] & (color < COLORS)[None, :]
             squashed = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :])
             if grad_pixels is not None:
-                g_colour = tl.load(grad_pixels + ray[:, None] * COLOURS + colour[None, :], mask=has_colour, other=0.0)
-                values = squashed * COLOUR_GAIN + COLOUR_OFFSET
-                tl.store(grad_weights + sample, tl.sum(g_colour * values, axis=1), mask=real)
-                g_colour = g_colour * tl.load(weights + sample, mask=real, other=0.0)[:, None]
+                g_color = tl.load(grad_pixels + ray[:, None] * COLORS + color[None, :], mask=has_color, other=0.0)
+                values = squashed * COLOR_GAIN + COLOR_OFFSET
+                tl.store(grad_weights + sample, tl.sum(g_color * values, axis=1), mask=real)
+                g_color = g_color * tl.load(weights + sample, mask=real, other=0.0)[:, None]
             else:
-                g_colour = tl.load(grad_colours + colour.to(tl.int64)[None, :] * samples + sample[:, None], mask=has_colour,
+                g_color = tl.load(grad_colors + color.to(tl.int64)[None, :] * samples + sample[:, None], mask=has_color,
                                    other=0.0)
-            g_out = g_colour * (COLOUR_GAIN * squashed * (1 - squashed))
+            g_out = g_color * (COLOR_GAIN * squashed * (1 - squashed))
             g_hidden += _dot(g_out, tl.trans(wc), OPERANDS, PRODUCTS)
             g_wc += _dot(tl.trans(hidden), g_out, OPERANDS, PRODUCTS)
             g_bc += tl.sum(g_out, axis=0)
@@ -381,11 +395,11 @@ def _backward_kernel(grad_density, grad_colours, grad_pixels, weights, grad_weig
     tl.store(grad_hidden_weight + (row * UNITS + unit[None, :]) * CHANNELS + channel[:, None], g_w1,
              mask=(channel < CHANNELS)[:, None] & (unit < UNITS)[None, :])
     tl.store(grad_hidden_bias + row * UNITS + unit, g_b1, mask=unit < UNITS)
-    tl.store(grad_output_weight + row * (1 + COLOURS) * UNITS + unit, g_wd, mask=unit < UNITS)
-    tl.store(grad_output_bias + row * (1 + COLOURS), tl.sum(g_bd, axis=0))
-    tl.store(grad_output_weight + (row * (1 + COLOURS) + 1 + colour[None, :]) * UNITS + unit[:, None], g_wc,
-             mask=(unit < UNITS)[:, None] & (colour < COLOURS)[None, :])
-    tl.store(grad_output_bias + row * (1 + COLOURS) + 1 + colour, g_bc, mask=colour < COLOURS)
+    tl.store(grad_output_weight + row * (1 + COLORS) * UNITS + unit, g_wd, mask=unit < UNITS)
+    tl.store(grad_output_bias + row * (1 + COLORS), tl.sum(g_bd, axis=0))
+    tl.store(grad_output_weight + (row * (1 + COLORS) + 1 + color[None, :]) * UNITS + unit[:, None], g_wc,
+             mask=(unit < UNITS)[:, None] & (color < COLORS)[None, :])
+    tl.store(grad_output_bias + row * (1 + COLORS) + 1 + color, g_bc, mask=color < COLORS)
 
 
 @triton.jit
@@ -430,9 +444,9 @@ class _Samples(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, grad_density, grad_colours):
+    def backward(ctx, grad_density, grad_colors):
         saved = ctx.saved_tensors
-        given = dict(grad_density=grad_density.contiguous(), grad_colours=grad_colours.contiguous())
+        given = dict(grad_density=grad_density.contiguous(), grad_colors=grad_colors.contiguous())
         return None, None, None, None, None, *_run_backward(ctx.geometry, ctx.precision, saved[:3], saved[3:], given)
 
 
@@ -461,10 +475,10 @@ class _Pixels(torch.autograd.Function):
 
 def _run_samples(geometry, precision, rays, mlp, planes, chosen=None):
     depths = rays[2]
-    colours = len(mlp.output_bias) - 1
+    colors = len(mlp.output_bias) - 1
     new = torch.empty if chosen is None else torch.zeros
     density = new(depths.shape, device=depths.device)
-    values = new((colours, *depths.shape), device=depths.device)
+    values = new((colors, *depths.shape), device=depths.device)
     count = depths.numel() if chosen is None else len(chosen)
     if count:
         with on_device(depths):
@@ -482,7 +496,7 @@ def _run_backward(geometry, precision, rays, tensors, given):
     programs = max(1, min(BACKWARD_PROGRAMS, blocks))
     of_mlp = [torch.empty(programs, *x.shape, device=x.device) for x in mlp]
     of_planes = [torch.zeros_like(p, dtype=torch.float32) for p in planes]
-    names = ('grad_density', 'grad_colours', 'grad_pixels', 'weights', 'grad_weights')
+    names = ('grad_density', 'grad_colors', 'grad_pixels', 'weights', 'grad_weights')
     with on_device(depths):
         _backward_kernel[(programs,)](
             *(given.get(name) for name in names), of_planes[0], of_planes[-1] if len(planes) > 1 else None, *of_mlp,
@@ -503,10 +517,10 @@ def _inputs(mlp, planes):
 def _constants(geometry, precision, mlp, block):
     """The kernels' compile-time constants."""
     units, channels = mlp.hidden_weight.shape
-    colours = len(mlp.output_bias) - 1
+    colors = len(mlp.output_bias) - 1
     chosen = PRECISIONS[precision]
-    return dict(BLOCK=block, CHANNELS=channels, UNITS=units, COLOURS=colours, CHANNEL_BLOCK=_padded(channels),
-                UNIT_BLOCK=_padded(units), COLOUR_BLOCK=_padded(colours), PLANES=len(geometry.axes),
+    return dict(BLOCK=block, CHANNELS=channels, UNITS=units, COLORS=colors, CHANNEL_BLOCK=_padded(channels),
+                UNIT_BLOCK=_padded(units), COLOR_BLOCK=_padded(colors), PLANES=len(geometry.axes),
                 AXES=_packed(geometry.axes), TO_PLANE=2 / geometry.box_size,
                 OPERANDS=chosen.operands, PRODUCTS=chosen.products)
 

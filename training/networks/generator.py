@@ -9,11 +9,8 @@ from training.config import RENDER_PRECISIONS
 from training.networks.stylegan2 import FullyConnected, MappingNetwork
 from training.networks.superresolution import Superresolution
 from training.networks.triplane import ResidualPlanes, TriplaneBackbone
-from training.rendering.bounds import MAX_CELLS, density_bounds
+from training.rendering import fused, skipping, volume
 from training.rendering.cameras import cast_rays, patch_centres, pixel_centres
-from training.rendering.field import TriplaneField
-from training.rendering.renderer import render_rays
-from training.rendering.skipping import Skip
 
 RGB_CHANNELS = 3
 BRANCHES = ('2d', '3d', 'coarse')
@@ -100,10 +97,11 @@ class Generator(nn.Module):
         origins, directions, size = self._rays(c, branch, render_resolution, patch)
         if branch == '2d':
             self.superresolution.check_input(size)  # before the work on the render
-        colours = self.config.plane_channels if branch == '2d' else RGB_CHANNELS
-        field = self._field(planes, fine=branch == '3d', colours=colours, precision=precision)
-        pixels, depth, _ = render_rays(field, origins, directions, self.config.rendering, sampling, random,
-                                       self._skip(skip, bounds, planes, branch))
+        colors = self.config.plane_channels if branch == '2d' else RGB_CHANNELS
+        field = self._field(planes, fine=branch == '3d', colors=colors, precision=precision)
+        steps = fused if fused.is_chosen(field, origins, directions) else volume
+        pixels, depth, _ = volume.render_rays(steps, field, origins, directions, self.config.rendering, sampling, random,
+                                              self._skip(skip, bounds, planes, branch))
         features, depth = _as_image(pixels, size), _as_image(depth, size)
         image = raw = features[:, :RGB_CHANNELS]
         if branch == '2d':
@@ -120,20 +118,20 @@ class Generator(nn.Module):
     def density_bounds(self, planes, branch='3d', cells=None):
         """Upper bounds of the density of planes as `branch` sees them, for `render(..., skip=eps, bounds=...)`.
 
-        cells: of the grid along each axis (default: twice the planes' resolution, at most MAX_CELLS).
+        cells: of the grid along each axis (default: twice the planes' resolution, at most skipping.MAX_CELLS).
         """
         self._check_branch(branch, ws=planes, patch=None)  # no ws are needed
-        cells = cells or min(MAX_CELLS, 2 * self.config.plane_resolution)
-        return density_bounds(self._field(planes, fine=branch == '3d', colours=RGB_CHANNELS), cells)
+        cells = cells or min(skipping.MAX_CELLS, 2 * self.config.plane_resolution)
+        return skipping.density_bounds(self._field(planes, fine=branch == '3d', colors=RGB_CHANNELS), cells)
 
-    def _field(self, planes, fine, colours, precision=None):
+    def _field(self, planes, fine, colors, precision=None):
         """The radiance field of planes."""
-        used = [planes.coarse, planes.residual] if fine else [planes.coarse]
         rendering = self.config.rendering
         precision = precision or rendering.precision
         if precision not in RENDER_PRECISIONS:
             raise ValueError(f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {precision!r}')
-        return TriplaneField(used, self.decoder, rendering.box_size, self.config.plane_axes, colours, precision)
+        used = planes if fine else planes[:1]
+        return volume.TriplaneField(used, self.decoder, rendering.box_size, self.config.plane_axes, colors, precision)
 
     def _skip(self, eps, bounds, planes, branch):
         """What render_rays needs to skip samples, or None."""
@@ -143,7 +141,7 @@ class Generator(nn.Module):
             raise ValueError(f'skip is a weight, at least 0 and below 1, got {eps}')
         if torch.is_grad_enabled():
             raise ValueError('skip leaves out gradients: render under torch.no_grad()')
-        return Skip(eps, bounds or self.density_bounds(planes, branch))
+        return skipping.Skip(eps, bounds or self.density_bounds(planes, branch))
 
     def _rays(self, c, branch, render_resolution, patch):
         """Origins, directions [N, M, 3] and the number of pixels per side."""

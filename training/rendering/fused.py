@@ -1,92 +1,137 @@
-"""The steps of a volume render in fused kernels: the same names as `training.rendering.reference`, which specifies them.
+"""The steps of a volume render in fused Triton kernels, and whether they or those of `training.rendering.volume` run.
 
-Samples are the first axis, [S, N, M], so that neighbouring rays lie side by side in memory. Few colours are computed and
-kept together with the density. Where there are many, density comes first and colours are weighted in place, in a second
-evaluation, so that no tensor ever holds the colours of all samples.
+The steps have the names, arguments and results of the reference implementation there, where they are described. In memory
+samples are the first axis, so that neighbouring rays lie side by side. Few colours are computed and kept together with the
+density. Where there are many, density comes first and colours are weighted in place, in a second evaluation, so that no tensor
+ever holds the colours of all samples: `evaluate` then gives None for them.
 """
 
+import functools
+import logging
+import os
 from typing import NamedTuple
 
 import torch
 
-from torch_utils.ops import ray_samples, triplane
+from dnnlib.errors import UserError
+from training.rendering import volume
 
-NAME = 'fused Triton kernels'
-SAMPLE_AXIS = 0
-FEW_COLOURS = 4
+try:
+    from torch_utils.ops import ray_samples, triplane
+    interval_weights, importance_depths = ray_samples.interval_weights, ray_samples.importance_depths
+    sort_depths, composite = ray_samples.sort_depths, ray_samples.composite
+    _NO_TRITON = None
+except ImportError as error:  # most platforms without CUDA have no Triton
+    _NO_TRITON = f'Triton cannot be imported ({error})'
 
-interval_weights = ray_samples.interval_weights
-importance_depths = ray_samples.importance_depths
-sort_depths = ray_samples.sort_depths
+VARIABLE = 'MIMIC3D_RENDERER'
+CHOICES = ('fused', 'ref')
+FEW_COLORS = 4
 
 
-class PreparedField(NamedTuple):
-    """A TriplaneField as the kernels read it."""
+# Which steps run -----------------------------------------------------------------------------------------------------
+
+
+def is_chosen(field, origins, directions):
+    """Whether the fused steps render a field and rays: wherever they can. The one switch.
+
+    The environment variable MIMIC3D_RENDERER, 'fused' or 'ref', forces a choice. Raises UserError where it names another, or
+    fused steps where they cannot run.
+    """
+    forced = os.environ.get(VARIABLE) or None
+    if forced not in (None, *CHOICES):
+        raise UserError(f'{VARIABLE} must be {" or ".join(CHOICES)}, got {forced!r}; unset it to let the renderer choose')
+    obstacle = None if forced == 'ref' else _obstacle(field, origins, directions, forced == 'fused')
+    if forced == 'fused' and obstacle:
+        raise UserError(f'{VARIABLE}=fused cannot render here: {obstacle}; set {VARIABLE}=ref, or unset it')
+    chosen = forced != 'ref' and not obstacle
+    _log_once('fused Triton kernels' if chosen else 'plain PyTorch', f'{VARIABLE}={forced}' if forced else obstacle)
+    return chosen
+
+
+def _obstacle(field, origins, directions, forced):
+    """Why the fused kernels cannot render this, or None."""
+    if _NO_TRITON:
+        return _NO_TRITON
+    interpreted = forced and os.environ.get('TRITON_INTERPRET') == '1'
+    if not (origins.is_cuda or interpreted):
+        return f'the fused kernels need a CUDA GPU, and the tensors are on the {origins.device.type}'
+    problem = _problem_of_triton(origins.device) if origins.is_cuda else None
+    if problem:
+        return problem
+    if not isinstance(field, volume.TriplaneField):
+        return 'the field is not one of tri-planes'
+    if torch.is_grad_enabled() and (origins.requires_grad or directions.requires_grad):
+        return 'the fused kernels have no gradient for rays'
+    return None
+
+
+@functools.cache
+def _problem_of_triton(device):
+    """Why Triton cannot build a kernel for a GPU, in one line, or None. It takes a C compiler and Python's headers."""
+    try:
+        sort_depths(torch.zeros(1, 1, 2, device=device))
+    except Exception as error:  # as many types as there are reasons
+        reason = ' '.join(str(error).split())[:200]
+        return f'Triton cannot build them: {reason or type(error).__name__}'
+    return None
+
+
+@functools.cache
+def _log_once(name, reason):
+    logging.getLogger('mimic3d').info('volume rendering by %s%s', name, f' ({reason})' if reason else '')
+
+
+# The steps -----------------------------------------------------------------------------------------------------------
+
+
+class FusedField(NamedTuple):
+    """A TriplaneField as the kernels read it; its parts are the first arguments of `triplane`'s functions."""
 
     planes: list  # one or two [N, K, H, W, C]
-    mlp: triplane.FusedMLP
-    geometry: triplane.Geometry
+    mlp: tuple  # triplane.FusedMLP
+    geometry: tuple  # triplane.Geometry
     precision: str
 
     @property
-    def few_colours(self):
-        return len(self.mlp.output_bias) - 1 <= FEW_COLOURS
+    def few_colors(self):
+        return len(self.mlp.output_bias) - 1 <= FEW_COLORS
 
     def density_only(self):
         """The same field without colours."""
-        hidden_weight, hidden_bias, output_weight, output_bias = self.mlp
-        return self._replace(mlp=triplane.FusedMLP(hidden_weight, hidden_bias, output_weight[:1], output_bias[:1]))
-
-    def arguments(self, origins, directions, depths):
-        """The arguments that all functions of `triplane` begin with."""
-        return self.planes, self.mlp, origins, directions, depths
+        mlp = self.mlp
+        return self._replace(mlp=mlp._replace(output_weight=mlp.output_weight[:1], output_bias=mlp.output_bias[:1]))
 
 
 def prepare(field):
     planes = [triplane.channels_last(planes, field.precision) for planes in field.planes]
-    return PreparedField(planes, triplane.FusedMLP(*field.mlp()), triplane.Geometry(field.box_size, field.axes), field.precision)
+    return FusedField(planes, triplane.FusedMLP(*field.mlp()), triplane.Geometry(field.box_size, field.axes), field.precision)
 
 
-def arrange(values):
-    return values.movedim(-1, 0).contiguous()
+def stratified_depths(near, far, jitter):
+    return triplane.samples_last(triplane.samples_first(volume.stratified_depths(near, far, jitter)))
 
 
 def evaluate(field, origins, directions, depths, chosen=None):
-    """Raw density [S, N, M], and colours [C, S, N, M] or None: where there are many, `weighted_colours` makes them."""
-    evaluated = field if field.few_colours else field.density_only()
-    density, colours = triplane.triplane_samples(*evaluated.arguments(origins, directions, depths), field.geometry,
-                                                 field.precision, chosen)
-    return density, colours if field.few_colours else None
+    evaluated = field if field.few_colors else field.density_only()
+    density, colors = triplane.triplane_samples(*evaluated, origins, directions, depths, chosen)
+    return density, colors if field.few_colors else None
 
 
-def join_colours(first, second):
-    return None if first is None else torch.cat([first, second], dim=1)
+def join(first, second):
+    if first is None:
+        return None
+    return triplane.samples_last(torch.cat([triplane.samples_first(x) for x in (first, second)], dim=-3))
 
 
-def composite(raw_density, depths, order=None):
-    weights, opacity, moment = ray_samples.composite(raw_density, depths, order)
-    depth = torch.nan_to_num(moment / opacity, nan=float('inf'), posinf=float('inf'))
-    return weights, opacity[..., None], depth[..., None]
-
-
-def weighted_colours(field, origins, directions, depths, weights, colours):
-    if colours is None:
-        return triplane.triplane_pixels(*field.arguments(origins, directions, depths), weights, field.geometry, field.precision)
-    return (weights * colours).sum(dim=1).movedim(0, -1)
-
-
-# For renders that skip samples
+def weighted_colors(field, origins, directions, depths, weights, colors):
+    if colors is None:
+        return triplane.triplane_pixels(*field, origins, directions, depths, weights)
+    return (weights[..., None] * colors).sum(dim=2)
 
 
 def density_limits(bounds, origins, directions, depths):
     return triplane.grid_values(bounds.grid, origins, directions, depths, bounds.box_size)
-
-
-def evaluate_where(field, origins, directions, depths, chosen):
-    return evaluate(field, origins, directions, depths, chosen.flatten().nonzero().squeeze(1))
-
-
-# For the size of chunks
 
 
 def bytes_per_sample(field):

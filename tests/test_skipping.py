@@ -1,19 +1,15 @@
-"""Bounds of the density, skipping what cannot be seen, and which renderer is chosen."""
-
-import logging
+"""Bounds of the density, and skipping what cannot be seen."""
 
 import pytest
 import torch
 
-from dnnlib.errors import UserError
 from tests.helpers import assert_close
 from tests.tiny import tiny_config, tiny_generator
-from training.config import PLANE_AXES, RENDER_PRECISIONS, ConfigError, RenderingConfig
+from training.config import PLANE_AXES, RenderingConfig
 from training.networks.generator import Decoder, Planes
-from training.rendering import choice, reference
-from training.rendering.bounds import MARGIN, density_bounds
-from training.rendering.field import TriplaneField
 from training.rendering.cameras import view_label
+from training.rendering.skipping import MARGIN, density_bounds
+from training.rendering.volume import TriplaneField
 
 
 def field(sizes=(4, 8), order='mimic3d', images=2):
@@ -21,7 +17,7 @@ def field(sizes=(4, 8), order='mimic3d', images=2):
     decoder = Decoder(config).requires_grad_(False)
     decoder.output.weight[0] *= 3
     planes = [torch.randn(images, 3, config.plane_channels, size, size) for size in sizes]
-    return TriplaneField(planes, decoder, 1.3, PLANE_AXES[order], colours=3)
+    return TriplaneField(planes, decoder, 1.3, PLANE_AXES[order], colors=3)
 
 
 @pytest.mark.parametrize('order', PLANE_AXES)
@@ -96,46 +92,3 @@ def test_skipping_is_refused_where_it_makes_no_sense():
         G.render(planes, c, '3d', skip=1.5)
     with torch.enable_grad(), pytest.raises(ValueError, match='no_grad'):
         G.render(planes, c, '3d', skip=0.01)
-
-
-# The choice of a renderer
-
-
-@pytest.fixture(autouse=True)
-def _nothing_forced(monkeypatch):
-    monkeypatch.delenv('MIMIC3D_RENDERER', raising=False)
-
-
-def rays():
-    return torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)
-
-
-def test_a_cpu_renders_by_the_specification():
-    assert choice.choose_steps(field(), *rays()) is reference
-
-
-@pytest.mark.parametrize('value, message', [
-    ('quick', "MIMIC3D_RENDERER must be fused or ref, got 'quick'; unset it"),
-    ('fused', 'MIMIC3D_RENDERER=fused cannot render here: .*; set MIMIC3D_RENDERER=ref, or unset it'),
-])
-def test_a_choice_that_cannot_be_is_one_clear_line(value, message, monkeypatch):
-    monkeypatch.setenv('MIMIC3D_RENDERER', value)
-    with pytest.raises(UserError, match=message) as raised:
-        choice.choose_steps(field(), *rays())
-    assert '\n' not in str(raised.value)
-
-
-def test_the_choice_is_logged_once(caplog, monkeypatch):
-    monkeypatch.setenv('MIMIC3D_RENDERER', 'ref')
-    choice._log_once.cache_clear()
-    with caplog.at_level(logging.INFO, 'mimic3d'):
-        for _ in range(3):
-            choice.choose_steps(field(), *rays())
-    assert caplog.messages == ['volume rendering by plain PyTorch (MIMIC3D_RENDERER=ref)']
-
-
-def test_precisions_of_the_configuration_are_those_of_the_kernels():
-    triplane = pytest.importorskip('torch_utils.ops.triplane')
-    assert tuple(triplane.PRECISIONS) == RENDER_PRECISIONS
-    with pytest.raises(ConfigError, match='precision must be one of'):
-        RenderingConfig(precision='fp8')

@@ -1,0 +1,276 @@
+"""Volume rendering of a tri-plane field, step by step: the reference implementation (docs/method.md, sections 2 and 4).
+
+In reading order: looking points up in planes, the field, where to sample along rays, what samples weigh, and `render_rays`,
+which puts the steps together. It takes them from this module or from `training.rendering.fused`, which has the same names,
+arguments and results. S samples on each of M rays of N images have depths and densities [N, M, S] and colours [N, M, S, C].
+Lengths are in world units; raw density is before its activation.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from torch_utils.random import BatchRandom
+from training.rendering.cameras import box_limits
+
+SAMPLING_MODES = ('stratified', 'deterministic')
+MAX_POINTS_PER_PASS = 2**22  # on a CPU without gradients, rays are rendered in chunks of about this many samples
+SHARE_OF_MEMORY = 0.5  # of what is free on a GPU, for a chunk of rays
+
+
+# The field -----------------------------------------------------------------------------------------------------------
+
+
+def sample_planes(planes, points, box_size, axes):
+    """Features of points: the mean over the planes of bilinear lookups, zeros outside.
+
+    planes: [N, K, C, H, W]; points: [N, P, 3], world units; box_size: side of the cube that the planes cover;
+    axes: for every plane its width axis and height axis, such as ('xy', 'yz', 'zx'). Returns [N, P, C].
+    """
+    n, count = planes.shape[:2]
+    x, y, z = points.mul(2 / box_size).unbind(dim=-1)
+    along = {'x': x, 'y': y, 'z': z}
+    grid = torch.stack([torch.stack([along[axis] for axis in pair], dim=-1) for pair in axes], dim=1)  # [N, K, P, 2]
+    looked_up = F.grid_sample(planes.flatten(0, 1), grid.flatten(0, 1).unsqueeze(1), mode='bilinear',
+                              padding_mode='zeros', align_corners=False)
+    return looked_up.reshape(n, count, planes.shape[2], -1).mean(dim=1).transpose(1, 2)
+
+
+class TriplaneField(NamedTuple):
+    """Density and colours of points in space, from one or two sets of planes, whose features add up, and a decoder."""
+
+    planes: tuple  # one or two tensors [N, K, C, H, W]
+    decoder: object  # (features, colours) -> raw density, colours; has `effective_weights`
+    box_size: float  # side of the cube that the planes cover
+    axes: tuple  # of every plane, such as ('xy', 'yz', 'zx')
+    colors: int  # how many of the decoder's
+    precision: str = 'fp32'  # what the fused steps may round to
+
+    def __call__(self, points):
+        """points: [N, P, 3] -> raw density [N, P, 1], colours [N, P, C]."""
+        features = sum(sample_planes(planes, points, self.box_size, self.axes) for planes in self.planes)
+        return self.decoder(features, self.colors)
+
+    def of_image(self, index):
+        """The field of one image of the batch."""
+        return self._replace(planes=[planes[index:index + 1] for planes in self.planes])
+
+    def mlp(self):
+        """The decoder's layers as they act: hidden weight [H, C] and bias, output weight [1 + colours, H] and bias."""
+        return self.decoder.effective_weights(self.colors)
+
+
+def prepare(field):
+    """The field as `evaluate` wants it."""
+    return field
+
+
+def evaluate(field, origins, directions, depths, chosen=None):
+    """The field at the samples: raw density [N, M, S] and colours [N, M, S, C].
+
+    origins, directions: [N, M, 3]; chosen: bool [N, M, S], the samples to evaluate; the others are 0, without gradients.
+    """
+    points = origins[:, :, None] + directions[:, :, None] * depths[..., None]
+    if chosen is not None:
+        return _evaluate_chosen(field, points, chosen)
+    density, colors = field(points.flatten(1, 2))
+    return density.reshape(depths.shape), colors.unflatten(1, depths.shape[1:])
+
+
+def _evaluate_chosen(field, points, chosen):
+    density, colors = points.new_zeros(chosen.shape), points.new_zeros(*chosen.shape, field.colors)
+    for index, wanted in enumerate(chosen):
+        if wanted.any():
+            values, shades = field.of_image(index)(points[index, wanted][None])
+            density[index, wanted], colors[index, wanted] = values[0, :, 0], shades[0]
+    return density, colors
+
+
+def density_limits(bounds, origins, directions, depths):
+    """Upper bounds [N, M, S] of the raw density at the samples, from skipping.DensityBounds."""
+    return bounds.at(origins[:, :, None] + directions[:, :, None] * depths[..., None])
+
+
+# Where to sample -----------------------------------------------------------------------------------------------------
+
+
+def stratified_depths(near, far, jitter):
+    """Depths [N, M, S] at even spacing from near to far [N, M, 1], moved by `jitter` [N, M, S], in [0, 1), of the spacing."""
+    count = jitter.shape[-1]
+    steps = torch.linspace(0, 1, count, device=near.device)
+    return near + (far - near) * (steps + jitter / (count - 1))
+
+
+def importance_depths(depths, weights, u):
+    """Depths [N, M, K] drawn where an earlier pass saw weight, by the inverse CDF of the smoothed weights. No gradient.
+
+    depths: [N, M, S], ascending; weights: [N, M, S - 1], of the intervals; u: [N, M, K] in [0, 1].
+    """
+    with torch.no_grad():
+        mids = (depths[..., :-1] + depths[..., 1:]) / 2
+        masses = smooth_weights(weights)[..., 1:-1] + 1e-5
+        return invert_cdf(mids, masses / masses.sum(dim=-1, keepdim=True), u)
+
+
+def smooth_weights(weights):
+    """Blur interval weights [N, M, K] so that no neighbour of a surface is missed: max-pool, average, floor 0.01."""
+    widened = F.max_pool1d(weights, kernel_size=2, stride=1, padding=1)
+    return F.avg_pool1d(widened, kernel_size=2, stride=1) + 0.01
+
+
+def invert_cdf(edges, masses, u):
+    """Inverse CDF of a piecewise constant density.
+
+    edges: bin edges [..., B + 1]; masses: [..., B], summing to 1; u: [..., K] in [0, 1]. Returns [..., K].
+    """
+    cdf = F.pad(masses.cumsum(dim=-1), (1, 0))
+    bins = masses.shape[-1]
+    above = torch.searchsorted(cdf.contiguous(), u.contiguous(), right=True)
+    low, high = (above - 1).clamp(0, bins), above.clamp(max=bins)
+    cdf_low, cdf_high = cdf.gather(-1, low), cdf.gather(-1, high)
+    step = cdf_high - cdf_low
+    step = torch.where(step < 1e-5, torch.ones_like(step), step)
+    edge_low, edge_high = edges.gather(-1, low), edges.gather(-1, high)
+    return edge_low + (u - cdf_low) / step * (edge_high - edge_low)
+
+
+def join(first, second):
+    """Depths, densities or colours of two sets of samples, one after the other."""
+    return torch.cat([first, second], dim=2)
+
+
+def sort_depths(depths):
+    """Depths in ascending order, and that order, both [N, M, S]."""
+    return torch.sort(depths, dim=-1)
+
+
+# From densities and colours to pixels --------------------------------------------------------------------------------
+
+
+def interval_alpha(raw_density, depths):
+    """How much of the light each interval between consecutive samples takes away [N, M, S - 1]."""
+    lengths = depths[..., 1:] - depths[..., :-1]
+    density = F.softplus((raw_density[..., 1:] + raw_density[..., :-1]) / 2 - 1)
+    return 1 - torch.exp(-density * lengths)
+
+
+def interval_weights(raw_density, depths):
+    """Weights [N, M, S - 1] of the intervals between samples of ascending depths. Differentiable in both."""
+    alpha = interval_alpha(raw_density, depths)
+    transmittance = torch.cumprod(1 - alpha + 1e-10, dim=-1)
+    return alpha * F.pad(transmittance[..., :-1], (1, 0), value=1.0)
+
+
+def composite(raw_density, depths, order=None):
+    """Weights [N, M, S] of the samples as they come, opacity and expected depth, both [N, M, 1].
+
+    depths: ascending; order: which sample each of the depths belongs to, None where the samples are in order. The depth is
+    infinite where a ray has no weight.
+
+    An interval's colour is the mean of its ends', so a pixel is linear in the samples' colours: sample i counts with half the
+    weights of the two intervals that it borders. So colours need neither sorting nor pairing.
+    """
+    weights = interval_weights(raw_density if order is None else raw_density.gather(-1, order), depths)
+    of_samples = (F.pad(weights, (1, 0)) + F.pad(weights, (0, 1))) / 2
+    if order is not None:
+        of_samples = torch.zeros_like(of_samples).scatter(-1, order, of_samples)
+    opacity = weights.sum(dim=-1, keepdim=True)
+    mids = (depths[..., :-1] + depths[..., 1:]) / 2
+    depth = (weights * mids).sum(dim=-1, keepdim=True) / opacity
+    return of_samples, opacity, torch.nan_to_num(depth, nan=float('inf'), posinf=float('inf'))
+
+
+def weighted_colors(field, origins, directions, depths, weights, colors):
+    """Pixels [N, M, C]: the sum of the colours of samples, as `evaluate` gave them, times weights [N, M, S]."""
+    return torch.einsum('nms,nmsc->nmc', weights, colors)
+
+
+# Whole renders -------------------------------------------------------------------------------------------------------
+
+
+class Rendered(NamedTuple):
+    """Pixels [N, M, C] in [-1, 1]; depth [N, M, 1], world units along the ray; opacity [N, M, 1] in [0, 1]."""
+
+    features: torch.Tensor
+    depth: torch.Tensor
+    opacity: torch.Tensor
+
+
+def render_rays(steps, field, origins, directions, config, sampling='stratified', random=None, skip=None):
+    """Render rays through a field.
+
+    steps: this module or `training.rendering.fused`; field: points [N, P, 3] -> raw density [N, P, 1], colours [N, P, C], such
+    as a TriplaneField; origins, directions: [N, M, 3]; config: RenderingConfig; sampling: one of SAMPLING_MODES; random:
+    BatchRandom for stratified sampling; skip: skipping.Skip, to leave out samples of a TriplaneField that cannot be seen,
+    without gradients. Differentiable in what the field computes, not in the sampled depths.
+    """
+    if config.near == 'auto':
+        near, far = box_limits(origins, directions, config.box_size)
+    else:
+        near, far = (torch.full_like(origins[..., :1], limit) for limit in (config.near, config.far))
+    jitter, u = _sampling_positions(*origins.shape[:2], config, sampling, random, origins.device)
+    render = render_chunk if skip is None else skip.render
+    per_chunk = _rays_per_chunk(steps, field, origins, config)
+    field, chunks = steps.prepare(field), []
+    for first in range(0, origins.shape[1], per_chunk):
+        rays = [x[:, first:first + per_chunk] for x in (origins, directions, near, far, jitter, u)]
+        chunks.append(render(steps, field, *rays))
+    colors, opacity, depth, ends = (torch.cat(parts, dim=1) for parts in zip(*chunks))
+    if config.white_background:
+        colors = colors + 1 - opacity
+    return Rendered(colors * 2 - 1, depth.clamp(ends.min(), ends.max()), opacity)
+
+
+def render_chunk(steps, field, origins, directions, near, far, jitter, u):
+    """Colours [N, M, C] in (0, 1), opacity and depth [N, M, 1], and the depths of the first and last sample [N, M, 2].
+
+    jitter, u: [N, M, S] and [N, M, K], of the stratified and the importance samples; K may be 0.
+    """
+    depths = drawn = steps.stratified_depths(near, far, jitter)
+    order = None
+    density, colors = steps.evaluate(field, origins, directions, depths)
+    if u.shape[-1]:
+        finer = steps.importance_depths(depths, steps.interval_weights(density.detach(), depths), u)
+        finer_density, finer_colors = steps.evaluate(field, origins, directions, finer)
+        density, colors = steps.join(density, finer_density), steps.join(colors, finer_colors)
+        drawn = steps.join(depths, finer)
+        depths, order = steps.sort_depths(drawn)
+    weights, opacity, depth = steps.composite(density, depths, order)
+    return steps.weighted_colors(field, origins, directions, drawn, weights, colors), opacity, depth, first_and_last(depths)
+
+
+def first_and_last(depths):
+    """The depths [N, M, 2] of the first and the last sample, indexed by numbers that no GPU has to be sent."""
+    return depths[..., ::depths.shape[-1] - 1]
+
+
+def _sampling_positions(n, m, config, sampling, random, device):
+    """Jitter of the stratified samples and positions in the importance samples' CDF, each in [0, 1]."""
+    if sampling not in SAMPLING_MODES:
+        raise ValueError(f'sampling must be one of {", ".join(SAMPLING_MODES)}, got {sampling!r}')
+    if sampling == 'deterministic':
+        u = torch.linspace(0, 1, config.importance_samples, device=device)
+        return torch.full([n, m, config.depth_samples], 0.5, device=device), u.expand(n, m, -1)
+    random = random or BatchRandom(n, device)
+    return random.uniform(m, config.depth_samples), random.uniform(m, config.importance_samples)
+
+
+def _rays_per_chunk(steps, field, origins, config):
+    """How many rays of every image to render at once: all of them with gradients, else what fits into free memory."""
+    n, m = origins.shape[:2]
+    if torch.is_grad_enabled():
+        return m
+    samples = n * (config.depth_samples + config.importance_samples)
+    if not origins.is_cuda:
+        return max(1, MAX_POINTS_PER_PASS // samples)
+    device = origins.device  # free is what nobody has, and what PyTorch holds but does not use
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, int(SHARE_OF_MEMORY * free) // (samples * steps.bytes_per_sample(field)))
+
+
+def bytes_per_sample(field):
+    """About how much memory a sample takes while rays are rendered without gradients."""
+    units, channels = field.mlp()[0].shape
+    lookups = len(field.planes) * (2 * len(field.axes) * (channels + 1) + channels)
+    return 4 * (lookups + channels + 3 * units + 3 * (1 + field.colors) + 12)
