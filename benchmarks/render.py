@@ -10,6 +10,7 @@ Weights are random unless a network is given; what skipping saves depends on the
 GPU small sizes run on the CPU, in plain PyTorch only, which shows that the benchmark works and nothing more.
 """
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -29,8 +30,12 @@ from training.rendering.fused import VARIABLE
 
 LEVELS = 127.5  # 8-bit levels per unit of an image in [-1, 1]
 # What products of each precision are measured with: dtype, and whether fp32 may be rounded to TF32.
-RATES = {'fp32': (torch.float32, False), 'tf32': (torch.float32, True), 'fp16': (torch.float16, True),
-         'bf16': (torch.bfloat16, True)}
+RATES = {
+    'fp32': (torch.float32, False),
+    'tf32': (torch.float32, True),
+    'fp16': (torch.float16, True),
+    'bf16': (torch.bfloat16, True),
+}
 RATE_OF = {'tf32x3': 'tf32'}  # takes three of them
 
 
@@ -112,7 +117,7 @@ def floor_milliseconds(config, case, rates, precision):
     operations = moved = 0
     for rays, per_ray, colors, sets in samples_of(config, case):
         operations += rays * per_ray * 2 * (c * h + h * (1 + colors) + sets * 12 * c)
-        texels = case.batch * 3 * c * sum((k * config.plane_resolution)**2 for k in range(1, sets + 1))
+        texels = case.batch * 3 * c * sum((k * config.plane_resolution) ** 2 for k in range(1, sets + 1))
         moved += 4 * (texels + rays * (6 + 3 + colors))
     passes = 3 if case.training else 1  # backward: the same again for inputs and for weights
     times = 3 if precision == 'tf32x3' else 1
@@ -128,7 +133,7 @@ def measure_rates(device, repeats):
     for name, (dtype, tf32) in RATES.items():
         torch.backends.cuda.matmul.allow_tf32 = tf32
         a = torch.randn(size, size, device=device).to(dtype)
-        rates[name] = 2 * size**3 / median_time(lambda: a @ a, device, repeats) / 1e9
+        rates[name] = 2 * size**3 / median_time(functools.partial(torch.matmul, a, a), device, repeats) / 1e9
     torch.backends.cuda.matmul.allow_tf32 = allowed
     return rates
 
@@ -149,9 +154,17 @@ def measure(setting, case, variant, rates, device, repeats):
         os.environ[VARIABLE] = 'ref'
         off = (image - setting.image(case, Variant('ref'))).abs() * LEVELS
         difference = dict(mean=off.mean().item(), largest=off.max().item())
-    return dict(case=case.name, batch=case.batch, resolution=config.image_resolution, variant=variant.name,
-                milliseconds=milliseconds, floor=floor_milliseconds(config, case, rates, variant.precision), megabytes=memory,
-                samples_per_second=samples / milliseconds * 1000, difference=difference)
+    return dict(
+        case=case.name,
+        batch=case.batch,
+        resolution=config.image_resolution,
+        variant=variant.name,
+        milliseconds=milliseconds,
+        floor=floor_milliseconds(config, case, rates, variant.precision),
+        megabytes=memory,
+        samples_per_second=samples / milliseconds * 1000,
+        difference=difference,
+    )
 
 
 def variants(case, device, skips):
@@ -183,10 +196,23 @@ def table(result):
     rates = ', '.join(f'{name} {rate:.2f} TFLOP/s' for name, rate in result['rates'].items() if name != 'copy')
     yield f'{result["device"]}, PyTorch {result["torch"]}; copy {result["rates"]["copy"]:.0f} GB/s; products in {rates}\n'
     titles = ('case', 'batch', 'size', 'variant', 'ms', 'floor, ms', 'MiB', 'Msamples/s', 'mean difference', 'largest')
-    yield from markdown(titles, [
-        (row['case'], row['batch'], row['resolution'], row['variant'], number(row['milliseconds'], 2), number(row['floor'], 2),
-         number(row['megabytes'], 0), number(row['samples_per_second'] / 1e6, 2),
-         *(number(row['difference'] and row['difference'][which], 4) for which in ('mean', 'largest'))) for row in result['rows']])
+    yield from markdown(
+        titles,
+        [
+            (
+                row['case'],
+                row['batch'],
+                row['resolution'],
+                row['variant'],
+                number(row['milliseconds'], 2),
+                number(row['floor'], 2),
+                number(row['megabytes'], 0),
+                number(row['samples_per_second'] / 1e6, 2),
+                *(number(row['difference'] and row['difference'][which], 4) for which in ('mean', 'largest')),
+            )
+            for row in result['rows']
+        ],
+    )
 
 
 def build_generator(preset, small, device):
@@ -199,8 +225,13 @@ def build_generator(preset, small, device):
 @click.command()
 @click.option('--preset', type=click.Choice(sorted(PRESETS)), default='ffhq512', show_default=True, help='Sizes')
 @click.option('--network', type=UserPath(), help='A snapshot to render, in place of random weights')
-@click.option('--skip', 'skips', default='1e-4,1e-3,1e-2', show_default=True,
-              help='With a network: weights under which samples are left out')
+@click.option(
+    '--skip',
+    'skips',
+    default='1e-4,1e-3,1e-2',
+    show_default=True,
+    help='With a network: weights under which samples are left out',
+)
 @click.option('--small', is_flag=True, help='Small sizes, as without a GPU')
 @click.option('--repeats', type=click.IntRange(min=1), default=20, show_default=True)
 @click.option('--json', 'json_path', type=UserPath(dir_okay=False), help='Also write the result to this file')

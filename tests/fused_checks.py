@@ -27,15 +27,25 @@ OUTPUTS, GRADIENTS = 1e-5, 1e-4  # of scale
 class Example:
     """A random field and random rays; some samples lie outside the box, and rays of the last image hit nothing."""
 
-    def __init__(self, sizes=((6, 5), (11, 12)), colors=3, channels=8, units=12, box_size=1.3, axes=PLANE_AXES['mimic3d'],
-                 images=2, rays=9, samples=4):
+    def __init__(
+        self,
+        sizes=((6, 5), (11, 12)),
+        colors=3,
+        channels=8,
+        units=12,
+        box_size=1.3,
+        axes=PLANE_AXES['mimic3d'],
+        images=2,
+        rays=9,
+        samples=4,
+    ):
         shapes = [(images, 3, channels, *size) for size in sizes]
         self.planes = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
         shapes = ((units, channels), (units,), (1 + colors, units), (1 + colors,))
         self.mlp = FusedMLP(*(torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes))
         self.directions = F.normalize(torch.randn(images, rays, 3, device=DEVICE), dim=-1)
         self.origins = torch.randn(images, rays, 3, device=DEVICE) * 0.4
-        self.origins[-1, rays // 2:] = 10.0
+        self.origins[-1, rays // 2 :] = 10.0
         self.depths = torch.rand(images, rays, samples, device=DEVICE)
         self.geometry = Geometry(box_size, axes)
 
@@ -186,8 +196,8 @@ def test_gradients_through_opaque_and_empty_intervals():
     result, expected = fused.composite(raw, depths)[0], volume.composite(raw, depths)[0]
     assert_close(result, expected, OUTPUTS)
     probe = torch.randn_like(expected)
-    a, = torch.autograd.grad(result, raw, probe)
-    b, = torch.autograd.grad(expected, raw, probe)
+    (a,) = torch.autograd.grad(result, raw, probe)
+    (b,) = torch.autograd.grad(expected, raw, probe)
     assert torch.isfinite(a).all()
     assert_close(a, b, GRADIENTS)
 
@@ -235,7 +245,7 @@ def test_a_render_and_its_gradients(name, renderer):
         inputs = [p.clone().requires_grad_() for p in planes]
         out = G.render(Planes(*inputs), c, ws=ws, random=BatchRandom.keyed((3,), 2, DEVICE), **options)
         probes = probes or [torch.randn_like(out['image_raw']), torch.randn_like(out['image_depth'])]
-        wanted = [x for x in inputs[:1 if options['branch'] == '2d' else 2]] + list(G.decoder.parameters())
+        wanted = [*inputs[: 1 if options['branch'] == '2d' else 2], *G.decoder.parameters()]
         finite = out['image_depth'].isfinite()
         scalar = (out['image_raw'] * probes[0]).sum() + (out['image_depth'] * probes[1])[finite].sum()
         results.append((out, torch.autograd.grad(scalar, wanted)))
@@ -254,8 +264,9 @@ def test_skipping_takes_the_same_samples(branch, resolution, renderer):
     for which in ('ref', 'fused'):
         renderer(which)
         with torch.no_grad():
-            images.append(G.render(planes, c, branch, ws=ws, sampling='deterministic', render_resolution=resolution,
-                                   skip=0.02)['image_raw'])
+            images.append(
+                G.render(planes, c, branch, ws=ws, sampling='deterministic', render_resolution=resolution, skip=0.02)['image_raw']
+            )
     assert_close(images[1], images[0], 1e-4)
 
 

@@ -27,10 +27,13 @@ def test_a_cpu_renders_by_the_reference_implementation(nothing_forced):
     assert not fused.is_chosen(ANY_FIELD, *RAYS)
 
 
-@pytest.mark.parametrize('value, message', [
-    ('quick', "MIMIC3D_RENDERER must be fused or ref, got 'quick'; unset it"),
-    ('fused', 'MIMIC3D_RENDERER=fused cannot render here: .*; set MIMIC3D_RENDERER=ref, or unset it'),
-])
+@pytest.mark.parametrize(
+    'value, message',
+    [
+        ('quick', "MIMIC3D_RENDERER must be fused or ref, got 'quick'; unset it"),
+        ('fused', 'MIMIC3D_RENDERER=fused cannot render here: .*; set MIMIC3D_RENDERER=ref, or unset it'),
+    ],
+)
 def test_a_choice_that_cannot_be_is_one_clear_line(value, message, monkeypatch):
     monkeypatch.setenv('MIMIC3D_RENDERER', value)
     with pytest.raises(UserError, match=message) as raised:
@@ -40,8 +43,10 @@ def test_a_choice_that_cannot_be_is_one_clear_line(value, message, monkeypatch):
 
 def test_without_triton_plain_pytorch_renders():
     """Where Triton is missing, which most platforms without CUDA are, everything is imported and says why."""
-    code = ("import sys; sys.modules['triton'] = None; from training.rendering import fused; "
-            "print(fused._obstacle(None, None, None, forced=True))")
+    code = (
+        "import sys; sys.modules['triton'] = None; from training.rendering import fused; "
+        'print(fused._obstacle(None, None, None, forced=True))'
+    )
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.startswith('Triton cannot be imported (')
 
@@ -91,9 +96,11 @@ POINTERS = {'chosen': '*i64', 'order': '*i32'}  # all others are fp32
 def compile_kernel(kernel, capability, launch, constants, absent=()):
     """Compile a kernel for GPUs of a compute capability; returns what Triton says of it."""
     triton = pytest.importorskip('triton')
-    constants = {**constants, **{name: None for name in absent}}
-    signature = {name: 'constexpr' if name in constants else 'i32' if name in INTEGERS else POINTERS.get(name, '*fp32')
-                 for name in kernel.arg_names}
+    constants = {**constants, **dict.fromkeys(absent)}
+    signature = {
+        name: 'constexpr' if name in constants else 'i32' if name in INTEGERS else POINTERS.get(name, '*fp32')
+        for name in kernel.arg_names
+    }
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
     target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
     return triton.compile(source, target=target, options=launch)
@@ -101,6 +108,7 @@ def compile_kernel(kernel, capability, launch, constants, absent=()):
 
 def field_constants(colors, precision, block):
     from torch_utils.ops import triplane
+
     mlp = triplane.FusedMLP(torch.empty(64, 32), torch.empty(64), torch.empty(1 + colors, 64), torch.empty(1 + colors))
     return triplane._constants(triplane.Geometry(1.0, ('xy', 'yz', 'zx')), precision, mlp, block)
 
@@ -111,12 +119,15 @@ def field_constants(colors, precision, block):
 def test_field_kernels_compile(capability, precision):
     """At the published sizes, and within the shared memory that a block has on these GPUs."""
     from torch_utils.ops import triplane
+
     few, many = ('grad_pixels', 'weights', 'grad_weights'), ('grad_density', 'grad_colors')
-    cases = [(triplane._samples_kernel, 3, triplane.SAMPLES_PER_BLOCK, {}, ('chosen',)),
-             (triplane._samples_kernel, 0, triplane.SAMPLES_PER_BLOCK, {}, ()),
-             (triplane._pixels_kernel, 32, triplane.RAYS_PER_BLOCK, dict(SAMPLES=96), ()),
-             (triplane._backward_kernel, 3, triplane.BACKWARD_SAMPLES_PER_BLOCK, dict(ROUNDS=8), few),
-             (triplane._backward_kernel, 32, triplane.BACKWARD_SAMPLES_PER_BLOCK, dict(ROUNDS=8), many)]
+    cases = [
+        (triplane._samples_kernel, 3, triplane.SAMPLES_PER_BLOCK, {}, ('chosen',)),
+        (triplane._samples_kernel, 0, triplane.SAMPLES_PER_BLOCK, {}, ()),
+        (triplane._pixels_kernel, 32, triplane.RAYS_PER_BLOCK, dict(SAMPLES=96), ()),
+        (triplane._backward_kernel, 3, triplane.BACKWARD_SAMPLES_PER_BLOCK, dict(ROUNDS=8), few),
+        (triplane._backward_kernel, 32, triplane.BACKWARD_SAMPLES_PER_BLOCK, dict(ROUNDS=8), many),
+    ]
     for kernel, colors, block, more, absent in cases:
         constants = {**field_constants(colors, precision, block), **more}
         compiled = compile_kernel(kernel, capability, triplane.LAUNCH, constants, absent)
@@ -127,11 +138,16 @@ def test_field_kernels_compile(capability, precision):
 @pytest.mark.parametrize('capability', [80, 90])
 def test_ray_kernels_compile(capability):
     from torch_utils.ops import ray_samples, triplane
+
     rays = dict(SAMPLES=96, BLOCK=ray_samples.RAYS_PER_BLOCK)
     tile = dict(SAMPLES=96, BLOCK=ray_samples.RAYS_PER_TILE)
-    cases = [(ray_samples._interval_weights_kernel, rays), (ray_samples._composite_kernel, rays),
-             (ray_samples._composite_backward_kernel, rays), (ray_samples._sort_kernel, dict(tile, SAMPLE_BLOCK=128)),
-             (ray_samples._importance_kernel, dict(tile, DRAWN=48, DRAWN_BLOCK=64)),
-             (triplane._grid_kernel, dict(TO_PLANE=2.0, BLOCK=triplane.SAMPLES_PER_GRID_BLOCK))]
+    cases = [
+        (ray_samples._interval_weights_kernel, rays),
+        (ray_samples._composite_kernel, rays),
+        (ray_samples._composite_backward_kernel, rays),
+        (ray_samples._sort_kernel, dict(tile, SAMPLE_BLOCK=128)),
+        (ray_samples._importance_kernel, dict(tile, DRAWN=48, DRAWN_BLOCK=64)),
+        (triplane._grid_kernel, dict(TO_PLANE=2.0, BLOCK=triplane.SAMPLES_PER_GRID_BLOCK)),
+    ]
     for kernel, constants in cases:
         assert 'cubin' in compile_kernel(kernel, capability, ray_samples.LAUNCH, constants).asm

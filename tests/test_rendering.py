@@ -66,7 +66,7 @@ def test_patch_rays_are_the_full_image_rays():
     corners = torch.tensor([[0, 0], [3, 7], [12, 12]])
     patches = cameras.patch_centres(corners, 4, 16).reshape(3, 4, 4, 2)
     for patch, (top, left) in zip(patches, corners.tolist()):
-        assert torch.equal(patch, whole[top:top + 4, left:left + 4])
+        assert torch.equal(patch, whole[top : top + 4, left : left + 4])
 
 
 def test_patch_outside_the_image_is_refused():
@@ -201,6 +201,7 @@ def sphere_field(radius, color=0.8, density=200.0):
     def field(points):
         inside = points.norm(dim=-1, keepdim=True) < radius
         return torch.where(inside, density, -density), torch.full_like(points, color)
+
     return field
 
 

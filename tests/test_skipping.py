@@ -65,6 +65,7 @@ def test_skipping_keeps_its_promise(importance_samples, monkeypatch):
     def counted(self, points):
         counts.append(points[..., 0].numel())
         return call(self, points)
+
     monkeypatch.setattr(TriplaneField, '__call__', counted)
     options = dict(branch='3d', render_resolution=12, sampling='deterministic')
     whole = G.render(planes, c, **options)['image']

@@ -28,7 +28,8 @@ def interval_weights(raw_density, depths):
     weights = depths.new_empty(samples - 1, *depths.shape[1:])
     with on_device(depths):
         _interval_weights_kernel[(triton.cdiv(rays, RAYS_PER_BLOCK),)](
-            weights, density, depths, rays, SAMPLES=samples, BLOCK=RAYS_PER_BLOCK, **LAUNCH)
+            weights, density, depths, rays, SAMPLES=samples, BLOCK=RAYS_PER_BLOCK, **LAUNCH
+        )
     return samples_last(weights)
 
 
@@ -42,8 +43,17 @@ def importance_depths(depths, weights, u):
     drawn = torch.empty_like(u)
     with on_device(depths):
         _importance_kernel[(triton.cdiv(rays, RAYS_PER_TILE),)](
-            drawn, depths, weights, u, rays, SAMPLES=samples, DRAWN=len(u), DRAWN_BLOCK=triton.next_power_of_2(len(u)),
-            BLOCK=RAYS_PER_TILE, **LAUNCH)
+            drawn,
+            depths,
+            weights,
+            u,
+            rays,
+            SAMPLES=samples,
+            DRAWN=len(u),
+            DRAWN_BLOCK=triton.next_power_of_2(len(u)),
+            BLOCK=RAYS_PER_TILE,
+            **LAUNCH,
+        )
     return samples_last(drawn)
 
 
@@ -54,8 +64,15 @@ def sort_depths(depths):
     ascending, order = torch.empty_like(depths), torch.empty_like(depths, dtype=torch.int32)
     with on_device(depths):
         _sort_kernel[(triton.cdiv(rays, RAYS_PER_TILE),)](
-            ascending, order, depths, rays, SAMPLES=samples, SAMPLE_BLOCK=triton.next_power_of_2(samples), BLOCK=RAYS_PER_TILE,
-            **LAUNCH)
+            ascending,
+            order,
+            depths,
+            rays,
+            SAMPLES=samples,
+            SAMPLE_BLOCK=triton.next_power_of_2(samples),
+            BLOCK=RAYS_PER_TILE,
+            **LAUNCH,
+        )
     return samples_last(ascending), samples_last(order)
 
 
@@ -74,6 +91,9 @@ def composite(raw_density, depths, order=None):
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------
+
+# Arguments of kernels are grouped by what they belong to.
+# fmt: off
 
 
 @triton.jit
@@ -167,7 +187,7 @@ def _sample_at(order, here, ray, rays, real):
     """Where, among the samples as they come, the sample that is next in depth lies."""
     if order is None:
         return here
-    else:
+    else:  # noqa: RET505  (a compile-time branch: without it Triton would see two results)
         return tl.load(order + here, mask=real, other=0).to(tl.int64) * rays + ray
 
 
@@ -241,6 +261,7 @@ def _composite_backward_kernel(grad_density, grad_weights, grad_opacities, grad_
         behind = g_weight * (1 - through) + (through + 1e-10) * behind
         g_mean, g_sample, sample, raw, depth = g_mean_before, g_before, before, raw_before, depth_before
     tl.store(grad_density + sample, g_mean / 2, mask=real)
+# fmt: on
 
 
 class _Composite(torch.autograd.Function):
@@ -252,7 +273,8 @@ class _Composite(torch.autograd.Function):
         opacity, moment = density.new_empty(2, *density.shape[1:])
         with on_device(density):
             _composite_kernel[(triton.cdiv(rays, RAYS_PER_BLOCK),)](
-                weights, opacity, moment, density, depths, order, rays, SAMPLES=samples, BLOCK=RAYS_PER_BLOCK, **LAUNCH)
+                weights, opacity, moment, density, depths, order, rays, SAMPLES=samples, BLOCK=RAYS_PER_BLOCK, **LAUNCH
+            )
         return weights, opacity, moment
 
     @staticmethod
@@ -263,6 +285,17 @@ class _Composite(torch.autograd.Function):
         grad_density = torch.empty_like(density)
         with on_device(density):
             _composite_backward_kernel[(triton.cdiv(rays, RAYS_PER_BLOCK),)](
-                grad_density, grad_weights.contiguous(), grad_opacity.contiguous(), grad_moment.contiguous(),
-                torch.empty_like(density), density, depths, order, rays, SAMPLES=samples, BLOCK=RAYS_PER_BLOCK, **LAUNCH)
+                grad_density,
+                grad_weights.contiguous(),
+                grad_opacity.contiguous(),
+                grad_moment.contiguous(),
+                torch.empty_like(density),
+                density,
+                depths,
+                order,
+                rays,
+                SAMPLES=samples,
+                BLOCK=RAYS_PER_BLOCK,
+                **LAUNCH,
+            )
         return grad_density, None, None

@@ -127,8 +127,19 @@ def grid_values(grid, origins, directions, depths, box_size):
     values = torch.empty_like(depths)
     with on_device(depths):
         _grid_kernel[(triton.cdiv(depths.numel(), SAMPLES_PER_GRID_BLOCK),)](
-            values, grid.contiguous(), grid.shape[1], depths.numel(), depths[0].numel(), depths.shape[2], origins.contiguous(),
-            directions.contiguous(), depths, TO_PLANE=2 / box_size, BLOCK=SAMPLES_PER_GRID_BLOCK, **LAUNCH)
+            values,
+            grid.contiguous(),
+            grid.shape[1],
+            depths.numel(),
+            depths[0].numel(),
+            depths.shape[2],
+            origins.contiguous(),
+            directions.contiguous(),
+            depths,
+            TO_PLANE=2 / box_size,
+            BLOCK=SAMPLES_PER_GRID_BLOCK,
+            **LAUNCH,
+        )
     return samples_last(values)
 
 
@@ -136,20 +147,25 @@ def _check(planes, mlp, geometry, origins, directions, depths):
     """Origins, directions and depths as the kernels read them, if everything fits together."""
     n, m = depths.shape[:2]
     if origins.shape != (n, m, 3) or directions.shape != (n, m, 3):
-        raise ValueError(f'rays must be [{n}, {m}, 3] for depths {list(depths.shape)}, got {list(origins.shape)} and '
-                         f'{list(directions.shape)}')
+        raise ValueError(
+            f'rays must be [{n}, {m}, 3] for depths {list(depths.shape)}, got {list(origins.shape)} and {list(directions.shape)}'
+        )
     if any(x.requires_grad for x in (origins, directions, depths)):
         raise ValueError('the fused tri-plane field has no gradient for rays and depths; use the PyTorch renderer')
     if not 1 <= len(planes) <= 2:
         raise ValueError(f'one or two sets of planes are supported, got {len(planes)}')
     for p in planes:
         if p.shape[:2] != (n, len(geometry.axes)) or p.shape[4] != mlp.hidden_weight.shape[1] or not p.is_contiguous():
-            raise ValueError(f'planes must be contiguous [{n}, {len(geometry.axes)}, H, W, {mlp.hidden_weight.shape[1]}], '
-                             f'got {list(p.shape)}')
+            raise ValueError(
+                f'planes must be contiguous [{n}, {len(geometry.axes)}, H, W, {mlp.hidden_weight.shape[1]}], got {list(p.shape)}'
+            )
     return origins.contiguous(), directions.contiguous(), samples_first(depths)
 
 
 # Kernels: parts ------------------------------------------------------------------------------------------------------
+
+# Arguments of kernels are grouped by what they belong to.
+# fmt: off
 
 
 @triton.jit
@@ -419,6 +435,7 @@ def _grid_kernel(values, grid, cells, samples, rays, rays_per_image, origins, di
     x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
     cell = ((ray // rays_per_image * cells + _cell(x, cells)) * cells + _cell(y, cells)) * cells + _cell(z, cells)
     tl.store(values + sample, tl.load(grid + cell, mask=real, other=0.0), mask=real)
+# fmt: on
 
 
 # Launching them ------------------------------------------------------------------------------------------------------
@@ -426,11 +443,13 @@ def _grid_kernel(values, grid, cells, samples, rays, rays_per_image, origins, di
 
 def first_derivative_only(backward):
     """For the backward pass of a Function: refuse to be differentiated again, rather than leave a gradient out."""
+
     @functools.wraps(backward)
     def checked(ctx, *gradients):
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError('the fused renderer has no second derivatives; use the PyTorch renderer')
         return backward(ctx, *gradients)
+
     return checked
 
 
@@ -460,8 +479,16 @@ class _Pixels(torch.autograd.Function):
         pixels = depths.new_empty(n, m, len(mlp.output_bias) - 1)
         with on_device(depths):
             _pixels_kernel[(triton.cdiv(n * m, RAYS_PER_BLOCK),)](
-                pixels, weights, n * m, m, *rays, *_inputs(mlp, planes), SAMPLES=samples, **LAUNCH,
-                **_constants(geometry, precision, mlp, RAYS_PER_BLOCK))
+                pixels,
+                weights,
+                n * m,
+                m,
+                *rays,
+                *_inputs(mlp, planes),
+                SAMPLES=samples,
+                **LAUNCH,
+                **_constants(geometry, precision, mlp, RAYS_PER_BLOCK),
+            )
         return pixels
 
     @staticmethod
@@ -483,8 +510,18 @@ def _run_samples(geometry, precision, rays, mlp, planes, chosen=None):
     if count:
         with on_device(depths):
             _samples_kernel[(triton.cdiv(count, SAMPLES_PER_BLOCK),)](
-                density, values, chosen, count, depths.numel(), depths[0].numel(), depths.shape[2], *rays, *_inputs(mlp, planes),
-                **LAUNCH, **_constants(geometry, precision, mlp, SAMPLES_PER_BLOCK))
+                density,
+                values,
+                chosen,
+                count,
+                depths.numel(),
+                depths[0].numel(),
+                depths.shape[2],
+                *rays,
+                *_inputs(mlp, planes),
+                **LAUNCH,
+                **_constants(geometry, precision, mlp, SAMPLES_PER_BLOCK),
+            )
     return density, values
 
 
@@ -499,10 +536,19 @@ def _run_backward(geometry, precision, rays, tensors, given):
     names = ('grad_density', 'grad_colors', 'grad_pixels', 'weights', 'grad_weights')
     with on_device(depths):
         _backward_kernel[(programs,)](
-            *(given.get(name) for name in names), of_planes[0], of_planes[-1] if len(planes) > 1 else None, *of_mlp,
-            depths.numel(), depths[0].numel(), depths.shape[2], *rays, *_inputs(mlp, planes),
-            ROUNDS=triton.cdiv(blocks, programs), **LAUNCH,
-            **_constants(geometry, BACKWARD_PRECISION.get(precision, precision), mlp, BACKWARD_SAMPLES_PER_BLOCK))
+            *(given.get(name) for name in names),
+            of_planes[0],
+            of_planes[-1] if len(planes) > 1 else None,
+            *of_mlp,
+            depths.numel(),
+            depths[0].numel(),
+            depths.shape[2],
+            *rays,
+            *_inputs(mlp, planes),
+            ROUNDS=triton.cdiv(blocks, programs),
+            **LAUNCH,
+            **_constants(geometry, BACKWARD_PRECISION.get(precision, precision), mlp, BACKWARD_SAMPLES_PER_BLOCK),
+        )
     return [x.sum(dim=0) for x in of_mlp] + of_planes
 
 
@@ -519,10 +565,20 @@ def _constants(geometry, precision, mlp, block):
     units, channels = mlp.hidden_weight.shape
     colors = len(mlp.output_bias) - 1
     chosen = PRECISIONS[precision]
-    return dict(BLOCK=block, CHANNELS=channels, UNITS=units, COLORS=colors, CHANNEL_BLOCK=_padded(channels),
-                UNIT_BLOCK=_padded(units), COLOR_BLOCK=_padded(colors), PLANES=len(geometry.axes),
-                AXES=_packed(geometry.axes), TO_PLANE=2 / geometry.box_size,
-                OPERANDS=chosen.operands, PRODUCTS=chosen.products)
+    return dict(
+        BLOCK=block,
+        CHANNELS=channels,
+        UNITS=units,
+        COLORS=colors,
+        CHANNEL_BLOCK=_padded(channels),
+        UNIT_BLOCK=_padded(units),
+        COLOR_BLOCK=_padded(colors),
+        PLANES=len(geometry.axes),
+        AXES=_packed(geometry.axes),
+        TO_PLANE=2 / geometry.box_size,
+        OPERANDS=chosen.operands,
+        PRODUCTS=chosen.products,
+    )
 
 
 def _packed(axes):

@@ -18,6 +18,7 @@ from training.rendering import volume
 
 try:
     from torch_utils.ops import ray_samples, triplane
+
     interval_weights, importance_depths = ray_samples.interval_weights, ray_samples.importance_depths
     sort_depths, composite = ray_samples.sort_depths, ray_samples.composite
     _NO_TRITON = None

@@ -54,8 +54,8 @@ def density_bounds(field, cells):
     """DensityBounds of a TriplaneField on a grid of `cells` per axis: a power of two, as the planes' resolutions are, and
     at most twice the smallest of those. Raises ValueError for other numbers."""
     sizes = sorted(planes.shape[3] for planes in field.planes)
-    if any(planes.shape[3] != planes.shape[4] for planes in field.planes) or sizes[-1] % sizes[0] or 2 * sizes[-1] % cells \
-            or cells > 2 * sizes[0]:
+    square = all(planes.shape[3] == planes.shape[4] for planes in field.planes)
+    if not square or sizes[-1] % sizes[0] or 2 * sizes[-1] % cells or cells > 2 * sizes[0]:
         raise ValueError(f'{cells} cells do not fit planes of {" and ".join(map(str, sizes))} texels')
     span = 2 * sizes[-1] // cells  # lattice steps per cell
     grids = [_grid_of_image(field.of_image(index), cells, span) for index in range(len(field.planes[0]))]
@@ -67,11 +67,13 @@ def _grid_of_image(field, cells, span):
     hidden_weight, hidden_bias, output_weight, output_bias = field.mlp()
     parts = torch.einsum('hc,kcyx->khyx', hidden_weight, _on_lattice(field, cells, span)) / len(field.axes)
     parts = [_by_axis(part, axes) for part, axes in zip(parts, field.axes)]
-    low, high = ([_between(sign * F.max_pool2d(sign * part, span + 1, span), axes) for part, axes in zip(parts, field.axes)]
-                 for sign in (-1, 1))
+    low, high = (
+        [_between(sign * F.max_pool2d(sign * part, span + 1, span), axes) for part, axes in zip(parts, field.axes)]
+        for sign in (-1, 1)
+    )
     corners = [part.unfold(1, span + 1, span).unfold(2, span + 1, span).flatten(3).permute(1, 2, 0, 3) for part in parts]
     units, points = corners[0].shape[2:]
-    step = max(1, NUMBERS_PER_PASS // ((cells + 2)**2 * (points + 6 * units)))
+    step = max(1, NUMBERS_PER_PASS // ((cells + 2) ** 2 * (points + 6 * units)))
     slabs = []
     for first in range(0, cells + 2, step):
         slab = slice(first, first + step)
@@ -89,8 +91,10 @@ def _on_lattice(field, cells, span):
     positions = steps / (cells * span) * 2 - 1
     y, x = torch.meshgrid(positions, positions, indexing='ij')
     grid = torch.stack([x, y], dim=-1).expand(len(field.axes), -1, -1, -1)
-    return sum(F.grid_sample(planes[0].float(), grid, mode='bilinear', padding_mode='zeros', align_corners=False)
-               for planes in field.planes)
+    return sum(
+        F.grid_sample(planes[0].float(), grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+        for planes in field.planes
+    )
 
 
 def _by_axis(plane, axes):
@@ -162,8 +166,8 @@ class Skip(NamedTuple):
         first_weights = torch.zeros_like(weights).scatter(-1, order, weights)[..., :count]
         first_weights = torch.where(first_density == EMPTY, 0.0, first_weights)
         weights = torch.where(known == EMPTY, weights, 0.0)
-        pixels = steps.weighted_colors(field, *rays, first, first_weights, first_colors) \
-            + steps.weighted_colors(field, *rays, depths, weights, colors)
+        pixels = steps.weighted_colors(field, *rays, first, first_weights, first_colors)
+        pixels = pixels + steps.weighted_colors(field, *rays, depths, weights, colors)
         return pixels, opacity, depth, first_and_last(depths)
 
 

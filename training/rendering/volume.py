@@ -32,8 +32,9 @@ def sample_planes(planes, points, box_size, axes):
     x, y, z = points.mul(2 / box_size).unbind(dim=-1)
     along = {'x': x, 'y': y, 'z': z}
     grid = torch.stack([torch.stack([along[axis] for axis in pair], dim=-1) for pair in axes], dim=1)  # [N, K, P, 2]
-    looked_up = F.grid_sample(planes.flatten(0, 1), grid.flatten(0, 1).unsqueeze(1), mode='bilinear',
-                              padding_mode='zeros', align_corners=False)
+    looked_up = F.grid_sample(
+        planes.flatten(0, 1), grid.flatten(0, 1).unsqueeze(1), mode='bilinear', padding_mode='zeros', align_corners=False
+    )
     return looked_up.reshape(n, count, planes.shape[2], -1).mean(dim=1).transpose(1, 2)
 
 
@@ -54,7 +55,7 @@ class TriplaneField(NamedTuple):
 
     def of_image(self, index):
         """The field of one image of the batch."""
-        return self._replace(planes=[planes[index:index + 1] for planes in self.planes])
+        return self._replace(planes=[planes[index : index + 1] for planes in self.planes])
 
     def mlp(self):
         """The decoder's layers as they act: hidden weight [H, C] and bias, output weight [1 + colours, H] and bias."""
@@ -214,7 +215,7 @@ def render_rays(steps, field, origins, directions, config, sampling='stratified'
     per_chunk = _rays_per_chunk(steps, field, origins, config)
     field, chunks = steps.prepare(field), []
     for first in range(0, origins.shape[1], per_chunk):
-        rays = [x[:, first:first + per_chunk] for x in (origins, directions, near, far, jitter, u)]
+        rays = [x[:, first : first + per_chunk] for x in (origins, directions, near, far, jitter, u)]
         chunks.append(render(steps, field, *rays))
     colors, opacity, depth, ends = (torch.cat(parts, dim=1) for parts in zip(*chunks))
     if config.white_background:
@@ -242,7 +243,7 @@ def render_chunk(steps, field, origins, directions, near, far, jitter, u):
 
 def first_and_last(depths):
     """The depths [N, M, 2] of the first and the last sample, indexed by numbers that no GPU has to be sent."""
-    return depths[..., ::depths.shape[-1] - 1]
+    return depths[..., :: depths.shape[-1] - 1]
 
 
 def _sampling_positions(n, m, config, sampling, random, device):
