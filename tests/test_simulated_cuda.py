@@ -53,11 +53,12 @@ def test_the_simulation_notices_mistakes():
 
 @pytest.mark.parametrize('precision, near, far', [('fp16', 2.25, 3.3), ('bf16', 'auto', 'auto')])
 def test_both_stages_train_and_no_step_waits(tmp_path, monkeypatch, precision, near, far):
-    data = tmp_path / 'heads.zip'
+    data, run = tmp_path / 'heads.zip', tmp_path / 'run'
+    run.mkdir()
     assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={data}', '--resolution=32', '--images=8']).exit_code == 0
     discriminator = tiny_discriminator_config(precision=precision, conv_clamp=256.0)
     rendering = RenderingConfig(depth_samples=4, importance_samples=2, near=near, far=far, white_background=True)
-    config = tiny_run(str(data), str(tmp_path), threads=1, batch=4, tick_kimg=0.004, grid_size=(1, 1),
+    config = tiny_run(str(data), str(run), threads=1, batch=4, tick_kimg=0.004, grid_size=(1, 1),
                       discriminator=discriminator, patch_discriminator=discriminator.replace(resolution=8, c_dim=0),
                       generator=tiny_config(precision=precision, conv_clamp=256.0, rendering=rendering))
     stages = {name: getattr(config, name).replace(kimg=0.004) for name in ('stage1', 'stage2')}
@@ -74,7 +75,7 @@ def test_both_stages_train_and_no_step_waits(tmp_path, monkeypatch, precision, n
         monkeypatch.setattr(training_loop, 'real_batches', lambda *arguments: batches(*arguments[:4]))
         assert training_loop.train(config.replace(**stages))
     assert steps == [[], []]
-    assert list(tmp_path.glob('fakes*_3d.png'))
+    assert list(run.glob('fakes*_3d.png'))
 
 
 def test_augmentation_does_not_wait():
