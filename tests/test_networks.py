@@ -68,7 +68,8 @@ def test_presets_hold_the_numbers_of_the_method():
     assert (config.stage2.loss.density_spread, config.stage2.ada_kimg, config.stage2.ema_rampup) == (0.002, 100, None)
     assert (config.stage2.loss.blur_fade_kimg, config.stage2.loss.swap_start) == (0, 0.5)
     cars = resolve('shapenet128', 'data.zip', 'out').generator
-    assert (cars.rendering.near, cars.rendering.far, cars.rendering.box_size, cars.rendering.white_background) == (0.1, 2.6, 1.6, True)
+    assert (cars.rendering.near, cars.rendering.far, cars.rendering.box_size) == (0.1, 2.6, 1.6)
+    assert cars.rendering.white_background
     assert (cars.sr_input_resolution, cars.sr_channels, cars.rendering.depth_samples) == (64, (128, 64), 64)
 
 
@@ -106,7 +107,8 @@ def test_the_public_face():
     planes = G.planes(ws, noise_mode='const')
     assert planes.coarse.shape == (2, 3, 8, 16, 16) and planes.residual.shape == (2, 3, 8, 32, 32)
     two = G.render(planes, c, branch='2d', ws=ws)
-    assert two['image'].shape == (2, 3, 32, 32) and two['image_raw'].shape == (2, 3, 8, 8) and two['image_depth'].shape == (2, 1, 8, 8)
+    assert {key: list(value.shape) for key, value in two.items()} == {
+        'image': [2, 3, 32, 32], 'image_raw': [2, 3, 8, 8], 'image_depth': [2, 1, 8, 8]}
     three = G.synthesis(ws, c, branch='3d')
     assert three['image'].shape == (2, 3, 32, 32) and three['image_raw'] is three['image']
     assert G.render(planes, c, branch='coarse', render_resolution=12)['image'].shape == (2, 3, 12, 12)
@@ -229,20 +231,20 @@ def test_the_2d_image_has_the_networks_size_whatever_the_render(resize_larger, r
 
 
 @pytest.mark.parametrize('image_resolution, render_resolution, added', [(16, 8, True), (16, 6, False), (32, 8, False)])
-def test_the_raw_image_holds_s2ds_first_colours_where_the_first_block_has_its_size(image_resolution, render_resolution, added):
+def test_the_raw_image_holds_s2ds_first_rgb_where_the_first_block_has_its_size(image_resolution, render_resolution, added):
     """As ShapeNet's published networks; elsewhere the raw image is the render of the coarse planes."""
     G = tiny_generator(image_resolution=image_resolution, render_resolution=8)
     z, c = torch.randn(2, 8), view_label(G.config, yaw=torch.tensor([0.0, 0.3]), pitch=torch.zeros(2))
     options = dict(render_resolution=render_resolution, sampling='deterministic')
-    first, colours = G.superresolution.blocks[0], []
-    first.register_forward_hook(lambda module, inputs, output: colours.append(output[1]))
+    first, rgb = G.superresolution.blocks[0], []
+    first.register_forward_hook(lambda module, inputs, output: rgb.append(output[1]))
     with torch.no_grad():
         ws = G.mapping(z, c)
         planes = G.planes(ws, noise_mode='const')
         out, render = (G.render(planes, c, branch, ws=ws, **options) for branch in ('2d', 'coarse'))
     difference = out['image_raw'] - render['image_raw']
     assert out['image_raw'].shape[-1] == render_resolution
-    assert_close(difference, colours[0], 1e-4) if added else assert_close(out['image_raw'], render['image_raw'], 1e-5)
+    assert_close(difference, rgb[0], 1e-4) if added else assert_close(out['image_raw'], render['image_raw'], 1e-5)
 
 
 def test_renders_that_superresolution_would_not_resize_are_refused():
@@ -269,7 +271,7 @@ def test_minibatch_std_by_hand():
     assert_close(out[:, 1], torch.ones(4, 2, 2), 1e-6)
 
 
-def test_discriminators_judge_their_inputs():
+def test_discriminators_depend_on_all_their_inputs():
     config = resolve('demo', 'd', 'o')
     D, P = DualDiscriminator(config.discriminator), PatchDiscriminator(config.patch_discriminator)
     image = torch.randn(4, 3, config.discriminator.resolution, config.discriminator.resolution)

@@ -32,7 +32,11 @@ def _bilinear(image, size, antialias):
 
 
 def minibatch_std(x, group):
-    """Append one channel: the standard deviation over groups of samples, averaged over channels and pixels."""
+    """Append one channel: the standard deviation over groups of samples, averaged over channels and pixels.
+
+    x: [N, C, H, W], N a multiple of the group; samples i, i + N / group, ... form a group. Returns [N, C + 1, H, W]
+    (Karras et al., "Progressive Growing of GANs", ICLR 2018, section 3).
+    """
     n, _, h, w = x.shape
     group = min(group, n)
     spread = x.reshape(group, n // group, -1).float().var(dim=0, correction=0)
@@ -41,7 +45,7 @@ def minibatch_std(x, group):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a skip arm, both arms with gain sqrt(0.5); halves the resolution."""
+    """Two convolutions and a skip arm, both arms with gain sqrt(0.5): [N, C_in, H, W] to [N, C_out, H / 2, W / 2]."""
 
     def __init__(self, in_channels, out_channels, precision, conv_clamp):
         super().__init__()
@@ -56,7 +60,10 @@ class ResidualBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """StyleGAN2's residual discriminator; with c_dim > 0 conditioned on the camera by projection."""
+    """StyleGAN2's residual discriminator; with c_dim > 0 conditioned on the camera by projection.
+
+    config: a DiscriminatorConfig; image_channels: of all images together.
+    """
 
     def __init__(self, config, image_channels):
         super().__init__()
@@ -74,7 +81,7 @@ class Discriminator(nn.Module):
         self.mapping = MappingNetwork(0, config.c_dim, last, None, config.mapping_layers) if config.c_dim else None
 
     def logits(self, image, c=None):
-        """image: [N, image_channels, R, R]; c: cameras [N, c_dim] or None. Returns [N, 1]."""
+        """image: [N, image_channels, R, R] in [-1, 1]; c: cameras [N, c_dim] or None. Returns [N, 1]."""
         x = self.from_rgb(image.to(working_dtype(self.precision, image.device)))
         for block in self.blocks:
             x = block(x)
@@ -87,7 +94,7 @@ class Discriminator(nn.Module):
 
 
 class DualDiscriminator(Discriminator):
-    """D2D: judges an image together with the volume render behind it."""
+    """D2D, dual discrimination (EG3D, section 4.3): sees an image together with the volume render behind it."""
 
     def __init__(self, config):
         super().__init__(config, image_channels=6)
@@ -99,7 +106,7 @@ class DualDiscriminator(Discriminator):
 
 
 class PatchDiscriminator(Discriminator):
-    """D3D: judges patches of the 3D branch, without a condition."""
+    """D3D: sees patches of the 3D branch, without a condition."""
 
     def __init__(self, config):
         super().__init__(config, image_channels=3)

@@ -23,11 +23,12 @@ class PlaneBlock(SynthesisBlock):
 
 
 class TriplaneBackbone(nn.Module):
-    """E: StyleGAN2 synthesis with skip outputs, and beside its output stream the 3D-aware stream.
+    """E: StyleGAN2 synthesis with skip outputs, and beside its output stream the 3D-aware stream (docs/method.md, section 3).
 
-    T_k = B_k(T_{k-1} + O_k), where O_k is the accumulated ToRGB output at resolution k, and B_k's output is that of its
-    ToRGB alone; without the stream (EG3D) the last O_k are the planes. With `aware_latent` E itself is 3D-aware: its
-    features are three planes, every convolution sees them aligned, and the last O_k are the planes (paper, table 3).
+    T_k = B_k(T_{k-1} + O_k) for k = 4, 8, ...: O_k is E's accumulated ToRGB output at resolution k; B_k, a PlaneBlock, gets
+    the w of E's ToRGB at k in all its layers, and of its outputs ToRGB's alone is used. The last T_k is P^c. Without the
+    stream (EG3D) the last O_k is. With `aware_latent` E itself is 3D-aware: its features are three planes, every
+    convolution sees them aligned, and the last O_k is P^c ('3D-aware latent' of the paper's table 3).
     """
 
     def __init__(self, config):
@@ -35,29 +36,29 @@ class TriplaneBackbone(nn.Module):
         outputs = NUM_PLANES * config.plane_channels
         resolutions = [2**i for i in range(2, int(math.log2(config.plane_resolution)) + 1)]
         channels = [channels_at(k, config.channel_base, config.channel_max) for k in resolutions]
-        block, options = SynthesisBlock, {}
+        block_type, options = SynthesisBlock, {}
         if config.aware_latent:
-            block, options, channels = PlaneBlock, dict(align=True), [NUM_PLANES * count for count in channels]
-        self.blocks = nn.ModuleList(block(a, b, outputs, config.w_dim, k, **options)
+            block_type, options, channels = PlaneBlock, dict(align=True), [NUM_PLANES * count for count in channels]
+        self.blocks = nn.ModuleList(block_type(a, b, outputs, config.w_dim, k, **options)
                                     for a, b, k in zip([0] + channels, channels, resolutions))
         self.stream = nn.ModuleList()  # B_k: all but the last double the resolution
         if config.aware_stream:
-            self.stream.extend(PlaneBlock(outputs, outputs, outputs, config.w_dim, k * up, up, align=True)
+            self.stream.extend(PlaneBlock(outputs, outputs, outputs, config.w_dim, up * k, up, align=True)
                                for k, up in zip(resolutions, [2] * (len(resolutions) - 1) + [1]))
         self.num_ws = sum(block.num_convs for block in self.blocks) + 1
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, ws, noise_mode, random=None):
         """ws: [N, num_ws, w_dim]. Returns the coarse planes P^c, [N, 3, C, R, R]."""
-        x = output = planes = None  # E's features, O_k, T_k
+        x = output = planes = None
         first = 0
         for index, block in enumerate(self.blocks):
-            last = first + block.num_convs  # ToRGB's, and the next block's first
+            last = first + block.num_convs  # ToRGB's w, and the next block's first
             x, image = block(x, ws[:, first:last + 1].unbind(1), noise_mode, random)
-            output = image if output is None else upsample2d(output, self.resample_filter) + image
+            output = image if output is None else upsample2d(output, self.resample_filter) + image  # O_k
             if self.stream:
-                planes = output if planes is None else planes + output
-                _, planes = self.stream[index](planes, 3 * [ws[:, last]], noise_mode, random)
+                planes = output if planes is None else planes + output  # T_{k-1} + O_k
+                _, planes = self.stream[index](planes, 3 * [ws[:, last]], noise_mode, random)  # T_k
             first = last
         return (planes if self.stream else output).unflatten(1, (NUM_PLANES, -1))
 
