@@ -102,7 +102,7 @@ def main(preset, small, batches, repeats, json_path):
     result = run(sizes, [int(batch) for batch in batches.split(',')], device, repeats)
     print('\n'.join(table(result)))
     if device.type == 'cpu':
-        print('\nThere is no CUDA device: small sizes. The figures of the published sizes are owed.')
+        print('\nThere is no CUDA device: small sizes. The published sizes are not yet measured.')
     if json_path:
         write_json(result, json_path)
 

@@ -185,7 +185,7 @@ def main(repeats, with_compile, json_path):
     print(f'{result["device"]}, PyTorch {result["torch"]}, copy {result["copy_bandwidth"]:.0f} GB/s\n')
     print('\n'.join(table(result, implementations)))
     if not on_gpu:
-        print('\nThere is no CUDA device: small sizes, plain PyTorch only. The figures of the CUDA operators are owed.')
+        print('\nThere is no CUDA device: small sizes, plain PyTorch only. The CUDA operators are not yet measured.')
     if json_path:
         with open(json_path, 'w') as file:
             json.dump(result, file, indent=1)

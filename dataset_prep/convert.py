@@ -79,7 +79,7 @@ def _mask(store, name, size):
 def crop_intrinsics(intrinsics, size, left, top, side):
     """Normalised intrinsics [3, 3] of the square window of `side` pixels at (left, top) of an image of `size`."""
     if size == (side, side):
-        return intrinsics  # untouched to the last bit
+        return intrinsics  # bit-exactly as they were
     width, height = size
     to_window = np.array([[width / side, 0, -left / side], [0, height / side, -top / side], [0, 0, 1]])
     return to_window @ intrinsics

@@ -6,7 +6,7 @@ A point of a rigid scene draws a straight, tilted stripe; texture that sticks to
 import torch
 import torch.nn.functional as F
 
-WINDOW = 3.0  # pixels and frames: standard deviation of the neighbourhood whose stripes are judged
+WINDOW = 3.0  # pixels and frames: standard deviation of the neighbourhood whose stripes are measured
 _SMOOTHING = 1.0  # standard deviation of the blur before differences are taken: 8-bit steps are no texture
 
 

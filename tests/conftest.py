@@ -21,7 +21,7 @@ def goldens():
 
 
 def pytest_configure(config):
-    """Hide GPUs from all but `pytest -m gpu` and what it starts: the other tests compare bits, and start more processes than
+    """Hide GPUs from all but `pytest -m gpu` and what it starts: the other tests compare bit-exactly, and start more processes than
     there may be GPUs. Torch looks at the variable when CUDA is first needed; processes that tests start inherit it."""
     if config.option.markexpr == 'gpu':
         os.environ['MIMIC3D_GPU_TESTS'] = '1'

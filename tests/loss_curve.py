@@ -3,7 +3,7 @@
     python -m tests.loss_curve             compare with the recording
     python -m tests.loss_curve --record    write it anew
 
-One process of one thread, fixed seed. On the machine of the recording all losses are equal to the last bit. Processors round
+One process of one thread, fixed seed. On the machine of the recording all losses are bit-identical. Processors round
 differently: elsewhere the first steps agree closely, and later ones drift apart.
 """
 

@@ -278,7 +278,7 @@ def test_damaged_zips(folder, tmp_path):
             [PosedImageDataset(path)[index] for index in range(5)]
 
 
-def test_entries_outside_and_twins(tmp_path):
+def test_entries_outside_and_duplicates(tmp_path):
     fails(r'holds \.\./x.png, which would lie outside', FileStore, zip_of(tmp_path / 'a.zip', {'../x.png': b'', 'a.png': b''}))
     fails(r'holds a\\..\\..\\x.png', FileStore, zip_of(tmp_path / 'b.zip', {'a\\..\\..\\x.png': b'', 'a.png': b''}))
     fails('holds two files by the name of a/x.png', FileStore, zip_of(tmp_path / 'c.zip', {'a/x.png': b'', 'a//x.png': b''}))

@@ -1,4 +1,4 @@
-"""Interrupted runs go on, and end with the bits of an uninterrupted one."""
+"""Interrupted runs resume bit-exactly."""
 
 import functools
 import json

@@ -223,7 +223,7 @@ def apply_geometry(images, matrices):
     """images: [N, C, H, W]; matrices: [N, 3, 3] from `geometry_matrices`. One resampling for all transforms.
 
     Image by image, because each needs a margin of its own: that is less work than giving all the largest, and makes
-    the result independent of the rest of the batch to the last bit. Untouched images pass through.
+    the result of an image bit-identical whatever else is in the batch. Untouched images pass through.
     """
     identity = torch.eye(3, dtype=matrices.dtype, device=matrices.device)
     untouched = (matrices == identity).all(dim=2).all(dim=1).tolist()

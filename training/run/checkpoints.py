@@ -90,7 +90,7 @@ def without_tensors(state):
 
 
 def circumstances(config):
-    """What must not change for a resumed run to give the very bits of an uninterrupted one."""
+    """What must not change for a run to resume bit-exactly."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     return {'processes': distributed.world_size(), 'images per pass': config.batch_per_pass, 'threads': torch.get_num_threads(),
             'device': device, 'torch': str(torch.__version__)}
