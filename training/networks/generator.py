@@ -50,7 +50,7 @@ class Generator(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, self.plane_axes = config, config.plane_axes
         self.backbone = TriplaneBackbone(config)
         self.mapping = MappingNetwork(config.z_dim, config.c_dim, config.w_dim, self.backbone.num_ws, config.mapping_layers,
                                       conditioning=config.pose_conditioning, conditioning_scale=config.conditioning_scale)
@@ -131,7 +131,7 @@ class Generator(nn.Module):
         if precision not in RENDER_PRECISIONS:
             raise ValueError(f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {precision!r}')
         used = planes if fine else planes[:1]
-        return volume.TriplaneField(used, self.decoder, rendering.box_size, self.config.plane_axes, colors, precision)
+        return volume.TriplaneField(used, self.decoder, rendering.box_size, self.plane_axes, colors, precision)
 
     def _skip(self, eps, bounds, planes, branch):
         """What render_rays needs to skip samples, or None."""
