@@ -76,7 +76,7 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
     if dry_run:
         click.echo(summary(config))
         return
-    vgg_weights = prepare(config)
+    vgg_weights = check_inputs(config)
     if named:
         make_run_dir(os.makedirs, config.outdir, exist_ok=True)
     else:
@@ -143,7 +143,7 @@ def _holds(folder, file):
     return file is not None and os.path.realpath(folder) == os.path.dirname(os.path.realpath(file))
 
 
-def prepare(config):
+def check_inputs(config):
     """Find everything that is wrong before anything is written. Returns the file for LPIPS, or None."""
     from metrics import registry
     from metrics.detector import check_weights

@@ -14,9 +14,8 @@ from benchmarks.measuring import device_name, markdown, number, peak_megabytes, 
 from benchmarks.ops import median_time
 from dnnlib.cli import friendly_errors
 from dnnlib.params import UserPath
-from training.networks.aware_conv import align_planes, aware_modulated_conv2d
+from training.networks.aware_conv import align_planes, aware_modulated_conv2d, plane_modulated_conv2d
 from training.networks.generator import Generator
-from training.networks.stylegan2 import modulated_conv2d
 from training.presets import PRESETS, generator_config
 
 # The variants of the paper's table 3: where convolutions see aligned planes.
@@ -29,12 +28,12 @@ CONVOLUTIONS = ('strips', 'concatenated')
 PASSES = ('forward', 'forward + backward')
 
 
-def concatenating_conv2d(x, weight, styles, **options):
+def concatenating_conv2d(planes, weight, styles, **options):
     """The specification of aware_modulated_conv2d."""
-    return modulated_conv2d(align_planes(x.unflatten(0, (-1, 3))).flatten(0, 1), weight, styles, **options)
+    return plane_modulated_conv2d(align_planes(planes), weight, styles, **options)
 
 
-def build(preset, awareness, convolution, device):
+def build_variant(preset, awareness, convolution, device):
     torch.manual_seed(0)
     G = Generator(generator_config(PRESETS[preset]).replace(**AWARENESS[awareness])).to(device)
     for layer in G.modules():
@@ -43,7 +42,7 @@ def build(preset, awareness, convolution, device):
     return G
 
 
-def measure(G, batch, with_backward, device, repeats):
+def measure_planes(G, batch, with_backward, device, repeats):
     """Milliseconds, MiB and billions of multiplications of making planes from ws."""
     ws = torch.randn(batch, G.backbone.num_ws, G.config.w_dim, device=device)
 
@@ -60,17 +59,17 @@ def measure(G, batch, with_backward, device, repeats):
                 multiplications=counter.get_total_flops() / 2e9)
 
 
-def run(preset, batches, device, repeats):
+def measure_variants(preset, batches, device, repeats):
     """{'device', 'torch', 'preset', 'rows'}. What does not fit into memory has a row without figures."""
     rows = []
     for awareness in AWARENESS:
         for convolution in CONVOLUTIONS[:1] if awareness == 'nowhere' else CONVOLUTIONS:
-            G = build(preset, awareness, convolution, device)
+            G = build_variant(preset, awareness, convolution, device)
             parameters = sum(p.numel() for part in (G.backbone, G.mapping) for p in part.parameters()) / 1e6
             for batch in batches:
                 for name in PASSES:
                     try:
-                        measured = measure(G, batch, name != 'forward', device, repeats)
+                        measured = measure_planes(G, batch, name != 'forward', device, repeats)
                     except torch.cuda.OutOfMemoryError:
                         measured = dict(milliseconds=None, megabytes=None, multiplications=None)
                     rows.append(dict(awareness=awareness, convolution=convolution, parameters=parameters, batch=batch, ran=name,
@@ -79,7 +78,7 @@ def run(preset, batches, device, repeats):
     return dict(device=device_name(device), torch=torch.__version__, preset=preset, repeats=repeats, rows=rows)
 
 
-def table(result):
+def variants_table(result):
     """Lines of text: the device, and a table."""
     yield f'{result["device"]}, PyTorch {result["torch"]}, sizes of {result["preset"]}\n'
     titles = ('3D-aware', 'convolution', 'parameters of E and mapping, M', 'batch', 'pass', 'ms', 'MiB', 'multiplications, G')
@@ -99,8 +98,8 @@ def main(preset, small, batches, repeats, json_path):
     """Times of making planes, as a table."""
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     sizes = 'demo' if small or device.type == 'cpu' else preset
-    result = run(sizes, [int(batch) for batch in batches.split(',')], device, repeats)
-    print('\n'.join(table(result)))
+    result = measure_variants(sizes, [int(batch) for batch in batches.split(',')], device, repeats)
+    print('\n'.join(variants_table(result)))
     if device.type == 'cpu':
         print('\nThere is no CUDA device: small sizes. The published sizes are not yet measured.')
     if json_path:

@@ -61,7 +61,7 @@ def _wait(device):
         torch.cuda.synchronize(device)
 
 
-def measure(task, labels, detector, images):
+def measure_stages(task, labels, detector, images):
     """Seconds for `images` images of a task's branch: generation alone, features alone, both as metrics do it."""
     source = GeneratedImages(task, labels, PUBLISHED)
     batches = my_batches(images, task.batch)
@@ -103,7 +103,7 @@ def main(network, preset, detector, images, batch):
         click.echo(f'{"branch":8}{"generation":>12}{"features":>12}{"together":>12}  img/s   hidden')
         for branch in ('2d', '3d') if G.config.residual else ('2d',):
             task = Task(device=device, generator=G, branch=branch, batch=batch, progress=False)
-            alone, extraction, together = measure(task, labels, features, images)
+            alone, extraction, together = measure_stages(task, labels, features, images)
             hidden = (alone + extraction - together) / min(alone, extraction)
             rates = ''.join(f'{images / spent:12.2f}' for spent in (alone, extraction, together))
             click.echo(f'{branch:8}{rates}         {hidden:6.0%}')

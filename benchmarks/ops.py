@@ -28,7 +28,7 @@ PASSES = ('forward', 'forward + backward')
 IMPLEMENTATIONS = ('cuda', 'ref', 'compiled')
 
 
-class Case(NamedTuple):
+class OpCase(NamedTuple):
     operator: str
     name: str
     shape: tuple  # of x
@@ -37,21 +37,21 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case('bias_act', 'E, 8', (4, 512, 8, 8), torch.float32, dict(act='lrelu')),
-    Case('bias_act', 'E, 64', (4, 512, 64, 64), torch.float32, dict(act='lrelu')),
-    Case('bias_act', 'E, 256', (4, 128, 256, 256), torch.float32, dict(act='lrelu')),
-    Case('bias_act', 'E, to planes', (4, 96, 256, 256), torch.float32, dict(act='linear')),
-    Case('bias_act', 'S3D, 512', (12, 32, 512, 512), torch.float32, dict(act='lrelu')),
-    Case('bias_act', 'S2D, 512', (4, 128, 512, 512), torch.float16, dict(act='lrelu', clamp=256)),
-    Case('bias_act', 'D2D, 512', (4, 64, 512, 512), torch.float16, dict(act='lrelu', clamp=256)),
-    Case('bias_act', 'D2D, 64', (4, 512, 64, 64), torch.float16, dict(act='lrelu', clamp=256)),
-    Case('upfirdn2d', 'E, upsampling conv, 256', (4, 128, 257, 257), torch.float32, dict(padding=1, gain=4)),
-    Case('upfirdn2d', 'S2D, upsampling conv, 512', (4, 128, 513, 513), torch.float16, dict(padding=1, gain=4)),
-    Case('upfirdn2d', 'E, upsampled planes, 256', (4, 96, 128, 128), torch.float32, dict(up=2, padding=(2, 1, 2, 1), gain=4)),
-    Case('upfirdn2d', 'S2D, upsampled image, 512', (4, 3, 256, 256), torch.float32, dict(up=2, padding=(2, 1, 2, 1), gain=4)),
-    Case('upfirdn2d', 'D2D, downsampling conv, 512', (4, 64, 512, 512), torch.float16, dict(padding=2)),
-    Case('upfirdn2d', 'D2D, downsampled skip, 512', (4, 64, 512, 512), torch.float16, dict(down=2, padding=1)),
-    Case('upfirdn2d', 'blur of 61 taps, 512', (4, 6, 512, 512), torch.float32, dict(taps=61, padding=(30, 30, 0, 0))),
+    OpCase('bias_act', 'E, 8', (4, 512, 8, 8), torch.float32, dict(act='lrelu')),
+    OpCase('bias_act', 'E, 64', (4, 512, 64, 64), torch.float32, dict(act='lrelu')),
+    OpCase('bias_act', 'E, 256', (4, 128, 256, 256), torch.float32, dict(act='lrelu')),
+    OpCase('bias_act', 'E, to planes', (4, 96, 256, 256), torch.float32, dict(act='linear')),
+    OpCase('bias_act', 'S3D, 512', (12, 32, 512, 512), torch.float32, dict(act='lrelu')),
+    OpCase('bias_act', 'S2D, 512', (4, 128, 512, 512), torch.float16, dict(act='lrelu', clamp=256)),
+    OpCase('bias_act', 'D2D, 512', (4, 64, 512, 512), torch.float16, dict(act='lrelu', clamp=256)),
+    OpCase('bias_act', 'D2D, 64', (4, 512, 64, 64), torch.float16, dict(act='lrelu', clamp=256)),
+    OpCase('upfirdn2d', 'E, upsampling conv, 256', (4, 128, 257, 257), torch.float32, dict(padding=1, gain=4)),
+    OpCase('upfirdn2d', 'S2D, upsampling conv, 512', (4, 128, 513, 513), torch.float16, dict(padding=1, gain=4)),
+    OpCase('upfirdn2d', 'E, upsampled planes, 256', (4, 96, 128, 128), torch.float32, dict(up=2, padding=(2, 1, 2, 1), gain=4)),
+    OpCase('upfirdn2d', 'S2D, upsampled image, 512', (4, 3, 256, 256), torch.float32, dict(up=2, padding=(2, 1, 2, 1), gain=4)),
+    OpCase('upfirdn2d', 'D2D, downsampling conv, 512', (4, 64, 512, 512), torch.float16, dict(padding=2)),
+    OpCase('upfirdn2d', 'D2D, downsampled skip, 512', (4, 64, 512, 512), torch.float16, dict(down=2, padding=1)),
+    OpCase('upfirdn2d', 'blur of 61 taps, 512', (4, 6, 512, 512), torch.float32, dict(taps=61, padding=(30, 30, 0, 0))),
 )
 
 
@@ -61,7 +61,7 @@ def small(case):
     return case._replace(shape=(1, min(c, 8), min(h, 33), min(w, 33)))
 
 
-def prepare(case, implementation, device):
+def prepare_call(case, implementation, device):
     """(function of the inputs, inputs): what is timed."""
     options = dict(case.options)
     x = torch.randn(case.shape, device=device).to(case.dtype).requires_grad_()
@@ -88,9 +88,9 @@ def necessary_bytes(case, with_backward, output):
     return 2 * (x + y) + (y if case.operator == 'bias_act' else 0)
 
 
-def measure(case, implementation, with_backward, device, repeats):
+def measure_operator(case, implementation, with_backward, device, repeats):
     """(median milliseconds, necessary bytes)."""
-    function, inputs = prepare(case, implementation, device)
+    function, inputs = prepare_call(case, implementation, device)
     output = function(*inputs)
     grad = torch.randn_like(output)
 
@@ -136,13 +136,13 @@ def copy_bandwidth(device, repeats):
     return 2 * source.numel() * source.element_size() / milliseconds / 1e6
 
 
-def run(device, repeats, implementations):
+def measure_operators(device, repeats, implementations):
     """{'device', 'torch', 'copy_bandwidth': GB/s, 'rows': one per case and pass, with milliseconds by implementation}."""
     cases = CASES if device.type == 'cuda' else [small(case) for case in CASES]
     bandwidth, rows = copy_bandwidth(device, repeats), []
     for case in cases:
         for name in PASSES:
-            measured = {which: measure(case, which, name != 'forward', device, repeats) for which in implementations}
+            measured = {which: measure_operator(case, which, name != 'forward', device, repeats) for which in implementations}
             first, necessary = measured[implementations[0]]
             reached = necessary / first / 1e6
             rows.append(dict(operator=case.operator, case=case.name, shape=case.shape,
@@ -153,7 +153,7 @@ def run(device, repeats, implementations):
     return dict(device=device_name, torch=torch.__version__, copy_bandwidth=bandwidth, repeats=repeats, rows=rows)
 
 
-def table(result, implementations):
+def operators_table(result, implementations):
     """Lines of a Markdown table; bandwidth is that of the first implementation."""
     titles = ['operator', 'case', 'shape', 'dtype', 'pass', *(f'{which}, ms' for which in implementations), 'GB/s', 'of copy']
     yield '| ' + ' | '.join(titles) + ' |'
@@ -181,9 +181,9 @@ def main(repeats, with_compile, json_path):
             raise UserError(f'{operator} cannot be measured: {problem}')
     possible = {'cuda': on_gpu, 'ref': True, 'compiled': with_compile}
     implementations = [which for which in IMPLEMENTATIONS if possible[which]]
-    result = run(device, repeats, implementations)
+    result = measure_operators(device, repeats, implementations)
     print(f'{result["device"]}, PyTorch {result["torch"]}, copy {result["copy_bandwidth"]:.0f} GB/s\n')
-    print('\n'.join(table(result, implementations)))
+    print('\n'.join(operators_table(result, implementations)))
     if not on_gpu:
         print('\nThere is no CUDA device: small sizes, plain PyTorch only. The CUDA operators are not yet measured.')
     if json_path:

@@ -39,7 +39,7 @@ RATES = {
 RATE_OF = {'tf32x3': 'tf32'}  # takes three of them
 
 
-class Case(NamedTuple):
+class RenderCase(NamedTuple):
     """What is rendered: branch, images, whether gradients are taken."""
 
     name: str
@@ -49,11 +49,11 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case('3D branch', '3d', 1),
-    Case('3D branch', '3d', 4),
-    Case('2D branch', '2d', 1),
-    Case('2D branch', '2d', 4),
-    Case('training step', 'both', 4, training=True),
+    RenderCase('3D branch', '3d', 1),
+    RenderCase('3D branch', '3d', 4),
+    RenderCase('2D branch', '2d', 1),
+    RenderCase('2D branch', '2d', 4),
+    RenderCase('training step', 'both', 4, training=True),
 )
 
 
@@ -138,7 +138,7 @@ def measure_rates(device, repeats):
     return rates
 
 
-def measure(setting, case, variant, rates, device, repeats):
+def measure_render(setting, case, variant, rates, device, repeats):
     """One row of the table."""
     config = setting.G.config
     os.environ[VARIABLE] = variant.renderer
@@ -176,14 +176,14 @@ def variants(case, device, skips):
     return [Variant('ref'), *fused, *skipping]
 
 
-def run(G, device, repeats, skips):
+def measure_renders(G, device, repeats, skips):
     """{'device', 'torch', 'rates', 'rows'}."""
     rates, rows = measure_rates(device, repeats), []
     forced = os.environ.get(VARIABLE)
     try:
         for case in CASES:
             setting = Setting(G, case.batch, device)
-            rows += [measure(setting, case, variant, rates, device, repeats) for variant in variants(case, device, skips)]
+            rows += [measure_render(setting, case, variant, rates, device, repeats) for variant in variants(case, device, skips)]
     finally:
         os.environ.pop(VARIABLE, None)
         if forced is not None:
@@ -191,7 +191,7 @@ def run(G, device, repeats, skips):
     return dict(device=device_name(device), torch=torch.__version__, rates=rates, repeats=repeats, rows=rows)
 
 
-def table(result):
+def renders_table(result):
     """Lines of text: the device and its rates, and a table."""
     rates = ', '.join(f'{name} {rate:.2f} TFLOP/s' for name, rate in result['rates'].items() if name != 'copy')
     yield f'{result["device"]}, PyTorch {result["torch"]}; copy {result["rates"]["copy"]:.0f} GB/s; products in {rates}\n'
@@ -245,8 +245,8 @@ def main(preset, network, skips, small, repeats, json_path):
     else:
         refuse_idle(('skips',), 'without --network')
         G = build_generator(preset, small or device.type == 'cpu', device)
-    result = run(G, device, repeats, [float(eps) for eps in skips.split(',')] if network else [])
-    print('\n'.join(table(result)))
+    result = measure_renders(G, device, repeats, [float(eps) for eps in skips.split(',')] if network else [])
+    print('\n'.join(renders_table(result)))
     if device.type == 'cpu':
         print('\nThere is no CUDA device: plain PyTorch only. The fused kernels are not yet measured here.')
     if json_path:

@@ -13,7 +13,7 @@ from metrics.images import load_data
 from metrics.registry import Task
 from tests.test_dataset_tool import convert_error, refused, run
 from tests.tiny import tiny_generator, tiny_run
-from train import prepare
+from train import check_inputs
 from training.data.camera_checks import CameraError, check_cameras, seen_scene
 from training.config import RenderingConfig
 from training.presets import PRESETS
@@ -201,16 +201,16 @@ def test_reading_a_data_set_looks_at_its_labels(tmp_path):
 def test_training_looks_at_its_cameras_first(turned_set, tmp_path):
     config = tiny_run(turned_set, tmp_path / 'run')
     with pytest.raises(CameraError, match='3 of 3 cameras .* OpenGL axes'):
-        prepare(config)
+        check_inputs(config)
     assert not (tmp_path / 'run').exists()
 
 
 def test_training_compares_the_cameras_with_its_own_near_and_far(tmp_path):
     config = tiny_run(write_set(tmp_path / 'set', cameras(3)), tmp_path / 'run')
-    prepare(config)
+    check_inputs(config)
     generator = config.generator.replace(rendering=config.generator.rendering.replace(near=0.1, far=1.0))
     with pytest.raises(CameraError, match='outside near 0.1 and far 1'):
-        prepare(config.replace(generator=generator))
+        check_inputs(config.replace(generator=generator))
 
 
 def test_metrics_of_a_network_look_at_the_cameras_of_the_data(turned_set, tmp_path):

@@ -208,7 +208,7 @@ def test_benchmark_runs_without_a_gpu(tmp_path, monkeypatch):
 
 
 def test_benchmark_counts_what_must_be_moved():
-    case = benchmark.Case('bias_act', '', (2, 3, 4, 5), torch.float16, {})
+    case = benchmark.OpCase('bias_act', '', (2, 3, 4, 5), torch.float16, {})
     x = torch.empty(case.shape, dtype=case.dtype)
     assert benchmark.necessary_bytes(case, False, x) == 2 * 240
     assert benchmark.necessary_bytes(case, True, x) == 5 * 240

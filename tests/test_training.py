@@ -147,7 +147,7 @@ def init_from(path, data, tmp_path, **changes):
     """What train.py prints before it would start a run with the weights of a snapshot."""
     from dnnlib.cli import friendly_errors
     config = tiny_run(str(data), str(tmp_path / 'run'), init_from=str(path), **changes)
-    command = click.command()(friendly_errors(lambda: train_script.prepare(config) and None))
+    command = click.command()(friendly_errors(lambda: train_script.check_inputs(config) and None))
     return CliRunner().invoke(command, [])
 
 
@@ -185,13 +185,13 @@ def test_images_are_checked_once_for_all_processes_and_before_the_first_step(dat
     checked = []
     monkeypatch.setattr(train_script, 'check_images', checked.append)
     config = tiny_run(str(data), str(tmp_path))
-    train_script.prepare(config)
+    train_script.check_inputs(config)
     assert len(checked) == 1
     monkeypatch.setenv('RANK', '1')
-    train_script.prepare(config)
+    train_script.check_inputs(config)
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setattr(train_script, 'has_state', lambda outdir: True)
-    train_script.prepare(config)
+    train_script.check_inputs(config)
     assert len(checked) == 1
 
 
