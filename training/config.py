@@ -273,9 +273,9 @@ class LossConfig(Config):
 class StageConfig(Config):
     """One stage of a run: how long, and what changes between the stages (docs/method.md, section 5)."""
 
+    loss: LossConfig
     kimg: float = setting(dataclasses.MISSING, '{}_kimg', NOT_NEGATIVE, 'Length of {}, thousands of images; --stage1-kimg=0 '
                           'trains both branches from the start.', TRAINING, resumable=('stage2',))
-    loss: LossConfig
     ema_rampup: float | None = 0.05  # None: no ramp
     ada_kimg: float = 500.0
 
