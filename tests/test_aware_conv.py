@@ -41,6 +41,7 @@ def test_takes_fewer_multiplications(case):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             function(*arguments, **options)
         return counter.get_total_flops()
+
     assert count(aware_modulated_conv2d) <= 0.45 * count(specification)
 
 

@@ -9,11 +9,11 @@ from tests.tiny import tiny_config, tiny_generator
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
 from training.config import ConfigError, GeneratorConfig, RenderingConfig
-from training.presets import PRESETS, generator_config, resolve
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, minibatch_std
 from training.networks.generator import Generator
 from training.networks.stylegan2 import conv2d, modulated_conv2d
 from training.networks.superresolution import RenderSizeError
+from training.presets import PRESETS, generator_config, resolve
 from training.rendering.cameras import view_label
 
 
@@ -73,14 +73,17 @@ def test_presets_hold_the_numbers_of_the_method():
     assert (cars.sr_input_resolution, cars.sr_channels, cars.rendering.depth_samples) == (64, (128, 64), 64)
 
 
-@pytest.mark.parametrize('values, message', [
-    (dict(plane_resolution=48), 'power of two'),
-    (dict(image_resolution=128), '2 or 4 times'),
-    (dict(plane_order='zyx'), 'plane_order'),
-    (dict(aware_stream=False), 'S3D continues it'),
-    (dict(aware_latent=True), 'exclude each other'),
-    (dict(surprise=1), 'no field surprise'),
-])
+@pytest.mark.parametrize(
+    'values, message',
+    [
+        (dict(plane_resolution=48), 'power of two'),
+        (dict(image_resolution=128), '2 or 4 times'),
+        (dict(plane_order='zyx'), 'plane_order'),
+        (dict(aware_stream=False), 'S3D continues it'),
+        (dict(aware_latent=True), 'exclude each other'),
+        (dict(surprise=1), 'no field surprise'),
+    ],
+)
 def test_configurations_that_cannot_work_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         GeneratorConfig.from_dict({**GeneratorConfig().to_dict(), **values})
@@ -108,7 +111,10 @@ def test_the_public_face():
     assert planes.coarse.shape == (2, 3, 8, 16, 16) and planes.residual.shape == (2, 3, 8, 32, 32)
     two = G.render(planes, c, branch='2d', ws=ws)
     assert {key: list(value.shape) for key, value in two.items()} == {
-        'image': [2, 3, 32, 32], 'image_raw': [2, 3, 8, 8], 'image_depth': [2, 1, 8, 8]}
+        'image': [2, 3, 32, 32],
+        'image_raw': [2, 3, 8, 8],
+        'image_depth': [2, 1, 8, 8],
+    }
     three = G.synthesis(ws, c, branch='3d')
     assert three['image'].shape == (2, 3, 32, 32) and three['image_raw'] is three['image']
     assert G.render(planes, c, branch='coarse', render_resolution=12)['image'].shape == (2, 3, 12, 12)
@@ -126,7 +132,7 @@ def test_a_patch_is_the_same_pixels_of_the_full_render():
         whole = G.render(planes, c, '3d', sampling='deterministic')['image']
         patch = G.render(planes, c, '3d', sampling='deterministic', patch=corners)['image']
     for i, (top, left) in enumerate(corners.tolist()):
-        assert_close(patch[i], whole[i, :, top:top + 8, left:left + 8], 1e-5)
+        assert_close(patch[i], whole[i, :, top : top + 8, left : left + 8], 1e-5)
 
 
 def test_stage_1_has_no_3d_branch():
@@ -136,16 +142,19 @@ def test_stage_1_has_no_3d_branch():
         G(z, c, branch='3d')
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(branch='4d'), 'branch must be one of'),
-    (dict(branch='2d', patch=torch.zeros(2, 2, dtype=torch.int64)), 'patches exist for'),
-    (dict(branch='3d', patch=torch.zeros(2, 2)), r'patch must be integers of shape \[N, 2\], got torch.float32'),
-    (dict(branch='3d', patch=torch.zeros(2, dtype=torch.int64)), r'patch must be .* of shape \[2\]'),
-    (dict(branch='coarse', patch=torch.zeros(2, 1, dtype=torch.int64)), r'patch must be .* of shape \[2, 1\]'),
-    (dict(sampling='best'), 'sampling must be one of'),
-    (dict(precision='fp8'), 'precision must be one of'),
-    (dict(noise_mode='loud'), 'noise_mode must be one of'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(branch='4d'), 'branch must be one of'),
+        (dict(branch='2d', patch=torch.zeros(2, 2, dtype=torch.int64)), 'patches exist for'),
+        (dict(branch='3d', patch=torch.zeros(2, 2)), r'patch must be integers of shape \[N, 2\], got torch.float32'),
+        (dict(branch='3d', patch=torch.zeros(2, dtype=torch.int64)), r'patch must be .* of shape \[2\]'),
+        (dict(branch='coarse', patch=torch.zeros(2, 1, dtype=torch.int64)), r'patch must be .* of shape \[2, 1\]'),
+        (dict(sampling='best'), 'sampling must be one of'),
+        (dict(precision='fp8'), 'precision must be one of'),
+        (dict(noise_mode='loud'), 'noise_mode must be one of'),
+    ],
+)
 def test_wrong_arguments_are_named(options, message):
     G = tiny_generator()
     with pytest.raises(ValueError, match=message):
@@ -221,7 +230,7 @@ def test_modulated_convolution_is_a_convolution_per_sample():
     for i in range(2):
         own = weight * styles[i][None, :, None, None]
         own = own / (own.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        assert_close(y[i:i + 1], F.conv2d(x[i:i + 1], own, padding=1), 1e-5)
+        assert_close(y[i : i + 1], F.conv2d(x[i : i + 1], own, padding=1), 1e-5)
 
 
 @pytest.mark.parametrize('resize_larger, render_resolution', [(True, 16), (True, 4), (False, 8), (False, 4)])
@@ -289,8 +298,10 @@ def test_low_precision_is_close_and_keeps_fp32_outputs():
     exact, rough = tiny_generator(), tiny_generator(precision='bf16', conv_clamp=256.0)
     z, c = inputs(exact)
     options = dict(noise_mode='const')
-    a, b = (G.render(G.planes(G.mapping(z, c), **options), c, '2d', ws=G.mapping(z, c), sampling='deterministic')['image']
-            for G in (exact, rough))
+    a, b = (
+        G.render(G.planes(G.mapping(z, c), **options), c, '2d', ws=G.mapping(z, c), sampling='deterministic')['image']
+        for G in (exact, rough)
+    )
     assert b.dtype == torch.float32 and 0 < (a - b).abs().max() < 0.05 * a.abs().max()
     torch.manual_seed(1)
     D = DualDiscriminator(resolve('demo', 'd', 'o').discriminator)
@@ -299,7 +310,7 @@ def test_low_precision_is_close_and_keeps_fp32_outputs():
     image = torch.randn(4, 3, 64, 64, requires_grad=True)
     a, b = D(image, image[:, :, ::4, ::4], c.repeat(2, 1)), D16(image, image[:, :, ::4, ::4], c.repeat(2, 1))
     assert b.dtype == torch.float32 and (a - b).abs().max() < 0.1 * a.abs().max()
-    gradient, = torch.autograd.grad(b.sum(), image, create_graph=True)
+    (gradient,) = torch.autograd.grad(b.sum(), image, create_graph=True)
     gradient.square().sum().backward()  # R1's second pass
 
 

@@ -18,9 +18,13 @@ from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
 from training.networks.stylegan2 import conv2d
 
 UPFIRDN_CASES = [  # up, down, padding, flip_filter, filter shape
-    ((1, 1), (1, 1), (1, 2, -1, 3), False, (4, 4)), ((2, 2), (1, 1), (2, 1, 2, 1), False, (4, 4)),
-    ((1, 1), (2, 2), (1, 1, 2, 0), True, (4, 4)), ((2, 1), (1, 1), (6, 5, 0, 0), False, (1, 12)),
-    ((1, 1), (1, 2), (0, 0, 4, 5), True, (12, 1)), ((3, 2), (2, 3), (-2, 4, 1, 1), False, (2, 5))]
+    ((1, 1), (1, 1), (1, 2, -1, 3), False, (4, 4)),
+    ((2, 2), (1, 1), (2, 1, 2, 1), False, (4, 4)),
+    ((1, 1), (2, 2), (1, 1, 2, 0), True, (4, 4)),
+    ((2, 1), (1, 1), (6, 5, 0, 0), False, (1, 12)),
+    ((1, 1), (1, 2), (0, 0, 4, 5), True, (12, 1)),
+    ((3, 2), (2, 3), (-2, 4, 1, 1), False, (2, 5)),
+]
 
 
 def bias_act_operator(x, b=None, dim=1, slope=0.2, gain=1.0, clamp=None):
@@ -221,7 +225,7 @@ def test_benchmark_counts_what_must_be_moved():
 
 def test_choice_of_implementation(monkeypatch):
     x = torch.ones(1)
-    with pytest.raises(ValueError, match="needs tensors on a CUDA device"):
+    with pytest.raises(ValueError, match='needs tensors on a CUDA device'):
         bias_act(x, impl='cuda')
     with pytest.raises(ValueError, match="impl must be 'cuda', 'ref' or None"):
         bias_act(x, impl='CUDA')

@@ -24,29 +24,30 @@ TOLERANCES = {torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2e-6,
 SLOPES = (0.2, 1.0)  # of the leaky ReLU; 1: no activation
 
 
+def fields(kind, names):
+    return [(name, kind) for name in names.split()]
+
+
 class BiasActParams(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ('input', 'bias', 'y', 'output', 'block_sums')]
-    _fields_ += [('size', ctypes.c_int64), ('bias_stride', ctypes.c_int64), ('bias_size', ctypes.c_int64),
-                ('slope', ctypes.c_double), ('gain', ctypes.c_double), ('clamp', ctypes.c_double), ('aligned', ctypes.c_bool)]
+    _fields_ = fields(ctypes.c_void_p, 'input bias y output block_sums') + fields(ctypes.c_int64, 'size bias_stride bias_size')
+    _fields_ += fields(ctypes.c_double, 'slope gain clamp') + fields(ctypes.c_bool, 'aligned')
 
 
 class UpfirdnParams(ctypes.Structure):
-    _fields_ = [('x', ctypes.c_void_p), ('filter', ctypes.c_void_p), ('y', ctypes.c_void_p),
-                ('x_stride', ctypes.c_int64 * 4), ('y_stride', ctypes.c_int64 * 4)]
-    _fields_ += [(name, ctypes.c_int) for name in (
-        'batch', 'channels', 'in_height', 'in_width', 'out_height', 'out_width', 'filter_height', 'filter_width',
-        'up_x', 'up_y', 'down_x', 'down_y', 'pad_left', 'pad_top')]
-    _fields_ += [('flip_filter', ctypes.c_bool), ('channels_last', ctypes.c_bool), ('gain', ctypes.c_double)]
+    _fields_ = fields(ctypes.c_void_p, 'x filter y') + fields(ctypes.c_int64 * 4, 'x_stride y_stride')
+    _fields_ += fields(ctypes.c_int, 'batch channels in_height in_width out_height out_width filter_height filter_width')
+    _fields_ += fields(ctypes.c_int, 'up_x up_y down_x down_y pad_left pad_top')
+    _fields_ += fields(ctypes.c_bool, 'flip_filter channels_last') + fields(ctypes.c_double, 'gain')
 
 
 @pytest.fixture(scope='module')
 def kernels(tmp_path_factory):
     compiler = shutil.which('g++')
     if compiler is None:
-        pytest.skip('needs g++ to run the kernels\' arithmetic on the CPU')
+        pytest.skip("needs g++ to run the kernels' arithmetic on the CPU")
     library = tmp_path_factory.mktemp('kernels') / 'kernels.so'
-    subprocess.run([compiler, '-std=c++20', '-O1', '-shared', '-fPIC', f'-I{ROOT}', '-isystem', TORCH_HEADERS,
-                    ROOT / 'tests' / 'test_ops_kernels.cpp', '-o', library], check=True)
+    options, source = '-std=c++20 -O1 -shared -fPIC'.split(), ROOT / 'tests' / 'test_ops_kernels.cpp'
+    subprocess.run([compiler, *options, f'-I{ROOT}', '-isystem', TORCH_HEADERS, source, '-o', library], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.run_upfirdn2d.restype = ctypes.c_bool
     return loaded
@@ -56,7 +57,7 @@ def surrounded(shape, dtype, offset=64):
     """(not-a-numbers of this shape, the memory around them): a read outside shows in the result, a write in the memory."""
     size = torch.Size(shape).numel()
     memory = torch.full([size + 128], torch.nan, dtype=dtype)
-    return memory[offset:offset + size].view(shape), memory
+    return memory[offset : offset + size].view(shape), memory
 
 
 def assert_agrees(actual, expected, dtype):
@@ -68,8 +69,9 @@ def assert_agrees(actual, expected, dtype):
 # ---- bias_act
 
 
-def run_bias_act(kernels, values, slope, dtype, bias=None, bias_stride=1, y=None, block_sums=None, clamp=None, gain=1.3,
-                 offset=64):
+def run_bias_act(
+    kernels, values, slope, dtype, bias=None, bias_stride=1, y=None, block_sums=None, clamp=None, gain=1.3, offset=64
+):
     """The kernels' output for dense `values` (any shape, seen as a row); with `y` that of the backward pass."""
     x, _ = surrounded([values.numel()], dtype, offset)
     x.copy_(values.flatten())
@@ -98,8 +100,14 @@ def reference(x, b=None, dim=1, slope=0.2, gain=1.3, clamp=None):
 @pytest.mark.parametrize('slope', SLOPES)
 def test_bias_act_kernel(kernels, slope, dtype):
     """Contiguous, channels-last, odd sizes, and tensors that do not begin at a multiple of 16 bytes."""
-    for shape, dim, offset in [((2, 3, 40, 33), 1, 64), ((2, 7, 6, 5), 3, 64), ((5, 8), 1, 64), ((3, 5, 7), 0, 63), ((1,), 0, 64),
-                               ((2, 3, 1, 64), 1, 64)]:
+    for shape, dim, offset in [
+        ((2, 3, 40, 33), 1, 64),
+        ((2, 7, 6, 5), 3, 64),
+        ((5, 8), 1, 64),
+        ((3, 5, 7), 0, 63),
+        ((1,), 0, 64),
+        ((2, 3, 1, 64), 1, 64),
+    ]:
         x = (2 * torch.randn(shape)).to(dtype)
         b = torch.randn(shape[dim]).to(dtype)
         y, aligned = run_bias_act(kernels, x, slope, dtype, b, x.stride(dim), clamp=1.7, offset=offset)
@@ -164,14 +172,17 @@ def run_upfirdn2d(kernels, kernel, x, f, up, down, padding, flip_filter, gain):
     taps, _ = surrounded(f.shape, arithmetic)
     taps.copy_(f)
     n, c, h, w = x.shape
-    size = [(h * up[1] + sum(padding[2:]) - f.shape[0]) // down[1] + 1,
-            (w * up[0] + sum(padding[:2]) - f.shape[1]) // down[0] + 1]
+    size = [
+        (h * up[1] + sum(padding[2:]) - f.shape[0]) // down[1] + 1,
+        (w * up[0] + sum(padding[:2]) - f.shape[1]) // down[0] + 1,
+    ]
     channels_last = c > 1 and x.stride(1) == 1 and not x.is_contiguous()
     y, memory = surrounded([n, *size, c] if channels_last else [n, c, *size], x.dtype)
     y = y.permute(0, 3, 1, 2) if channels_last else y
     strides = [(ctypes.c_int64 * 4)(*tensor.stride()) for tensor in (x, y)]
-    params = UpfirdnParams(x.data_ptr(), taps.data_ptr(), y.data_ptr(), *strides, n, c, h, w, *size, *f.shape, *up, *down,
-                           padding[0], padding[2], flip_filter, channels_last, gain)
+    pointers = [tensor.data_ptr() for tensor in (x, taps, y)]
+    numbers = [n, c, h, w, *size, *f.shape, *up, *down, padding[0], padding[2]]
+    params = UpfirdnParams(*pointers, *strides, *numbers, flip_filter, channels_last, gain)
     if not kernels.run_upfirdn2d(DTYPES.index(x.dtype), kernel, ctypes.byref(params)):
         return None
     assert memory.isnan().sum() == 128, 'wrote outside, or left something out'
@@ -190,8 +201,14 @@ def image(n, c, h, w, dtype, layout):
 
 
 PATCH_CASES = [  # up, down, largest filter (height, width)
-    ((1, 1), (1, 1), (4, 4)), ((2, 2), (1, 1), (4, 4)), ((1, 1), (2, 2), (4, 4)), ((2, 1), (1, 1), (1, 12)),
-    ((1, 2), (1, 1), (12, 1)), ((1, 1), (2, 1), (1, 12)), ((1, 1), (1, 2), (12, 1))]
+    ((1, 1), (1, 1), (4, 4)),
+    ((2, 2), (1, 1), (4, 4)),
+    ((1, 1), (2, 2), (4, 4)),
+    ((2, 1), (1, 1), (1, 12)),
+    ((1, 2), (1, 1), (12, 1)),
+    ((1, 1), (2, 1), (1, 12)),
+    ((1, 1), (1, 2), (12, 1)),
+]
 
 
 @pytest.mark.parametrize('layout', ('contiguous', 'channels_last', 'cut'))
@@ -228,8 +245,14 @@ def test_upfirdn2d_output_kernel(kernels, kernel, layout):
 
 def test_patch_kernels_leave_the_rest_alone(kernels):
     x = torch.randn(1, 1, 8, 8)
-    for up, down, taps in [((1, 1), (1, 1), (5, 4)), ((1, 1), (1, 1), (1, 5)), ((3, 3), (1, 1), (4, 4)), ((2, 2), (2, 2), (4, 4)),
-                           ((2, 1), (1, 1), (2, 4)), ((2, 1), (1, 1), (1, 13))]:
+    for up, down, taps in [
+        ((1, 1), (1, 1), (5, 4)),
+        ((1, 1), (1, 1), (1, 5)),
+        ((3, 3), (1, 1), (4, 4)),
+        ((2, 2), (2, 2), (4, 4)),
+        ((2, 1), (1, 1), (2, 4)),
+        ((2, 1), (1, 1), (1, 13)),
+    ]:
         assert run_upfirdn2d(kernels, 0, x, torch.ones(taps), up, down, (6, 6, 6, 6), False, 1.0) is None
 
 
@@ -249,8 +272,8 @@ def test_cuda_sources_compile(operator, tmp_path):
     targets = [f'-gencode=arch=compute_{a},code=sm_{a}' for a in ('80', '90', '100') if f'compute_{a}' in known]
     assert targets, f'{nvcc} knows none of the architectures'
     source = ROOT / 'torch_utils' / 'ops' / f'{operator}.cu'
-    finished = subprocess.run([nvcc, '-std=c++17', '-O3', '-Xptxas=-v', *targets, '-isystem', TORCH_HEADERS, '-c', source, '-o',
-                               tmp_path / 'object.o'], capture_output=True, text=True)
+    command = [nvcc, '-std=c++17', '-O3', '-Xptxas=-v', *targets, '-isystem', TORCH_HEADERS, '-c', source]
+    finished = subprocess.run([*command, '-o', tmp_path / 'object.o'], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert 'bytes stack frame' in finished.stderr
     frames = [line.strip() for line in finished.stderr.splitlines() if 'bytes stack frame' in line]

@@ -166,8 +166,10 @@ def _named(draws, p):
     normal = dict(zip(NORMAL_DRAWS, draws.normal.unbind(dim=1), strict=True))
     p = torch.as_tensor(p, dtype=draws.gates.dtype, device=draws.gates.device).clamp(0, 1)
     p_half = 1 - torch.sqrt(1 - p)  # of the two rotations, which together have the probability of one
-    opened = {name: gate < (p_half if name.startswith('rotate_') else p)
-              for name, gate in zip(GATES, draws.gates.unbind(dim=1), strict=True)}
+    opened = {
+        name: gate < (p_half if name.startswith('rotate_') else p)
+        for name, gate in zip(GATES, draws.gates.unbind(dim=1), strict=True)
+    }
     gates = {name: gate.to(draws.gates.dtype) for name, gate in opened.items()}
     return uniform, normal, gates
 

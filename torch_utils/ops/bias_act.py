@@ -83,8 +83,10 @@ def _along(b, x, dim):
 
 torch.library.define('mimic3d::bias_act', '(Tensor x, Tensor? b, int dim, float slope, float gain, float? clamp) -> Tensor')
 # Returns the gradients of x and, summed over all dimensions but bias_dim, of b; without bias_dim the latter is empty.
-torch.library.define('mimic3d::bias_act_grad',
-                     '(Tensor grad_output, Tensor y, int? bias_dim, float slope, float gain, float? clamp) -> (Tensor, Tensor)')
+torch.library.define(
+    'mimic3d::bias_act_grad',
+    '(Tensor grad_output, Tensor y, int? bias_dim, float slope, float gain, float? clamp) -> (Tensor, Tensor)',
+)
 
 
 @torch.library.register_fake('mimic3d::bias_act')

@@ -59,9 +59,10 @@ def _filter(x, f, flip_filter):
 
 # ---- The operator. Its CUDA kernel is added by upfirdn2d.cpp when it is loaded; that for a CPU serves tests and tracing.
 
-torch.library.define('mimic3d::upfirdn2d',
-                     '(Tensor x, Tensor f, SymInt[2] up, SymInt[2] down, SymInt[4] padding, bool flip_filter, float gain) '
-                     '-> Tensor')
+torch.library.define(
+    'mimic3d::upfirdn2d',
+    '(Tensor x, Tensor f, SymInt[2] up, SymInt[2] down, SymInt[4] padding, bool flip_filter, float gain) -> Tensor',
+)
 
 
 @torch.library.register_fake('mimic3d::upfirdn2d')
@@ -93,8 +94,10 @@ def _grad(ctx, grad_output):
     if ctx.needs_input_grad[1]:
         raise ValueError('upfirdn2d: the operator has no derivative with respect to f; use impl="ref"')
     left, _, top, _ = ctx.padding
-    padding = (*_adjoint_padding(left, f.shape[1], ctx.in_size[1], ctx.out_size[1], ctx.up[0], ctx.down[0]),
-               *_adjoint_padding(top, f.shape[0], ctx.in_size[0], ctx.out_size[0], ctx.up[1], ctx.down[1]))
+    padding = (
+        *_adjoint_padding(left, f.shape[1], ctx.in_size[1], ctx.out_size[1], ctx.up[0], ctx.down[0]),
+        *_adjoint_padding(top, f.shape[0], ctx.in_size[0], ctx.out_size[0], ctx.up[1], ctx.down[1]),
+    )
     grad = torch.ops.mimic3d.upfirdn2d(grad_output, f, ctx.down, ctx.up, padding, not ctx.flip_filter, ctx.gain)
     return grad, None, None, None, None, None, None
 

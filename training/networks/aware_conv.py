@@ -30,8 +30,10 @@ def align_planes(planes):
     the axis that it lacks and repeated along the axis that they lack. Returns [N, 3, 3C, R, R]; within a plane's 3C
     channels the order is that of the planes.
     """
-    aligned = [[_seen_from(planes[:, source], AWARE_AXES[source], AWARE_AXES[target]) for source in range(NUM_PLANES)]
-               for target in range(NUM_PLANES)]
+    aligned = [
+        [_seen_from(planes[:, source], AWARE_AXES[source], AWARE_AXES[target]) for source in range(NUM_PLANES)]
+        for target in range(NUM_PLANES)
+    ]
     return torch.stack([torch.cat(parts, dim=1) for parts in aligned], dim=1)
 
 

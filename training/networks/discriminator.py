@@ -72,8 +72,9 @@ class Discriminator(nn.Module):
         precisions = [config.precision if i < config.low_precision_resolutions else 'fp32' for i in range(len(resolutions))]
         self.config, self.precision = config, precisions[0]
         self.from_rgb = EqualizedConv2d(image_channels, channels[0], 1, activation='lrelu', conv_clamp=config.conv_clamp)
-        self.blocks = nn.ModuleList(ResidualBlock(a, b, precision, config.conv_clamp)
-                                    for a, b, precision in zip(channels, channels[1:], precisions))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(a, b, precision, config.conv_clamp) for a, b, precision in zip(channels, channels[1:], precisions)
+        )
         last = channels[-1]
         self.conv = EqualizedConv2d(last + 1, last, 3, activation='lrelu', conv_clamp=config.conv_clamp)
         self.fc = FullyConnected(last * 16, last, 'lrelu')

@@ -24,7 +24,7 @@ class Planes(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """M: tri-plane features to raw density and colours, one hidden layer."""
+    """M: tri-plane features to raw density and colors, one hidden layer (docs/method.md, section 3)."""
 
     def __init__(self, config):
         super().__init__()
@@ -32,28 +32,33 @@ class Decoder(nn.Module):
         self.hidden = FullyConnected(config.plane_channels, config.decoder_hidden, 'softplus', lr_multiplier=lr)
         self.output = FullyConnected(config.decoder_hidden, 1 + config.plane_channels, lr_multiplier=lr)
 
-    def forward(self, features, colours=None):
-        """features: [N, P, C] -> raw density [N, P, 1] and the first `colours` (None: all C) colours [N, P, colours].
+    def forward(self, features, colors=None):
+        """features: [N, P, C]; colors: how many of the C colors to compute (None: all), the first three being RGB.
 
-        Colours lie in (-0.001, 1.001).
+        Returns raw density, before activation, [N, P, 1], and colors in (-0.001, 1.001), [N, P, colors].
         """
-        x = self.output(self.hidden(features), rows=None if colours is None else 1 + colours)
+        x = self.output(self.hidden(features), rows=None if colors is None else 1 + colors)
         return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
 
-    def effective_weights(self, colours):
-        """Weight and bias of the hidden layer, and of the output layer's density and first `colours`, gains included."""
-        return *self.hidden.effective(), *self.output.effective(rows=1 + colours)
+    def effective_weights(self, colors):
+        """Weight and bias of the hidden layer, and of the output layer's density and first `colors`, gains included."""
+        return *self.hidden.effective(), *self.output.effective(rows=1 + colors)
 
 
 class Generator(nn.Module):
-    """Mimic3D's generator (and EG3D's, with `aware_stream=False`). `config` is a GeneratorConfig."""
+    """Mimic3D's generator (and EG3D's, with `aware_stream=False`). `config` is a GeneratorConfig.
+
+    z, c -> mapping -> ws -> E (backbone) -> coarse planes -> 2D branch: volume render with M (decoder) -> S2D -> image
+                                          -> S3D (residual) -> 3D branch: volume render of both planes = image
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config, self.plane_axes = config, config.plane_axes
         self.backbone = TriplaneBackbone(config)
-        self.mapping = MappingNetwork(config.z_dim, config.c_dim, config.w_dim, self.backbone.num_ws, config.mapping_layers,
-                                      conditioning=config.pose_conditioning, conditioning_scale=config.conditioning_scale)
+        sizes = config.z_dim, config.c_dim, config.w_dim, self.backbone.num_ws, config.mapping_layers
+        conditioning = dict(conditioning=config.pose_conditioning, conditioning_scale=config.conditioning_scale)
+        self.mapping = MappingNetwork(*sizes, **conditioning)
         self.residual = ResidualPlanes(config) if config.residual else None
         self.decoder = Decoder(config)
         self.superresolution = Superresolution(config)
@@ -75,21 +80,39 @@ class Generator(nn.Module):
         residual = None if self.residual is None else self.residual(coarse, ws[:, -1], noise_mode, random)
         return Planes(self._activate(coarse), None if residual is None else self._activate(residual))
 
-    def render(self, planes, c, branch='2d', ws=None, render_resolution=None, sampling='stratified', patch=None, noise_mode=None,
-               random=None, skip=0.0, bounds=None, precision=None):
+    def render(
+        self,
+        planes,
+        c,
+        branch='2d',
+        ws=None,
+        render_resolution=None,
+        sampling='stratified',
+        patch=None,
+        noise_mode=None,
+        random=None,
+        skip=0.0,
+        bounds=None,
+        precision=None,
+    ):
         """Images of planes seen by cameras c [N, 25].
 
-        branch: '2d' (volume render and super-resolution; needs ws), '3d' (coarse + residual planes, rendered directly)
-        or 'coarse' (coarse planes, rendered directly). render_resolution: pixels per side of the volume render (default:
-        the configuration's for '2d' and 'coarse', the image size for '3d'). patch: integer [N, 2], (top, left) of a
-        window of render_resolution pixels (default: the configuration's) of the full-resolution image; '3d' and 'coarse'
-        only. noise_mode: S2D's; None takes the configuration's, by default 'none'. skip: leave out samples that provably
-        weigh less than this (see training/rendering/skipping.py; without gradients only); 0 evaluates all; bounds: what
-        `density_bounds` gave for these planes and this branch, to share it between views. precision: what fused kernels
-        may round to, one of config.RENDER_PRECISIONS; None takes the configuration's. Returns 'image' [N, 3, H, W],
-        'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth' [N, 1, h, w], world units along the ray. The raw
-        image is the volume-rendered RGB; for '2d' it holds S2D's first colours, too, where S2D's first block has the render's
-        size (128^2 networks).
+        branch: '2d' (volume render and super-resolution; needs ws), '3d' (coarse + residual planes, rendered directly) or
+            'coarse' (coarse planes, rendered directly).
+        render_resolution: pixels per side of the volume render; by default the configuration's for '2d', 'coarse' and
+            patches, the image size for '3d'.
+        sampling: 'stratified' (random, from `random`) or 'deterministic'.
+        patch: integers [N, 2], (top, left) of a window of render_resolution pixels of the full-resolution image; '3d' and
+            'coarse' only.
+        noise_mode: S2D's; None takes the configuration's, by default 'none'.
+        skip: leave out samples that provably weigh less than this (training/rendering/skipping.py; without gradients only);
+            0 evaluates all. bounds: what `density_bounds` gave for these planes and this branch, to share it between views.
+        precision: what fused kernels may round to, one of config.RENDER_PRECISIONS; None takes the configuration's.
+
+        Returns 'image' [N, 3, H, W] and 'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth' [N, 1, h, w],
+        world units along the ray. The raw image is the volume-rendered RGB; for '2d' it holds the RGB of S2D's first block,
+        too, where that block has the render's size (128^2 networks).
+
         Raises ValueError for a branch or a combination that does not exist, RenderSizeError for a render that is too large
         for S2D.
         """
@@ -100,8 +123,9 @@ class Generator(nn.Module):
         colors = self.config.plane_channels if branch == '2d' else RGB_CHANNELS
         field = self._field(planes, fine=branch == '3d', colors=colors, precision=precision)
         steps = fused if fused.is_chosen(field, origins, directions) else volume
-        pixels, depth, _ = volume.render_rays(steps, field, origins, directions, self.config.rendering, sampling, random,
-                                              self._skip(skip, bounds, planes, branch))
+        pixels, depth, _ = volume.render_rays(
+            steps, field, origins, directions, self.config.rendering, sampling, random, self._skip(skip, bounds, planes, branch)
+        )
         features, depth = _as_image(pixels, size), _as_image(depth, size)
         image = raw = features[:, :RGB_CHANNELS]
         if branch == '2d':
@@ -109,7 +133,7 @@ class Generator(nn.Module):
         return {'image': image, 'image_raw': raw, 'image_depth': depth}
 
     def query(self, planes, points, fine=True):
-        """Raw density [N, P, 1] and colours [N, P, C] at points [N, P, 3] in world units; the first three are RGB.
+        """Raw density [N, P, 1] and colors [N, P, C] at points [N, P, 3] in world units; the first three are RGB.
 
         fine: with the residual planes, where there are any.
         """

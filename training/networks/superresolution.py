@@ -15,9 +15,9 @@ class RenderSizeError(UserError, ValueError):
 
 
 class Superresolution(nn.Module):
-    """Two StyleGAN2 blocks on (rendered RGB, rendered features), every layer styled by the last w.
+    """S2D: two StyleGAN2 blocks on (rendered RGB, rendered features), every layer styled by the last w.
 
-    The second block doubles the resolution; the first does where the image is four times S2D's input.
+    docs/method.md, section 3. The second block doubles the resolution; the first does where the image is four times S2D's input.
     """
 
     def __init__(self, config):
@@ -25,20 +25,19 @@ class Superresolution(nn.Module):
         self.input_resolution = config.sr_input_resolution
         self.largest, self.antialias = config.largest_s2d_render, config.sr_antialias
         self.noise_mode, self.precision = config.sr_noise_mode, config.precision
-        first_up = config.image_resolution // config.sr_input_resolution // 2
+        size, first_up = config.image_resolution, config.image_resolution // config.sr_input_resolution // 2
         first, second = config.sr_channels
-        shared = dict(image_channels=IMAGE_CHANNELS, w_dim=config.w_dim, conv_clamp=config.conv_clamp)
-        self.blocks = nn.ModuleList([
-            SynthesisBlock(config.plane_channels, first, resolution=config.sr_input_resolution * first_up, up=first_up, **shared),
-            SynthesisBlock(first, second, resolution=config.image_resolution, up=2, **shared),
-        ])
+        shared = IMAGE_CHANNELS, config.w_dim
+        first_block = SynthesisBlock(config.plane_channels, first, *shared, size // 2, first_up, conv_clamp=config.conv_clamp)
+        second_block = SynthesisBlock(first, second, *shared, size, conv_clamp=config.conv_clamp)
+        self.blocks = nn.ModuleList([first_block, second_block])
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, image_raw, features, ws, noise_mode=None, random=None):
         """image_raw: [N, 3, h, w]; features: [N, C, h, w]; ws: [N, num_ws, w_dim]. Both results in fp32.
 
         Returns the image [N, 3, H, W] and the raw image [N, 3, h, w] that D2D sees beside it: the render, plus the first
-        block's colours where that block has the render's size. The release adds them in place, and its 128^2 networks were
+        block's RGB where that block has the render's size. The release adds them in place, and its 128^2 networks were
         trained so (docs/fidelity.md). Raises RenderSizeError for h and w that it does not take.
         """
         self.check_input(image_raw.shape[-1])
@@ -57,8 +56,10 @@ class Superresolution(nn.Module):
     def check_input(self, size):
         """Raises RenderSizeError for a render of `size` pixels per side whose image would not be of the network's size."""
         if size > self.largest:
-            raise RenderSizeError(f"branch '2d' of this network takes volume renders of {self.largest} pixels per side at most, "
-                                  f"not {size}: choose a smaller render resolution, or branch '3d'")
+            raise RenderSizeError(
+                f"branch '2d' of this network takes volume renders of {self.largest} pixels per side at most, "
+                f"not {size}: choose a smaller render resolution, or branch '3d'"
+            )
 
     def _fit(self, x):
         """Resize a render to S2D's input."""

@@ -39,12 +39,15 @@ class TriplaneBackbone(nn.Module):
         block_type, options = SynthesisBlock, {}
         if config.aware_latent:
             block_type, options, channels = PlaneBlock, dict(align=True), [NUM_PLANES * count for count in channels]
-        self.blocks = nn.ModuleList(block_type(a, b, outputs, config.w_dim, k, **options)
-                                    for a, b, k in zip([0] + channels, channels, resolutions))
+        self.blocks = nn.ModuleList(
+            block_type(a, b, outputs, config.w_dim, k, **options) for a, b, k in zip([0] + channels, channels, resolutions)
+        )
         self.stream = nn.ModuleList()  # B_k: all but the last double the resolution
         if config.aware_stream:
-            self.stream.extend(PlaneBlock(outputs, outputs, outputs, config.w_dim, up * k, up, align=True)
-                               for k, up in zip(resolutions, [2] * (len(resolutions) - 1) + [1]))
+            self.stream.extend(
+                PlaneBlock(outputs, outputs, outputs, config.w_dim, up * k, up, align=True)
+                for k, up in zip(resolutions, [2] * (len(resolutions) - 1) + [1])
+            )
         self.num_ws = sum(block.num_convs for block in self.blocks) + 1
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
@@ -54,7 +57,7 @@ class TriplaneBackbone(nn.Module):
         first = 0
         for index, block in enumerate(self.blocks):
             last = first + block.num_convs  # ToRGB's w, and the next block's first
-            x, image = block(x, ws[:, first:last + 1].unbind(1), noise_mode, random)
+            x, image = block(x, ws[:, first : last + 1].unbind(1), noise_mode, random)
             output = image if output is None else upsample2d(output, self.resample_filter) + image  # O_k
             if self.stream:
                 planes = output if planes is None else planes + output  # T_{k-1} + O_k

@@ -42,7 +42,7 @@ class TriplaneField(NamedTuple):
     """Density and colours of points in space, from one or two sets of planes, whose features add up, and a decoder."""
 
     planes: tuple  # one or two tensors [N, K, C, H, W]
-    decoder: object  # (features, colours) -> raw density, colours; has `effective_weights`
+    decoder: object  # (features, colors) -> raw density, colors; has `effective_weights`
     box_size: float  # side of the cube that the planes cover
     axes: tuple  # of every plane, such as ('xy', 'yz', 'zx')
     colors: int  # how many of the decoder's
