@@ -19,6 +19,7 @@ from metrics import evaluate_branches, registry, results, tables
 from sampling.subjects import choose_branches, load_generator
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
+from training.rendering.fused import agree_on_kernels
 from training.snapshots import newest_snapshot, read_snapshot
 
 BRANCHES = ('2d', '3d', 'both', 'coarse')
@@ -172,6 +173,7 @@ class Evaluation:
 def prepare_evaluation(request):
     """The Evaluation of a request, on this process's device. Raises UserError for what does not fit together."""
     device = distributed.pick_device()
+    agree_on_kernels(device)
     generator, branches, trained = None, (None,), {}
     if request.network:
         generator = load_generator(request.network, str(device))

@@ -40,14 +40,14 @@ def absolute(path):
         raise UserError(f'{path} cannot be found from here ({error}): give an absolute path') from None
 
 
-def cache_path(name):
-    """Where the file `name` of the user's cache lies or is to be written: below `mimic3d` in $XDG_CACHE_HOME or ~/.cache.
+def cache_path(name, folder=None):
+    """Where the file `name` of a cache is, or is to be written: in `folder`, by default `mimic3d` in $XDG_CACHE_HOME or ~/.cache.
 
     Its folder is made. Without a home, or where the folder cannot be written, it lies in a temporary folder, which goes with
     this process, and a warning says so.
     """
     try:
-        path = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mimic3d' / name
+        path = Path(folder or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'mimic3d')).expanduser() / name
         if not path.exists():  # a cache that can only be read is good for what it holds
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()
@@ -59,9 +59,17 @@ def cache_path(name):
 
 @functools.cache
 def _temporary_cache(reason):
-    folder = tempfile.TemporaryDirectory(prefix='mimic3d-')
-    warnings.warn(f'no cache folder can be written ({reason}): what is kept in {folder.name} instead is lost when this process ends; '
-                  'set XDG_CACHE_HOME', stacklevel=3)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix='mimic3d-')
+    except OSError:
+        raise UserError(
+            f'no cache folder can be written ({reason}), and none for temporary files; set TMPDIR or XDG_CACHE_HOME'
+        ) from None
+    warnings.warn(
+        f'no cache folder can be written ({reason}): what is kept in {folder.name} instead is lost when this process ends; '
+        'set XDG_CACHE_HOME',
+        stacklevel=3,
+    )
     return folder
 
 
@@ -130,8 +138,9 @@ class FolderLock:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
                 raise
-            warnings.warn(f'{self._file.name}: this file system has no locks; see to it that one process at a time is here',
-                          stacklevel=2)
+            warnings.warn(
+                f'{self._file.name}: this file system has no locks; see to it that one process at a time is here', stacklevel=2
+            )
         return True
 
     def release(self):

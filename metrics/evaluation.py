@@ -19,7 +19,7 @@ def evaluate(names, task, about=None):
     names: metrics' names, such as ['fid50k_full', 'swd']; task: registry.Task; about: what else the records should say
     (plain data: snapshot, kimg, label ...). Yields records (plain data), one per metric, the same on every process; those
     of a group as soon as it is done, so that a later failure does not take them along.
-    Raises UserError for a task that cannot be done, DetectorError (metrics/detector.py) for missing detector weights.
+    Raises UserError for a task that cannot be done, WeightsError (torch_utils/pretrained.py) for missing detector weights.
     """
     for group, metrics in registry.by_group(names):
         start = time.perf_counter()

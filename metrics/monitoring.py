@@ -7,10 +7,11 @@ from pathlib import Path
 
 from dnnlib.errors import UserError
 from metrics import evaluation, registry, results
-from metrics.detector import DetectorError, find_weights
+from metrics.detector import find_weights
 from metrics.image_quality import needs_detector
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
+from torch_utils.pretrained import WeightsError
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Monitor:
         """Why this process has no detector, or None."""
         try:
             path, _ = find_weights(self.detector)
-        except DetectorError as error:
+        except WeightsError as error:
             return str(error)
         return None if os.path.isfile(path) else f'{path}: no such file on this machine'
 

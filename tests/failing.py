@@ -1,5 +1,6 @@
 """What one of two processes does wrong, for tests/test_distributed.py."""
 
+import contextlib
 import os
 import signal
 import time
@@ -7,7 +8,8 @@ import time
 import torch
 
 from dnnlib.errors import UserError
-from torch_utils import distributed
+from torch_utils import custom_ops, distributed
+from training.rendering import fused
 
 
 class Broken(UserError):
@@ -58,10 +60,8 @@ def fail_in_an_inner_block():
 def swallow():
     """A failure of another process that code in between takes for its own."""
     fail(Broken('it broke'))
-    try:
+    with contextlib.suppress(UserError):
         distributed.wait_for_all()
-    except UserError:
-        pass
 
 
 def work_long():
@@ -79,9 +79,45 @@ BLOCKS = {
     'memory': lambda: fail(torch.OutOfMemoryError('CUDA out of memory')),
     'file': lambda: fail(PermissionError(13, 'Permission denied', 'a/b')),
     'bug': lambda: fail(KeyError('a bug')),
-    **{function.__name__: function for function in (
-        fail_before_a_collective, fail_between_collectives, fail_outside_an_inner_block, fail_in_an_inner_block, swallow, work_long)},
+    **{
+        function.__name__: function
+        for function in (
+            fail_before_a_collective,
+            fail_between_collectives,
+            fail_outside_an_inner_block,
+            fail_in_an_inner_block,
+            swallow,
+            work_long,
+        )
+    },
 }
+
+
+def build_on_one(operator):
+    if second():
+        raise custom_ops.BuildError('the compiler is missing')
+    return operator
+
+
+def choose_operators():
+    """(implementation, warning) of bias_act on a GPU, where process 1 alone cannot build it."""
+    warnings = []
+    custom_ops._logger.warning = lambda form, *arguments: warnings.append(form % arguments)
+    custom_ops.build, torch.ops.load_library, torch.cuda.is_available = build_on_one, lambda path: None, lambda: True
+    custom_ops.agree()
+    return custom_ops.choose('bias_act', 'cuda'), warnings
+
+
+def demand_different_operators():
+    os.environ['MIMIC3D_OPS'] = 'ref' if second() else ''
+    custom_ops.agree()
+
+
+def find_kernels(error):
+    """What the renderer is told of a GPU whose kernels fail with `error` on process 1 alone."""
+    fused.sort_depths = lambda depths: fail(error)
+    fused._problem_of_triton.agree(torch.device('cpu'))
+    return fused._problem_of_triton(torch.device('cpu'))
 
 
 def go_through_all_blocks():
@@ -91,11 +127,18 @@ def go_through_all_blocks():
         seen['problem'] = distributed.first_problem('no weights' if second() else None)
         seen['same problem'] = distributed.first_problem('no weights')
         seen['no problem'] = distributed.first_problem(None)
-        seen['tensors'] = distributed.share_tensors({'a': [torch.arange(3.), 5]} if not second() else None, 'cpu')['a'][0].tolist()
+        seen['tensors'] = distributed.share_tensors({'a': [torch.arange(3.0), 5]} if not second() else None, 'cpu')['a'][
+            0
+        ].tolist()
         try:
             seen['first'] = distributed.from_first(lambda: fail(Broken('the first one broke'), (0,)))
         except Broken as error:
             seen['first'] = str(error)
+        seen['full gpu'] = outcome(lambda: find_kernels(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')))
+        seen['kernels'] = find_kernels(RuntimeError('no compiler'))
+        seen['demands'] = outcome(demand_different_operators)
+        os.environ.pop('MIMIC3D_OPS')
+        seen['operators'] = choose_operators()
         both = distributed.gather(seen)
         return {name: [one[name] for one in both] for name in seen} if both else None
 

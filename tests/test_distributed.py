@@ -19,19 +19,22 @@ def seen():
     return distributed.launch(failing.go_through_all_blocks, 2)
 
 
-@pytest.mark.parametrize('block, kind, message', [
-    ('memory', 'OutOfMemoryError', 'process 1 of 2: CUDA out of memory'),
-    ('file', 'UserError', 'process 1 of 2: a/b: Permission denied; choose another path or make room'),
-    ('bug', 'UnexpectedError', "process 1 of 2: KeyError: 'a bug'"),
-    ('both', 'Broken', 'both alike'),
-    ('each', 'Broken', 'process 0 of 2: process 0 in its way'),
-    ('fail_before_a_collective', 'Broken', 'process 1 of 2: it broke'),
-    ('fail_between_collectives', 'UnexpectedError', "process 1 of 2: KeyError: 'a bug'"),
-    ('fail_outside_an_inner_block', 'Broken', 'process 1 of 2: outside'),
-    ('fail_in_an_inner_block', 'Broken', 'process 1 of 2: inside'),
-    ('swallow', 'Broken', 'process 1 of 2: it broke'),
-    ('work_long', 'Broken', 'process 1 of 2: it broke'),
-])
+@pytest.mark.parametrize(
+    'block, kind, message',
+    [
+        ('memory', 'OutOfMemoryError', 'process 1 of 2: CUDA out of memory'),
+        ('file', 'UserError', 'process 1 of 2: a/b: Permission denied; choose another path or make room'),
+        ('bug', 'UnexpectedError', "process 1 of 2: KeyError: 'a bug'"),
+        ('both', 'Broken', 'both alike'),
+        ('each', 'Broken', 'process 0 of 2: process 0 in its way'),
+        ('fail_before_a_collective', 'Broken', 'process 1 of 2: it broke'),
+        ('fail_between_collectives', 'UnexpectedError', "process 1 of 2: KeyError: 'a bug'"),
+        ('fail_outside_an_inner_block', 'Broken', 'process 1 of 2: outside'),
+        ('fail_in_an_inner_block', 'Broken', 'process 1 of 2: inside'),
+        ('swallow', 'Broken', 'process 1 of 2: it broke'),
+        ('work_long', 'Broken', 'process 1 of 2: it broke'),
+    ],
+)
 def test_a_block_ends_on_both_processes_alike(block, kind, message, seen):
     assert seen[block] == [(kind, message)] * 2
 
@@ -47,6 +50,30 @@ def test_what_only_the_first_process_does_fails_on_both(seen):
 def test_one_processs_obstacle_is_everyones(seen):
     assert seen['problem'] == ['process 1 of 2: no weights'] * 2
     assert (seen['same problem'], seen['no problem']) == (['no weights'] * 2, [None, None])
+
+
+def test_operators_that_one_process_cannot_build_are_used_by_none(seen):
+    reason = 'bias_act: using plain PyTorch, which is slower, because process 1 of 2: the compiler is missing'
+    assert seen['operators'] == [('ref', [reason]), ('ref', [])]
+
+
+def test_kernels_that_one_process_cannot_build_are_used_by_none(seen):
+    """And what was found while a GPU was full is not kept."""
+    assert seen['kernels'] == ['process 1 of 2: Triton cannot build them: no compiler'] * 2
+
+
+def test_a_full_gpu_is_no_reason_to_render_without_kernels(seen):
+    assert seen['full gpu'] == [('OutOfMemoryError', 'process 1 of 2: CUDA out of memory. Tried to allocate')] * 2
+
+
+def test_processes_of_which_different_things_are_demanded_stop(seen):
+    assert (
+        seen['demands']
+        == [
+            ('UserError', "process 1 of 2: MIMIC3D_OPS is 'ref' here, but None for process 0; make it the same for all processes")
+        ]
+        * 2
+    )
 
 
 def test_tensors_travel_from_the_first_process(seen):
@@ -81,16 +108,23 @@ def error_of_a_launch(*arguments):
     return errors.get()
 
 
-EVERYWHERE = [pytest.param(rank, hang, marks=[] if (rank, hang) == (1, False) else pytest.mark.slow) for rank in (0, 1) for hang in (False, True)]
+EVERYWHERE = [
+    pytest.param(rank, hang, marks=[] if (rank, hang) == (1, False) else pytest.mark.slow)
+    for rank in (0, 1)
+    for hang in (False, True)
+]
 
 
 @pytest.mark.parametrize('rank, hang', EVERYWHERE)
-@pytest.mark.parametrize('failure, kind, message', [
-    (failing.mistake, 'Broken', 'process RANK of 2: a mistake'),
-    pytest.param(failing.bug, 'RuntimeError', "KeyError: 'a bug'", marks=pytest.mark.slow),
-    pytest.param(failing.be_killed, 'UserError', 'process RANK was killed by SIGKILL', marks=pytest.mark.slow),
-    pytest.param(failing.stop_without_a_word, None, 'process RANK ', marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    'failure, kind, message',
+    [
+        (failing.mistake, 'Broken', 'process RANK of 2: a mistake'),
+        pytest.param(failing.bug, 'RuntimeError', "KeyError: 'a bug'", marks=pytest.mark.slow),
+        pytest.param(failing.be_killed, 'UserError', 'process RANK was killed by SIGKILL', marks=pytest.mark.slow),
+        pytest.param(failing.stop_without_a_word, None, 'process RANK ', marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_ends_takes_the_other_along(failure, kind, message, rank, hang):
     found, text = error_of_a_launch(failure, rank, hang)
     assert kind in (found, None) and message.replace('RANK', str(rank)) in text

@@ -1,6 +1,7 @@
 """Losses, schedules, optimisers."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -8,18 +9,31 @@ from torch import nn
 
 from tests.helpers import assert_close
 from tests.tiny import tiny_config, tiny_discriminator_config, tiny_generator, tiny_run
+from torch_utils.pretrained import WeightsError
 from torch_utils.random import BatchRandom
 from training import step
 from training.config import LossConfig, StageConfig
-from training.presets import second_stage
-from training.losses import (FakeInputs, blur, blur_sigma, crop, draw_corners, draw_fake_inputs, pyramid_distance, r1_penalty, ramp,
-                             swap_probability)
+from training.losses import (
+    FakeInputs,
+    blur,
+    blur_sigma,
+    crop,
+    draw_corners,
+    draw_fake_inputs,
+    pyramid_distance,
+    r1_penalty,
+    ramp,
+    swap_probability,
+)
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator, resize
 from training.networks.generator import Generator
-from training.perceptual import VGG_FILE, WeightsError, find_vgg_weights, load_lpips
+from training.perceptual import VGG_URL, find_vgg_weights, load_lpips
+from training.presets import second_stage
 from training.rendering.cameras import view_label
 from training.state import augment_images, build_state
 from training.step import BadGradients
+
+VGG_FILE = VGG_URL.rsplit('/', 1)[1]
 
 # Schedules and draws
 
@@ -357,8 +371,29 @@ def test_lpips_weights_that_cannot_be_had(monkeypatch, tmp_path):
         find_vgg_weights(str(tmp_path / 'absent.pth'))
 
 
-def test_wrong_lpips_weights_are_refused(tmp_path):
+def vgg_with(vgg_file, **changes):
+    """VGG-16's tensors, with some replaced or removed."""
+    weights = torch.load(vgg_file, weights_only=True) | {name.replace('_', '.'): value for name, value in changes.items()}
+    return {name: value for name, value in weights.items() if value is not None}
+
+
+@pytest.mark.parametrize('content, reason', [
+    (b'Dear Sir or Madam,\nthese are no weights.\n', 'it cannot be opened'), (b'', 'it cannot be opened'),
+    (pickle.dumps(print, protocol=2), 'it cannot be opened'), (b'PK\x03\x04 a zip?', 'it cannot be opened'),
+    ([torch.zeros(3)], 'but something else'), ({'a': 'b'}, 'but something else'), ({}, 'it lacks features.0.weight'),
+    (dict(features_28_bias=None), 'it lacks features.28.bias'),
+    (dict(features_0_weight=torch.zeros(64, 3, 1, 1)), r'features.0.weight measures \[64, 3, 1, 1\], not \[64, 3, 3, 3\]'),
+    (dict(features_5_bias=torch.zeros(1)), 'features.5.bias measures'),
+    (dict(features_5_bias=torch.full((128,), math.nan)), 'features.5.bias is not finite')])
+def test_wrong_lpips_weights_are_one_line(content, reason, vgg_file, tmp_path):
     path = tmp_path / 'other.pth'
-    torch.save({'features.0.weight': torch.zeros(64, 3, 3, 3)}, path)
-    with pytest.raises(WeightsError, match='other.pth is not'):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        changed = isinstance(content, dict) and any(name.startswith('features_') for name in content)
+        torch.save(vgg_with(vgg_file, **content) if changed else content, path)
+    with pytest.raises(WeightsError, match=f"other.pth holds no weights of torchvision's VGG-16.*{reason}") as caught:
         load_lpips(path, 'cpu')
+    assert '\n' not in str(caught.value) and 'trust' not in str(caught.value)
+    with pytest.raises(WeightsError, match=f'{tmp_path}: no such file'):
+        find_vgg_weights(str(tmp_path))

@@ -15,7 +15,7 @@ from torch_fidelity import calculate_metrics, register_feature_extractor
 from dataset_prep.archive import DatasetWriter
 from dnnlib import files
 from dnnlib.errors import UserError
-from metrics import DetectorError, Task, detector, evaluate, needs_detector, real_statistics, registry, results, tables
+from metrics import Task, detector, evaluate, needs_detector, real_statistics, registry, results, tables
 from metrics import sliced_wasserstein as swd
 from metrics.collection import collect
 from metrics.frechet_distance import frechet_distance
@@ -25,6 +25,8 @@ from metrics.statistics import FeatureList, FeatureMoments
 from tests import small_detector
 from tests.small_detector import WIDTHS, SmallExtractor, smooth_images, write_images
 from tests.tiny import tiny_generator
+from torch_utils import pretrained
+from torch_utils.pretrained import WeightsError
 from training.data.dataset import PosedImageDataset
 from training.rendering.cameras import view_label
 
@@ -430,10 +432,10 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(cached, monkeypatch):
 @pytest.fixture
 def homeless(monkeypatch):
     """A user without a home, as of a container's number."""
-    def home():
+    def expand(path):
         raise RuntimeError('Could not determine home directory.')
     monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
-    monkeypatch.setattr(Path, 'home', home)
+    monkeypatch.setattr(Path, 'expanduser', expand)
     files._temporary_cache.cache_clear()
 
 
@@ -485,17 +487,17 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_missing_weights_are_one_clear_line(hub):
-    with pytest.raises(DetectorError) as caught:
+    with pytest.raises(WeightsError) as caught:
         detector.find_weights()
     assert all(part in str(caught.value) for part in (str(hub), 'github.com/toshas', 'no route to host', '--detector=FILE'))
     assert '\n' not in str(caught.value)
-    with pytest.raises(DetectorError, match='--detector=nowhere.pth'):
+    with pytest.raises(WeightsError, match='--detector=nowhere.pth'):
         detector.find_weights('nowhere.pth')
 
 
 def test_weights_come_from_the_option_then_the_cache_then_a_download(hub, tmp_path, monkeypatch):
     content, downloads = b'weights', []
-    monkeypatch.setattr(detector, '_expected_hash', lambda: detector.hashlib.sha256(content).hexdigest()[:8])
+    monkeypatch.setattr(pretrained, 'hash_in_name', lambda path: detector.hashlib.sha256(content).hexdigest()[:8])
 
     def download(url, path, hash_prefix, progress):
         downloads.append((url, hash_prefix))
@@ -503,12 +505,12 @@ def test_weights_come_from_the_option_then_the_cache_then_a_download(hub, tmp_pa
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     first, again = detector.find_weights(), detector.find_weights()
     assert first == again == (str(hub), detector.hashlib.sha256(content).hexdigest()) and len(downloads) == 1
-    assert downloads[0][0].endswith(hub.name) and downloads[0][1] == detector._expected_hash()
+    assert downloads[0][0].endswith(hub.name) and downloads[0][1] == pretrained.hash_in_name('')
     own = tmp_path / 'own.pth'
     own.write_bytes(b'own')
     assert detector.find_weights(str(own)) == (str(own), detector.hashlib.sha256(b'own').hexdigest())
     hub.write_bytes(b'damaged')
-    with pytest.raises(DetectorError, match='damaged'):
+    with pytest.raises(WeightsError, match='damaged'):
         detector.find_weights()
 
 
@@ -526,7 +528,7 @@ class Trap:
 def test_files_that_are_no_weights_are_refused_and_not_executed(content, tmp_path, capsys):
     path = tmp_path / 'weights.pth'
     torch.save({'x': torch.zeros(1)}, path) if content is None else path.write_bytes(content)
-    with pytest.raises(DetectorError, match='weights.pth holds no weights') as caught:
+    with pytest.raises(WeightsError, match='weights.pth holds no weights') as caught:
         detector.Detector(path, [detector.FEATURES], CPU)
     assert '\n' not in str(caught.value) and 'executed' not in capsys.readouterr().out
 

@@ -311,7 +311,7 @@ def broken(path, content=b'not a snapshot'):
     (['--preset=demo', '--init-from=BROKEN'], 'is no snapshot'),
     (['--preset=demo', '--init-from=absent.pkl'], 'absent.pkl'),
     (['--preset=demo', '--imitation=lpips', '--lpips-weights=absent.pth'], 'absent.pth'),
-    (['--preset=demo', '--imitation=lpips', '--lpips-weights=BROKEN'], 'is not torchvision'),
+    (['--preset=demo', '--imitation=lpips', '--lpips-weights=BROKEN'], "holds no weights of torchvision's VGG-16"),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, data, tmp_path, monkeypatch):
     arguments = [a.replace('BROKEN', str(broken(tmp_path / 'broken.pkl'))) for a in arguments]

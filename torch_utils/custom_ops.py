@@ -84,7 +84,18 @@ def _warn(operator, problem):
         _logger.warning('%s: using plain PyTorch, which is slower, because %s', operator, problem)
 
 
-@functools.cache
+def agree():
+    """Let all processes use the same implementation of every operator; each must call it, before the first use.
+
+    Raises UserError where MIMIC3D_OPS is not the same for all.
+    """
+    distributed.check_same('MIMIC3D_OPS', demanded_by_user())
+    if torch.cuda.is_available() and demanded_by_user() != 'ref':
+        for operator in OPERATORS:
+            load.agree(operator)
+
+
+@distributed.Obstacle
 def load(operator):
     """Register the operator's CUDA kernels, after building them if need be. None, or why it failed, in one line."""
     try:
@@ -122,7 +133,7 @@ def build(operator):
     except OSError as error:
         raise BuildError(f'it could not be built: {error}') from None
     if not library.exists():
-        raise BuildError(f'it could not be compiled; the compiler\'s output is in {log}')
+        raise BuildError(f"it could not be compiled; the compiler's output is in {log}")
     return library
 
 
@@ -140,8 +151,18 @@ def _sources(operator):
 
 def _key(operator, architectures):
     """A hash of everything that the library depends on."""
-    hashed = hashlib.sha256(repr((torch.__version__, torch.version.cuda, platform.python_version(), platform.machine(),
-                                  COMPILER_OPTIONS, architectures)).encode())
+    hashed = hashlib.sha256(
+        repr(
+            (
+                torch.__version__,
+                torch.version.cuda,
+                platform.python_version(),
+                platform.machine(),
+                COMPILER_OPTIONS,
+                architectures,
+            )
+        ).encode()
+    )
     for path in _sources(operator):
         hashed.update(hashlib.sha256(path.read_bytes()).digest())
     return hashed.hexdigest()[:16]
@@ -151,6 +172,7 @@ def _key(operator, architectures):
 def _locked(path):
     """Hold a lock that the operating system takes away when its holder ends, however it ends."""
     import fcntl  # not on Windows, where the rest of this module is still needed
+
     with open(path, 'w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -165,8 +187,14 @@ def _compile(operator, architectures, library, log):
     try:
         output = work / 'output.log'
         with open(output, 'wb') as file:
-            finished = subprocess.run(compile_command(operator, work, architectures), env=_compiler_environment(), cwd=work,
-                                      stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+            finished = subprocess.run(
+                compile_command(operator, work, architectures),
+                env=_compiler_environment(),
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
         if finished.returncode == 0 and (work / library.name).exists():
             os.replace(work / library.name, library)
         else:
@@ -184,10 +212,18 @@ def compile_command(operator, folder, architectures):
 def compile_library(operator, folder, architectures):
     """Compile an operator for GPU architectures such as '90', and try whether it can be loaded. Prints a lot."""
     from torch.utils import cpp_extension  # takes its time, and looks at the environment when it is imported
+
     targets = [f'-gencode=arch=compute_{architecture},code=sm_{architecture}' for architecture in architectures]
     sources = [str(path) for path in _sources(operator) if path.suffix != '.h']
-    cpp_extension.load(operator, sources, extra_cflags=list(COMPILER_OPTIONS), extra_cuda_cflags=[*COMPILER_OPTIONS, *targets],
-                       build_directory=folder, is_python_module=False, verbose=True)
+    cpp_extension.load(
+        operator,
+        sources,
+        extra_cflags=list(COMPILER_OPTIONS),
+        extra_cuda_cflags=[*COMPILER_OPTIONS, *targets],
+        build_directory=folder,
+        is_python_module=False,
+        verbose=True,
+    )
 
 
 def _compiler_environment():

@@ -8,6 +8,7 @@ blocks, as in a training step, a process that fails tells the others why (torch_
 
 import contextlib
 import datetime
+import functools
 import os
 import re
 import signal
@@ -103,7 +104,9 @@ def joined(timeout_minutes=30):
         pick_device()
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
         with _naming_the_loss():
-            dist.init_process_group(backend, store=dist.PrefixStore('group', store), rank=number, world_size=processes, timeout=timeout)
+            dist.init_process_group(
+                backend, store=dist.PrefixStore('group', store), rank=number, world_size=processes, timeout=timeout
+            )
         yield
         failed = False
     except LostContact:
@@ -245,14 +248,17 @@ def _naming_the_loss():
             _give_up(failure, error)
         lines = re.sub(r'^\[[^\]]*\] ', '', str(error)).strip().splitlines()  # without the place in gloo's source
         reason = lines[0].split('. ')[0][:200] if lines else type(error).__name__
-        raise LostContact(f'process {os.environ.get("RANK", 0)} of {os.environ.get("WORLD_SIZE", 1)} has lost the others: '
-                          f'{_who_is_silent()} ({reason})') from error
+        raise LostContact(
+            f'process {os.environ.get("RANK", 0)} of {os.environ.get("WORLD_SIZE", 1)} has lost the others: '
+            f'{_who_is_silent()} ({reason})'
+        ) from error
 
 
 def _give_up(failure, error=None):
     """Raise what another process has told; error: how this one noticed."""
     raise LostContact(f'process {failure.rank} of {os.environ["WORLD_SIZE"]} has failed: {failure.text}') from (
-        _Elsewhere(failure.details) if failure.details else error)
+        _Elsewhere(failure.details) if failure.details else error
+    )
 
 
 def _who_is_silent():
@@ -319,7 +325,7 @@ def _agree(block=None, error=None):
         dist.all_gather_object(reports, mine)
     _watch.settle()
     reports = [report for report in reports if report is not None]
-    for other in _blocks[min(report.depth for report in reports):]:
+    for other in _blocks[min(report.depth for report in reports) :]:
         other.broken = _reason(reports)
     if error is not None and len(reports) == world_size() and len({report.failure.text for report in reports}) == 1:
         raise error
@@ -392,7 +398,7 @@ def share(value):
 
 
 def share_tensors(value, device):
-    """As `share`, for plain data with tensors: they travel one by one, and arrive on `device`. For one process, `value` itself."""
+    """As `share`, for plain data with tensors: these travel one by one, and arrive on `device`. One process keeps `value`."""
     if world_size() == 1:
         return value
     tensors = []
@@ -405,6 +411,7 @@ def share_tensors(value, device):
         with _naming_the_loss():
             dist.broadcast(tensor, src=0)
         return tensor
+
     return map_tensors(hand_on, shapes)
 
 
@@ -427,6 +434,37 @@ def first_problem(problem):
         return None
     number, text = found[0]
     return text if set(problems) == {text} else f'process {number} of {world_size()}: {text}'
+
+
+def check_same(name, value):
+    """Raise UserError unless `value`, plain data, is the same on all processes. name: of an environment variable or option."""
+    with together():
+        first = share(value)
+        if value != first:
+            raise UserError(f'{name} is {value!r} here, but {first!r} for process 0; make it the same for all processes')
+
+
+class Obstacle:
+    """Decorator of a function that finds out what keeps this process from something, as a text, or None if nothing does.
+
+    It is called once for the same arguments. After `agree`, any process's obstacle is one for all of them.
+    """
+
+    def __init__(self, find):
+        functools.update_wrapper(self, find)
+        self._find, self._agreed = functools.cache(find), {}
+
+    def __call__(self, *arguments):
+        return self._agreed[arguments] if arguments in self._agreed else self._find(*arguments)
+
+    def agree(self, *arguments):
+        """Decide for all processes, each of which must call it."""
+        with together():
+            self._agreed[arguments] = first_problem(self._find(*arguments))
+
+    def cache_clear(self):
+        self._find.cache_clear()
+        self._agreed.clear()
 
 
 def wait_for_all():

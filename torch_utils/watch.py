@@ -38,7 +38,9 @@ def describe_failure(rank, error, kinds):
     if line is not None:
         return Failure(rank, line, UserError, None)
     first_line = (str(error).strip().splitlines() or [''])[0][:300]
-    return Failure(rank, f'{type(error).__name__}: {first_line}'.removesuffix(': '), None, ''.join(traceback.format_exception(error)))
+    return Failure(
+        rank, f'{type(error).__name__}: {first_line}'.removesuffix(': '), None, ''.join(traceback.format_exception(error))
+    )
 
 
 class Watch:

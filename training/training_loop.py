@@ -13,6 +13,7 @@ from torch_utils.memory import naming_memory
 from torch_utils.stats import Statistics
 from training.data.dataset import PosedImageDataset
 from training.data.loader import naming_dead_helpers, real_batches
+from training.rendering.fused import agree_on_kernels
 from training.run.checkpoints import Saver, describe_resumption, without_tensors
 from training.run.grids import SampleGrid
 from training.run.reporting import Clock, Reporter
@@ -55,6 +56,7 @@ class TrainingRun:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        agree_on_kernels(self.device)
         with distributed.together():
             self._prepare(config)
 
@@ -79,9 +81,7 @@ class TrainingRun:
 
     def _data_content(self):
         content = self.dataset.content_hash()
-        if content != distributed.share(content):
-            raise UserError(f'--data={self.config.data} holds other images or cameras here than for process 0; copy the same set to '
-                            'all machines')
+        distributed.check_same(f'the content of --data={self.config.data}', content)
         return content
 
     def _load_state(self, log):
@@ -173,7 +173,7 @@ class TrainingRun:
             self.saver.save_reals(self.grid.reals(self.dataset), self.grid.columns)
 
     def _inherit(self):
-        """Take over the weights that --init-from names, on the process whose weights a stage begins with. Returns ADA's probability."""
+        """Take over the weights that --init-from names, for the process that hands weights on. Returns ADA's probability."""
         self.log(f'weights from {self.config.init_from}')
         states = {name: network.state_dict() for name, network in load_networks(self.config.init_from).items()}
         generator = states.get('G', states.get('G_ema', {}))

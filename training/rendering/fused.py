@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.files import cache_path
+from torch_utils import custom_ops, distributed
 from training.rendering import volume
 
 try:
@@ -39,15 +41,31 @@ def is_chosen(field, origins, directions):
     The environment variable MIMIC3D_RENDERER, 'fused' or 'ref', forces a choice. Raises UserError where it names another, or
     fused steps where they cannot run.
     """
-    forced = os.environ.get(VARIABLE) or None
-    if forced not in (None, *CHOICES):
-        raise UserError(f'{VARIABLE} must be {" or ".join(CHOICES)}, got {forced!r}; unset it to let the renderer choose')
+    forced = _forced()
     obstacle = None if forced == 'ref' else _obstacle(field, origins, directions, forced == 'fused')
     if forced == 'fused' and obstacle:
         raise UserError(f'{VARIABLE}=fused cannot render here: {obstacle}; set {VARIABLE}=ref, or unset it')
     chosen = forced != 'ref' and not obstacle
     _log_once('fused Triton kernels' if chosen else 'plain PyTorch', f'{VARIABLE}={forced}' if forced else obstacle)
     return chosen
+
+
+def agree_on_kernels(device):
+    """Let all processes decide alike whether the fused steps and the CUDA operators are used; each must call it at its start.
+
+    device: the torch.device that this process renders on. Raises UserError where the environment's demands differ.
+    """
+    distributed.check_same(VARIABLE, _forced())
+    if device.type == 'cuda' and _forced() != 'ref' and not _NO_TRITON:
+        _problem_of_triton.agree(device)
+    custom_ops.agree()
+
+
+def _forced():
+    forced = os.environ.get(VARIABLE) or None
+    if forced not in (None, *CHOICES):
+        raise UserError(f'{VARIABLE} must be {" or ".join(CHOICES)}, got {forced!r}; unset it to let the renderer choose')
+    return forced
 
 
 def _obstacle(field, origins, directions, forced):
@@ -67,15 +85,27 @@ def _obstacle(field, origins, directions, forced):
     return None
 
 
-@functools.cache
+@distributed.Obstacle
 def _problem_of_triton(device):
-    """Why Triton cannot build a kernel for a GPU, in one line, or None. It takes a C compiler and Python's headers."""
+    """Why Triton cannot build a kernel for a GPU, in one line, or None. It takes a C compiler and Python's headers.
+
+    Raises torch.OutOfMemoryError where the GPU is full: it may not be so the next time.
+    """
+    _give_triton_a_cache()
     try:
         sort_depths(torch.zeros(1, 1, 2, device=device))
     except Exception as error:  # as many types as there are reasons
         reason = ' '.join(str(error).split())[:200]
+        if isinstance(error, torch.OutOfMemoryError) or 'out of memory' in reason:
+            raise torch.OutOfMemoryError(reason) from error
         return f'Triton cannot build them: {reason or type(error).__name__}'
     return None
+
+
+def _give_triton_a_cache():
+    """Where it would write by itself, or where it can if that is not possible: it knows only homes."""
+    usual = os.environ.get('TRITON_CACHE_DIR') or os.path.join(os.environ.get('TRITON_HOME') or '~', '.triton', 'cache')
+    os.environ['TRITON_CACHE_DIR'] = str(cache_path('kernels', usual).parent)
 
 
 @functools.cache
