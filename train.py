@@ -68,21 +68,31 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
     """
     options['gpus'] = process_count(options['gpus'])
     folder_named = run_dir is not UNSET or resume not in (UNSET, LATEST)
-    named = choose_run_dir(outdir, run_id, run_dir, resume)
-    run_dir = named or next_run_dir(outdir, preset)
-    saved = saved_config(run_dir)
-    config = new_run(preset, data, run_dir, options) if saved is None else continued(saved, preset, data, run_dir, options)
-    refuse_idle_options(config, folder_named)
+
+    def resolved():
+        named = choose_run_dir(outdir, run_id, run_dir, resume)
+        config = run_config(preset, data, named or next_run_dir(outdir, preset), options)
+        refuse_idle_options(config, folder_named)
+        return config, named is not None
+
     if dry_run:
-        click.echo(summary(config))
+        click.echo(summary(resolved()[0]))
         return
-    vgg_weights = check_inputs(config)
-    if named:
-        make_run_dir(os.makedirs, config.outdir, exist_ok=True)
-    else:
-        config = config.replace(outdir=make_run_dir(claim_run_dir, outdir, preset))
-    if not start(config, vgg_weights):
+    # Under torchrun every process comes here, and what one machine lacks ends all of them.
+    with distributed.joined(options['timeout'] or RunConfig.timeout_minutes):
+        with distributed.together():
+            config, named = resolved()
+            vgg_weights = check_inputs(config)
+            config = with_run_dir(config, named)
+        finished = start(config, vgg_weights)
+    if not finished:
         sys.exit(distributed.exit_code_when_stopped())
+
+
+def run_config(preset, data, run_dir, options):
+    """The RunConfig of a new run in a folder, or with which the one there goes on."""
+    saved = saved_config(run_dir)
+    return new_run(preset, data, run_dir, options) if saved is None else continued(saved, preset, data, run_dir, options)
 
 
 def refuse_idle_options(config, folder_named):
@@ -198,12 +208,15 @@ def check_initial_weights(config, networks):
           'trained with other sizes; give one of the same --preset and options, or leave it out')
 
 
-def make_run_dir(make, path, *arguments, **options):
-    """`make(path, ...)`, which makes a run's folder. Raises ConfigError where that cannot be done."""
+def with_run_dir(config, named):
+    """The RunConfig with a folder that is there: its own where the user has named that, else the next free one beside it."""
     try:
-        return make(path, *arguments, **options)
+        if named:
+            os.makedirs(config.outdir, exist_ok=True)
+            return config
+        return config.replace(outdir=claim_run_dir(os.path.dirname(config.outdir), config.preset))
     except OSError as error:
-        raise ConfigError(f'the run folder {path} cannot be written: {error.strerror}; name another') from None
+        raise ConfigError(f'the run folder {config.outdir} cannot be written: {error.strerror}; name another') from None
 
 
 def start(config, vgg_weights):

@@ -9,6 +9,7 @@ import torch
 
 from dnnlib.errors import UserError
 from torch_utils import custom_ops, distributed
+from training import step, training_loop
 from training.rendering import fused
 
 
@@ -168,3 +169,14 @@ def fail_between_steps(failure, rank, hang):
         if hang:
             time.sleep(60)
         distributed.wait_for_all()
+
+
+def discriminator_loss(*arguments):
+    raise KeyError('a bug')
+
+
+def train_with_a_bug(config):
+    """On process 1."""
+    if os.environ['RANK'] == '1':
+        step.discriminator_loss = discriminator_loss
+    training_loop.train(config)

@@ -17,6 +17,7 @@ from tests.tiny import tiny_generator, tiny_run
 from torch_utils import distributed
 from training.config import RunConfig
 from training.presets import resolve
+from training.run.reporting import Reporter
 from training.snapshots import SnapshotError, load_networks, newest_snapshot, save_snapshot
 from training.training_loop import train
 
@@ -385,6 +386,20 @@ def test_a_full_gpu_is_one_line_with_the_cure(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, 'pick_device', full)
     with pytest.raises(UserError, match='too little memory; lower --batch-gpu'):
         train(tiny_run('', str(tmp_path)))
+
+
+def test_the_gpu_memory_of_a_line_is_the_most_since_the_last_one(tmp_path, monkeypatch):
+    """What the first minutes took, say of tuning kernels, is not shown for ever."""
+    peak = []
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda device: max(peak) * 2**30)
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda device: peak.clear())
+    reporter = Reporter(tiny_run('', str(tmp_path)), torch.device('cuda'))
+    for used in ([3, 9, 4], [4, 5, 2], [6]):
+        peak += used
+        reporter.tick(1, 8, {})
+    reporter.close()
+    lines = (tmp_path / 'stats.jsonl').read_text().splitlines()
+    assert [json.loads(line)['gpu_memory_gib'] for line in lines] == [9, 5, 6]
 
 
 def test_a_run_folder_in_use_is_refused(data, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ class UnexpectedError(RuntimeError):
     """A bug that showed on some process; its traceback is in the text of the cause."""
 
 
-class _Elsewhere(Exception):
+class OnAnotherProcess(Exception):
     """The traceback of another process, as a cause: it is printed with the error."""
 
     def __str__(self):
@@ -257,7 +257,7 @@ def _naming_the_loss():
 def _give_up(failure, error=None):
     """Raise what another process has told; error: how this one noticed."""
     raise LostContact(f'process {failure.rank} of {os.environ["WORLD_SIZE"]} has failed: {failure.text}') from (
-        _Elsewhere(failure.details) if failure.details else error
+        OnAnotherProcess(failure.details) if failure.details else error
     )
 
 
@@ -330,7 +330,7 @@ def _agree(block=None, error=None):
     if error is not None and len(reports) == world_size() and len({report.failure.text for report in reports}) == 1:
         raise error
     details = reports[0].failure.details
-    raise _reason(reports) from (error or (details and _Elsewhere(details)))
+    raise _reason(reports) from (error or (details and OnAnotherProcess(details)))
 
 
 def _reason(reports):

@@ -80,7 +80,7 @@ class Reporter:
         self.bar.update(images)
 
     def tick(self, stage, images_seen, statistics):
-        """Status line, stats.jsonl and TensorBoard for what happened since the last tick."""
+        """Status line, stats.jsonl and TensorBoard for what happened since the last tick; of GPU memory, the most since then."""
         now = time.time()
         kimg = images_seen / 1000
         record = {
@@ -95,6 +95,8 @@ class Reporter:
         self.events.flush()
         self.log(status_line(record))
         self.tick_start, self.tick_images = now, images_seen
+        if self.device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def add_metrics(self, records, images_seen):
         """Results of metrics (records with 'metric', 'branch' and 'value') for TensorBoard."""
@@ -102,17 +104,26 @@ class Reporter:
             self.events.add_scalar(f'metric/{record["metric"]}/{record["branch"]}', record['value'], images_seen)
 
     def close(self, error=None):
-        """error: what ends the run, if anything does; the log keeps it, and of a bug or a lost process the traceback, too."""
+        """error: what ends the run, if anything does, which the log keeps."""
         if isinstance(error, Exception):
-            told = isinstance(error, (UserError, OSError, torch.OutOfMemoryError)) and not isinstance(error, distributed.LostContact)
-            text = str(error) if told else ''.join(traceback.format_exception(error)).rstrip()
             with contextlib.suppress(OSError):  # of a full disk
-                self._write(f'the run ends: {text}')
+                self._write('the run ends: ' + explain(error))
         threading.excepthook = threading.__excepthook__
         for logger in _LOGGERS:
             logger.removeHandler(self.library_lines)
         self.bar.close()
         self.events.close()
+
+
+def explain(error):
+    """An exception as text: a line, and of a bug or a lost process the traceback, on whichever process it showed."""
+    lost = isinstance(error, distributed.LostContact)
+    line = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+    if isinstance(error, (UserError, OSError, torch.OutOfMemoryError)) and not lost:
+        return line
+    while lost and error.__cause__ is not None:
+        error = error.__cause__
+    return line + '\n' + ''.join(traceback.format_exception(error)).rstrip()
 
 
 def status_line(record):
