@@ -9,6 +9,8 @@ import zipfile
 
 from PIL import Image
 
+from dnnlib.errors import UserError
+from dnnlib.files import FolderLock
 from training.data.dataset import LABEL_FILE, DatasetError
 
 _IMAGES_PER_FOLDER = 1000
@@ -19,15 +21,16 @@ class DatasetWriter:
     """Context manager that writes images and labels beside `dest` and renames them to it when all went well.
 
     dest: path of a zip (suffix .zip) or else of a folder. overwrite: replace an existing data set.
-    Raises DatasetError when dest exists and may not be replaced, or cannot be written. Nothing is left on errors
-    or interruption.
+    Raises DatasetError when dest exists and may not be replaced, cannot be written, or is being written by another process.
+    Nothing is left on errors or interruption; what a killed process left is removed.
     """
 
     def __init__(self, dest, overwrite=False):
         self.dest = pathlib.Path(dest)
         if self.dest.name in ('', '..'):
             raise DatasetError(f'--dest={dest} names no file or folder that could be made: give one like heads.zip')
-        self._part = self.dest.with_name(self.dest.name + '.partial')
+        self._folder = self.dest.with_name(self.dest.name + '.partial')
+        self._part = self._folder / self.dest.name
         self._overwrite = overwrite
         self._labels = []
         self._zip = None
@@ -35,8 +38,7 @@ class DatasetWriter:
     def __enter__(self):
         self._check_dest()
         try:
-            self.dest.parent.mkdir(parents=True, exist_ok=True)
-            _remove(self._part)  # left by a killed run
+            self._claim()
             if self._is_zip:
                 self._zip = zipfile.ZipFile(self._part, 'w', compression=zipfile.ZIP_STORED)
             else:
@@ -54,7 +56,25 @@ class DatasetWriter:
         finally:
             if self._zip is not None:
                 self._close_quietly()
-            _remove(self._part)
+            self._release()
+
+    def _claim(self):
+        """Have the folder for this process alone, and look again at what may have been written before that."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = FolderLock(self._folder, patience=0.0)
+        except UserError:
+            raise DatasetError(f'--dest={self.dest} is being written by another process: choose another path') from None
+        try:
+            self._check_dest()
+        except DatasetError:
+            self._release()
+            raise
+        _remove(self._part)  # left by a killed process
+
+    def _release(self):
+        _remove(self._folder)
+        self._lock.release()
 
     def add(self, pixels, label):
         """Appends an image (uint8 array [H, W, 3]) with its camera label (25 floats)."""

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 import dataset_prep.demo as demo
+from dataset_prep import archive
 from dataset_prep.archive import DatasetWriter
 from dataset_prep.lenses import undistort
 from dataset_tool import main
-from training.data.dataset import DatasetError, PosedImageDataset, mirror_label
+from dnnlib.files import FolderLock
+from training.data.dataset import DatasetError, ImageDataset, PosedImageDataset, mirror_label
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
 FOX = pathlib.Path(__file__).parents[2] / 'shared/data/fox'
@@ -316,6 +318,37 @@ def test_interruption_leaves_nothing(tmp_path, name, error):
             assert any((tmp_path / 'new').iterdir())
             raise error
     assert not any((tmp_path / 'new').iterdir())
+
+
+@pytest.mark.parametrize('name', ['set', 'set.zip'])
+def test_two_at_once_do_not_write_over_each_other(tmp_path, name):
+    picture, label = np.zeros((8, 8, 3), np.uint8), np.zeros(25)
+    with DatasetWriter(tmp_path / name) as writer:
+        writer.add(picture, label)
+        with pytest.raises(DatasetError, match='is being written by another process'), DatasetWriter(tmp_path / name, overwrite=True):
+            pass
+        writer.add(picture, label)
+    assert len(ImageDataset(tmp_path / name)) == 2 and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_appears_while_it_is_claimed_is_left_alone(tmp_path, monkeypatch):
+    def finish_first(folder, **options):
+        (tmp_path / 'set.zip').write_text('of another process')
+        return FolderLock(folder, **options)
+    monkeypatch.setattr(archive, 'FolderLock', finish_first)
+    with pytest.raises(DatasetError, match='exists'), DatasetWriter(tmp_path / 'set.zip'):
+        pass
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['of another process']
+
+
+@pytest.mark.parametrize('name', ['set', 'set.zip'])
+def test_what_a_killed_process_left_is_removed(tmp_path, name):
+    left = tmp_path / f'{name}.partial' / name
+    left.mkdir(parents=True)
+    (left / 'img.png').write_text('half')
+    with DatasetWriter(tmp_path / name) as writer:
+        writer.add(np.zeros((8, 8, 3), np.uint8), np.zeros(25))
+    assert len(ImageDataset(tmp_path / name)) == 1 and [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize('dest, message', [('.', 'is not a data set'), ('/', 'names no file or folder'), ('..', 'names no file or folder')])

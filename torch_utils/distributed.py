@@ -342,16 +342,23 @@ def _reason(reports):
 
 def _check_in():
     """Before a collective: within `together`, another process may have failed, and would never come."""
+    if _broken():
+        raise _broken()[0]
     if _blocks:
         _agree()
+
+
+def _broken():
+    """What was raised in blocks that another process has left; code in between may not have heard of it."""
+    return [block.broken for block in _blocks if block.broken is not None]
 
 
 def look_around():
     """For long work between collectives, now and then: raise what has happened to another process. Costs nothing."""
     if _watch is not None and _watch.has_news():
         _give_up(_watch.failure())
-    if _blocks and _watch.alarmed():
-        _agree()
+    if _blocks and (_broken() or _watch.alarmed()):
+        _check_in()
 
 
 def from_first(function):

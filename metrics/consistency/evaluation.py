@@ -97,12 +97,14 @@ class Reconstructions:
         try:
             self._score(index)
         except UserError as error:
+            distributed.look_around()  # another process's failure is not the subject's
             _write(self._file(index, '.error'), str(error))
 
     def collect(self):
         """The records of all subjects, once every process has done its share. Raises UserError if any failed."""
         for index in range(len(self.names)):
             while not (self._done(index) or self._file(index, '.error').exists()):
+                distributed.look_around()
                 time.sleep(_POLL_SECONDS)
         failures = [path.read_text() for path in sorted(self.folder.glob('*.error'))]
         if failures:

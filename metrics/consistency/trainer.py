@@ -9,6 +9,7 @@ from dnnlib.errors import UserError
 from metrics.consistency.fields import make_fields
 from metrics.consistency.rendering import render_all, render_neus
 from metrics.consistency.views import scene_labels, view_rays
+from torch_utils import distributed
 from torch_utils.random import keyed_generator
 from training.rendering.cameras import cast_rays
 
@@ -56,6 +57,7 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
     optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
     sampler = RaySampler(views, recipe, keyed_generator((seed,), device), device)
     for step in tqdm(range(recipe.steps), desc=views.name, unit='step', disable=None if progress else True, leave=False):
+        distributed.look_around()
         for group in optimizer.param_groups:
             group['lr'] = group['base_rate'] * recipe.rate_factor(step)
         loss = training_loss(fields, sampler, recipe, background, step)
