@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset_prep.archive import DatasetWriter
+from dataset_prep.archive import DatasetWriter, is_zip_name
 from dataset_prep.convert import camera_summary, converted_image, load_views
 from dataset_prep.demo import demo_items
 from dataset_prep.transforms import transforms_files
@@ -18,6 +18,7 @@ from training.data.camera_checks import check_cameras, seen_scene
 from training.data.dataset import LABEL_FILE, DatasetError, image_notes, mirror_label
 
 _POSITIVE = FiniteRange(min=0, min_open=True)
+_RESOLUTION = click.IntRange(8, 8192)  # beyond it, a picture fills the memory
 
 
 def _output_options(command):
@@ -39,7 +40,7 @@ def main():
 
 @main.command()
 @_output_options
-@click.option('--resolution', type=click.IntRange(min=8), default=64, show_default=True, help='Pixels per side.')
+@click.option('--resolution', type=_RESOLUTION, default=64, show_default=True, help='Pixels per side.')
 @click.option('--images', type=click.IntRange(min=1), default=4000, show_default=True, help='Number of images.')
 @click.option('--identities', type=click.IntRange(min=1), help='Number of different heads.  [default: one per image]')
 @click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Same seed, same bytes.')
@@ -56,7 +57,7 @@ def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, r
 @main.command('convert')
 @click.option('--source', required=True, type=UserPath(), metavar='PATH', help='Folder or zip with transforms.json or dataset.json.')
 @_output_options
-@click.option('--resolution', type=click.IntRange(min=8), required=True, help='Pixels per side after the crop.')
+@click.option('--resolution', type=_RESOLUTION, required=True, help='Pixels per side after the crop.')
 @click.option('--radius', type=_POSITIVE, default=2.7, show_default=True,
               help='Median distance of the cameras from the origin; for transforms.json only.')
 @click.option('--axes', type=click.Choice(['opengl', 'opencv']), default='opengl', show_default=True,
@@ -72,8 +73,7 @@ def convert_photographs(source, dest, mirror, overwrite, resolution, radius, axe
     transforms.json: lens distortion is removed, the world moved to where the cameras look, turned so that they stand
     upright around +z, and scaled to the radius. dataset.json: the cameras keep their place.
     """
-    if pathlib.Path(source).resolve().is_relative_to(pathlib.Path(dest).resolve()):
-        raise DatasetError(f'--dest={dest} would replace --source={source}: choose another destination')
+    _check_apart(pathlib.Path(source).resolve(), pathlib.Path(dest).resolve())
     store, views, notes = load_views(source, radius, axes, skip_missing)
     if not transforms_files(store):
         refuse_idle(('radius', 'axes'), f'on {LABEL_FILE}')
@@ -83,6 +83,14 @@ def convert_photographs(source, dest, mirror, overwrite, resolution, radius, axe
     for line in (*notes, *image_notes(store, names, background)):
         click.echo(line)
     _write_all(items, names, dest, mirror, overwrite)
+
+
+def _check_apart(source, dest):
+    """Raises DatasetError where a destination would replace its source, or become a part of it; both are resolved paths."""
+    if source.is_relative_to(dest):
+        raise DatasetError(f'--dest={dest} would replace --source={source}: choose another destination')
+    if dest.is_relative_to(source) and not is_zip_name(dest):
+        raise DatasetError(f'--dest={dest} lies in --source={source}, whose pictures its own would join: choose another destination')
 
 
 def _write_all(items, names, dest, mirror, overwrite):

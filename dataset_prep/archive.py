@@ -17,6 +17,11 @@ _IMAGES_PER_FOLDER = 1000
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp: the same images give the same bytes
 
 
+def is_zip_name(path):
+    """Whether a data set written to a pathlib.Path is a zip; else it is a folder."""
+    return path.suffix.lower() == '.zip'
+
+
 class DatasetWriter:
     """Context manager that writes images and labels beside `dest` and renames them to it when all went well.
 
@@ -39,7 +44,7 @@ class DatasetWriter:
         self._check_dest()
         try:
             self._claim()
-            if self._is_zip:
+            if is_zip_name(self.dest):
                 self._zip = zipfile.ZipFile(self._part, 'w', compression=zipfile.ZIP_STORED)
             else:
                 self._part.mkdir()
@@ -85,16 +90,12 @@ class DatasetWriter:
         self._write(name, png.getvalue())
         self._labels.append([name, [float(value) for value in label]])
 
-    @property
-    def _is_zip(self):
-        return self.dest.suffix.lower() == '.zip'
-
     def _check_dest(self):
         if not self.dest.exists():
             return
         if not self._overwrite:
             raise DatasetError(f'--dest={self.dest} exists: choose another path, or replace it with --overwrite')
-        replaceable = self.dest.is_file() if self._is_zip else (self.dest / LABEL_FILE).is_file()
+        replaceable = self.dest.is_file() if is_zip_name(self.dest) else (self.dest / LABEL_FILE).is_file()
         if not replaceable:  # --overwrite must not delete somebody's home
             raise DatasetError(f'--dest={self.dest} is not a data set, so --overwrite leaves it alone: '
                                'choose another path')

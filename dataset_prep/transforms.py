@@ -24,7 +24,7 @@ _SAME_FOCAL = 0.02  # relative difference of a focal length and the angle of vie
 _DISTORTION = ('k1', 'k2', 'p1', 'p2', 'k3')  # in OpenCV's order
 _MODELS = {'PINHOLE': (), 'SIMPLE_PINHOLE': (), 'SIMPLE_RADIAL': ('k1',), 'RADIAL': ('k1', 'k2'),  # and what bends their images
            'OPENCV': _DISTORTION, 'PERSPECTIVE': _DISTORTION}
-_REFUSED = ('is_fisheye', 'fisheye', 'latlong', 'from_mitsuba', 'k4', 'k5', 'k6', *(f'ftheta_p{i}' for i in range(5)))
+_REFUSED = ('is_fisheye', 'fisheye', 'latlong', 'from_mitsuba', 'k4', 'k5', 'k6', 'distortion_params', *(f'ftheta_p{i}' for i in range(5)))
 _FOCALS = ('fl_x', 'fl_y', 'camera_angle_x', 'camera_angle_y')
 _READ = ('file_path', 'transform_matrix', 'camera_model', 'mask_path', 'cx', 'cy', 'w', 'h', *_FOCALS, *_DISTORTION)
 _HARMLESS = (  # where the scene lies and how large it is changes nothing: the world is centred, turned and scaled anyway

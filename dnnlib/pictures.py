@@ -60,7 +60,7 @@ def read_picture(data, background='black'):
 
     The EXIF orientation is applied; transparent pixels are composited on `background`, a colour name; 16 bits per channel
     keep their upper 8; palettes, grey and CMYK become RGB. Raises PictureError for what is broken, animated, or has no
-    known range (32-bit and float images).
+    known range (32-bit and float images, and 8-bit values in 16 bits).
     """
     with _reading():
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -129,6 +129,8 @@ def _reduced(image):
             image.info['transparency'] = tuple(value >> 8 for value in key)
         return image
     values = np.asarray(image)
+    if 0 < values.max() < 256:
+        raise PictureError('has 16 bits per channel, of which only the lower 8 are used: save it with 8 bits per channel')
     grey = Image.fromarray((values >> 8).astype(np.uint8))
     if key is not None:
         grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))

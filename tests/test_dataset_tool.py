@@ -372,6 +372,14 @@ def test_convert_will_not_replace_its_source(tmp_path):
     assert 'would replace' in line and len(PosedImageDataset(tmp_path / 'set')) == 2
 
 
+def test_convert_will_not_write_among_its_source(tmp_path):
+    run('demo', '--dest', tmp_path / 'set', '--images', 2, '--resolution', 16)
+    line = refused('convert', '--source', tmp_path / 'set', '--dest', tmp_path / 'set/small', '--resolution', 8)
+    assert 'lies in --source' in line and len(PosedImageDataset(tmp_path / 'set')) == 2
+    run('convert', '--source', tmp_path / 'set', '--dest', tmp_path / 'set/small.zip', '--resolution', 8)
+    assert len(PosedImageDataset(tmp_path / 'set')) == len(PosedImageDataset(tmp_path / 'set/small.zip')) == 2
+
+
 def convert_error(source, tmp_path):
     line = refused('convert', '--source', source, '--dest', tmp_path / 'out', '--resolution', 16)
     assert not list(tmp_path.glob('out*'))

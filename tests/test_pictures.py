@@ -123,6 +123,13 @@ def test_sixteen_bits_keep_their_brightness(data):
     assert (pixels(data) == 40000 >> 8).all() and 'deep' in traits(data)
 
 
+def test_eight_bit_values_in_sixteen_bits_are_refused():
+    """They would all become black."""
+    with pytest.raises(PictureError, match='only the lower 8 are used'):
+        pixels(deep_png(0, np.full((4, 4, 1), 200)))
+    assert (pixels(deep_png(0, np.zeros((4, 4, 1), int))) == 0).all()
+
+
 def test_palettes_grey_and_other_colours():
     image = Image.fromarray(some_image())
     for mode in ('P', 'L', '1'):

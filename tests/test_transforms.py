@@ -95,6 +95,7 @@ def test_a_scale_of_the_world_and_of_the_matrix_changes_nothing(photographs, sca
     {'camera_model': 'OPENCV_FISHEYE', 'k1': 0.02}, {'camera_model': 'THIN_PRISM_FISHEYE'}, {'camera_model': 'VR180_L'},
     {'camera_model': 'SPHERICAL'}, {'camera_model': ''}, {'camera_model': None}, {'camera_model': 7}, {'camera_model': ['PINHOLE']},
     {'is_fisheye': True}, {'fisheye': 1}, {'latlong': True}, {'k4': 0.1}, {'k6': -0.1}, {'ftheta_p1': 0.3},
+    {'distortion_params': [0.1, 0, 0, 0]},
 ])
 def test_other_camera_models_are_refused(photographs, keys):
     name = next(iter(keys))
