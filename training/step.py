@@ -1,9 +1,11 @@
 """One training step, from top to bottom as in the paper (docs/method.md, sections 1 and 5).
 
-    G         L_imitation + lambda_p L_adv_3D + L_adv_2D    (equations 5 to 8), density regularisation every 4 steps
-    D2D       non-saturating loss, R1 every 16 steps
+    G         L_total = L_imitation + lambda_p L_adv_3D + L_adv_2D    (equations 5 to 8); every few steps the density regularisation
+    D2D       non-saturating loss; every few steps R1
     D3D       the same on patches (stage 2)
     G_ema     moving average of G
+
+The paper's names and the code's: D2D is `D`, I2D `image`; D3D is `D_patch`, a patch of I3D `patch`, lambda_p `patch_weight`.
 
 A step changes a `TrainingState` and returns what it saw. It knows nothing of files, folders or signals.
 """
@@ -100,12 +102,13 @@ def training_step(state, real, real_c):
     stage_images = step * config.batch
     swap_p = swap_probability(loss, stage_images)
     passes = split(state, real, real_c)
-    o = Objective(G, D, D_patch, loss, state.imitation, state.augment, state.augment_p, blur_sigma(loss, stage_images, config.batch))
+    o = Objective(G, D, D_patch, loss, imitation=state.imitation, augment=state.augment, augment_p=state.augment_p,
+                  blur_sigma=blur_sigma(loss, stage_images, config.batch))
     scale_learning_rates(state, ramp(0.0, 1.0, stage_images + config.batch, config.optimizer.lr_rampup_kimg * 1000))
 
     # G: L_total = L_imitation + lambda_p L_adv_3D + L_adv_2D (equation 8)
     inputs, fakes = draw_inputs(state, 'generator', swap_p), []
-    for p in optimize(state, 'G', 'generator', passes, o):
+    for p in optimize(state, 'G', 'generator', passes, o):  # when all passes are done, it steps G's optimiser
         total, made = generator_loss(o, inputs.rows(p.rows), draws(state, 'generator', p.rows))
         p.backward(total)
         fakes.append(made.detach())
@@ -157,29 +160,29 @@ def generator_loss(o, inputs, random, corners=None):
     """
     fakes = generate(o, inputs, random, image=True, patch=o.D_patch is not None, corners=corners)
     logits = o.D(*discriminator_inputs(o, fakes.image, fakes.image_raw, random), inputs.c)
-    loss = F.softplus(-logits).mean()
+    total = L_adv_2D = F.softplus(-logits).mean()
     o.note_logits('fake', logits)
-    o.note('loss/G/adversarial', loss)
+    o.note('loss/G/adversarial', L_adv_2D)
+    if fakes.patch is not None and o.imitation is not None:  # the 2D branch is the target, and learns nothing from it
+        target = crop(fakes.image, fakes.corners, fakes.patch.shape[-1]).detach()
+        L_imitation = o.imitation(fakes.patch, target).mean()
+        o.note('loss/G/imitation', L_imitation)
+        total = total + o.loss.imitation_weight * L_imitation
     if o.D_patch is not None:
-        if o.imitation is not None:  # the 2D branch is the target, and learns nothing from it
-            target = crop(fakes.image, fakes.corners, fakes.patch.shape[-1]).detach()
-            distance = o.imitation(fakes.patch, target).mean()
-            o.note('loss/G/imitation', distance)
-            loss = loss + o.loss.imitation_weight * distance
         logits = o.D_patch(patch_discriminator_input(o, fakes.patch, random))
-        adversarial = F.softplus(-logits).mean()
+        L_adv_3D = F.softplus(-logits).mean()
         o.note_logits('patch_fake', logits)
-        o.note('loss/G/patch', adversarial)
-        loss = loss + o.loss.patch_weight * adversarial
+        o.note('loss/G/patch', L_adv_3D)
+        total = total + o.loss.patch_weight * L_adv_3D
     o.note('depth/mean', fakes.depth)
     o.note('depth/spread', fakes.depth.std(dim=(1, 2, 3)))
-    return loss, fakes
+    return total, fakes
 
 
 def density_loss(o, inputs, random, points=None, perturbation=None):
-    """Raw density should not change over a small step (EG3D).
+    """Raw density, of coarse and residual planes together, should not change over a small step (EG3D).
 
-    points: [N, P, 3], uniform in [-1, 1]^3; perturbation: standard normal [N, P, 3]; drawn where None.
+    points: [N, P, 3], uniform in [-1, 1]^3, world units: as in the release, also where the box is smaller; perturbation: standard normal [N, P, 3]; drawn where None.
     """
     planes = o.G.planes(o.G.mapping(inputs.z, inputs.c_cond), noise_mode=o.noise_mode, random=random)
     points = random.uniform(o.loss.density_points, 3) * 2 - 1 if points is None else points
@@ -359,6 +362,7 @@ def adapt_augmentation(state, o):
     config = state.config
     if config.augment != 'ada':
         return
+    # What D2D's loss has noted of the real images, for the log and for this.
     state.real_signs += [signs.float().mean() for signs in o.seen['signs/real']]
     if state.steps % config.ada_interval == 0:
         sign = distributed.average(torch.stack(state.real_signs).mean()).item()
