@@ -86,7 +86,7 @@ def replacing(path):
 
     It is written beside, synced to the disk, and renamed. Raises OSError with the name `path`.
     """
-    beside = f'{path}.tmp'
+    beside = f'{path}.{os.getpid()}.tmp'  # another process may write the same file
     try:
         with open(beside, 'wb') as file:
             yield file

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 import train as train_script
 from dnnlib.errors import UserError
-from tests.interruption import assert_same_end, last_state, losses, start_in_child, train_and_die, train_in_child
+from tests.interruption import assert_same_end, last_state, losses, start_in_child, train_and_die, train_and_watch_traffic, train_in_child
 from tests.tiny import tiny_run
 from torch_utils import distributed
 from torch_utils.checkpoint import StateFolder
@@ -109,7 +109,9 @@ def test_two_processes_one_is_killed(data, tmp_path):
     config = begin(small_run(data, tmp_path / 'run', steps=3, gpus=2))
     with pytest.raises(UserError, match='process 1 was killed by SIGKILL'):
         distributed.launch(functools.partial(train_and_die, config, ('in a step', 5), 1), 2)
-    assert distributed.launch(functools.partial(train, config), 2)
+    networks = distributed.launch(functools.partial(train_and_watch_traffic, config), 2)
+    stage1 = ['Generator', 'Generator', 'DualDiscriminator']
+    assert networks == [*stage1, *stage1, 'PatchDiscriminator']  # once in a stage
     assert 'going on from image' in (tmp_path / 'run' / 'log.txt').read_text()
     assert_same_end(tmp_path / 'run', tmp_path / 'whole', tolerance=1e-6)
 
