@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from dataset_prep.lenses import undistort
-from dataset_prep.transforms import TO_OPENCV, TRANSFORMS_FILE, View, read_transforms, transforms_files
+from dataset_prep.transforms import SPLIT_FILES, TO_OPENCV, TRANSFORMS_FILE, View, read_transforms, transforms_files
 from training.data.camera_checks import AXES, check_cameras, describe, first_fault, likely_slip, seen_scene
-from training.data.dataset import LABEL_FILE, DatasetError, FileStore, LabelFile, check_declared_size, image_header, image_names, open_image
+from training.data.dataset import (LABEL_FILE, DatasetError, FileStore, LabelFile, check_declared_size, image_header, image_names,
+                                   lies_deeper, open_image)
 
 _DEGENERATE = 1e-3  # a mean direction shorter than this, or axes this parallel, determine nothing
 _PRESET_NEAR, _PRESET_FAR = 0.45, 0.6  # FFHQ: radius - 0.45 and radius + 0.6 for a box of side 1
@@ -35,8 +36,8 @@ def load_views(source, radius, axes='opengl', skip_missing=False):
         labels = labels_of(views)
         check_cameras(labels, [view.name for view in views], f'{store.path}/{LABEL_FILE}', seen_scene(labels))
         return store, views, notes
-    raise DatasetError(f'--source={source} has neither {TRANSFORMS_FILE} nor {LABEL_FILE} at its top: '
-                       'give a folder or zip that has one of them')
+    cure = lies_deeper(store, TRANSFORMS_FILE, *SPLIT_FILES, LABEL_FILE) or ': give a folder or zip that has one of them'
+    raise DatasetError(f'--source={source} has neither {TRANSFORMS_FILE} nor {LABEL_FILE} at its top{cure}')
 
 
 def labels_of(views):

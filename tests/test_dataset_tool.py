@@ -380,6 +380,17 @@ def test_convert_will_not_write_among_its_source(tmp_path):
     assert len(PosedImageDataset(tmp_path / 'set')) == len(PosedImageDataset(tmp_path / 'set/small.zip')) == 2
 
 
+def test_convert_points_at_cameras_that_lie_deeper(photographs):
+    line = refused('convert', '--source', photographs.parent, '--dest', photographs.parent / 'out.zip', '--resolution', 16)
+    assert f'but transforms.json in {photographs.name}: give that folder' in line
+
+
+@pytest.mark.parametrize('command', [['demo', '--images', 1], ['convert', '--source', '.']])
+def test_pictures_that_would_fill_the_memory_are_refused(command, tmp_path):
+    output = run(*command, '--dest', tmp_path / 'set', '--resolution', 100000, code=2)
+    assert '--resolution' in output and '8192' in output
+
+
 def convert_error(source, tmp_path):
     line = refused('convert', '--source', source, '--dest', tmp_path / 'out', '--resolution', 16)
     assert not list(tmp_path.glob('out*'))

@@ -297,7 +297,9 @@ def test_zips_within_and_no_pictures(tmp_path):
 
 
 def test_cameras_that_lie_deeper_are_pointed_at(folder):
-    fails('has no dataset.json at its top, but one in set', PosedImageDataset, folder.parent)
+    fails('has no dataset.json at its top, but dataset.json in set: give that folder', PosedImageDataset, folder.parent)
+    packed = zip_of(folder.parent / 'b.zip', {'top/a.png': next(folder.rglob('*.png')).read_bytes(), 'top/dataset.json': b'{}', 'README': b''})
+    fails('but dataset.json in top: pack what is in it, and nothing else', PosedImageDataset, packed)
 
 
 def test_what_is_no_regular_file_is_named_and_does_not_hang(folder):

@@ -98,6 +98,13 @@ def _unambiguous(pairs):
     return content
 
 
+def lies_deeper(store, *files):
+    """Where one of `files` lies that is not at the top of a FileStore, and the cure, to go on a message with; '' if nowhere."""
+    cure = 'pack what is in it, and nothing else' if store.is_zip else 'give that folder'
+    return next((f', but {posixpath.basename(name)} in {posixpath.dirname(name)}: {cure}' for name in store.names
+                 if posixpath.basename(name) in files), '')
+
+
 class CameraFile:
     """What a file with cameras says of the images of a FileStore.
 
@@ -157,9 +164,9 @@ class LabelFile(CameraFile):
 def _named_labels(store):
     """(name, label) pairs as `dataset.json` has them."""
     if LABEL_FILE not in store:
-        elsewhere = next((f', but one in {posixpath.dirname(name)}: give that folder, or' for name in store.names
-                          if posixpath.basename(name) == LABEL_FILE), ', so the cameras are unknown:')
-        raise DatasetError(f'{store.path} has no {LABEL_FILE} at its top{elsewhere} make the set with dataset_tool.py convert')
+        deeper = lies_deeper(store, LABEL_FILE)
+        cure = f'{deeper}, or' if deeper else ', so the cameras are unknown:'
+        raise DatasetError(f'{store.path} has no {LABEL_FILE} at its top{cure} make the set with dataset_tool.py convert')
     content = read_json(store, LABEL_FILE)
     labels = content.get('labels', content) if isinstance(content, dict) else None
     pairs = list(labels.items()) if isinstance(labels, dict) else labels
