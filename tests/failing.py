@@ -164,6 +164,14 @@ def mistake():
     raise Broken('a mistake')
 
 
+def fail_before_they_meet(rank):
+    """The process of that rank finds no GPU; the other one waits for it."""
+    if int(os.environ['RANK']) == rank:
+        distributed.pick_device = mistake
+    with distributed.joined(timeout_minutes=1):
+        distributed.wait_for_all()
+
+
 def fail_between_steps(failure, rank, hang):
     """The process of that rank fails while the other one waits in a collective; or, with `hang`, for something else."""
     with distributed.joined(timeout_minutes=1):

@@ -101,22 +101,22 @@ def test_blocks_cost_a_single_process_nothing():
 # A process that ends between two collectives
 
 
-def launched(failure, rank, hang, errors):
+def launched(function, errors):
     """In a process of its own, so that one that waits for ever can be ended."""
     try:
-        distributed.launch(functools.partial(failing.fail_between_steps, failure, rank, hang), 2)
+        distributed.launch(function, 2)
     except Exception as error:
         errors.put((type(error).__name__, str(error)))
         sys.exit(1)
 
 
-def error_of_a_launch(*arguments):
+def error_of_a_launch(function, *arguments):
     context = multiprocessing.get_context('spawn')
     errors = context.SimpleQueue()
-    process = context.Process(target=launched, args=(*arguments, errors))
+    process = context.Process(target=launched, args=(functools.partial(function, *arguments), errors))
     process.start()
     process.join(LONGEST_S)
-    assert not process.is_alive()
+    assert not process.is_alive() and not errors.empty()
     return errors.get()
 
 
@@ -138,8 +138,14 @@ EVERYWHERE = [
     ],
 )
 def test_a_process_that_ends_takes_the_other_along(failure, kind, message, rank, hang):
-    found, text = error_of_a_launch(failure, rank, hang)
+    found, text = error_of_a_launch(failing.fail_between_steps, failure, rank, hang)
     assert kind in (found, None) and message.replace('RANK', str(rank)) in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_process_that_ends_before_they_meet_takes_the_other_along(rank):
+    assert error_of_a_launch(failing.fail_before_they_meet, rank) == ('Broken', f'process {rank} of 2: a mistake')
 
 
 # Whole runs

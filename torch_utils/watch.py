@@ -102,7 +102,7 @@ class Watch:
             return [0]  # which the store is gone with
 
     def close(self, failed):
-        """End the watch. failed: whether the run has; then the first process waits until the others have read why."""
+        """End the watch. failed: whether the run has; if one told why, the first process waits until the others have read it."""
         self._over.set()
         self._thread.join()
         if not failed:
@@ -110,7 +110,8 @@ class Watch:
         with contextlib.suppress(RuntimeError):
             self._store.add('read', 1)
             deadline = time.monotonic() + READING_S
-            while self._rank == 0 and self._store.add('read', 0) < self._processes and time.monotonic() < deadline:
+            told = self._store.add('failures', 0) > 0
+            while told and self._rank == 0 and self._store.add('read', 0) < self._processes and time.monotonic() < deadline:
                 time.sleep(POLL_S / 5)
 
     @staticmethod
