@@ -166,7 +166,8 @@ def simulated_cuda():
         'cuda.manual_seed_all': nothing,
         'cuda.get_device_name': lambda device=None: 'simulated', 'cuda.mem_get_info': lambda device=None: (2**34, 2**34),
         'cuda.memory_reserved': lambda device=None: 0, 'cuda.memory_allocated': lambda device=None: 0,
-        'cuda.max_memory_allocated': lambda device=None: 0, 'optim.Optimizer._accelerator_graph_capture_health_check': nothing,
+        'cuda.max_memory_allocated': lambda device=None: 0, 'cuda.reset_peak_memory_stats': nothing,
+        'optim.Optimizer._accelerator_graph_capture_health_check': nothing,
         'optim.Optimizer._cuda_graph_capture_health_check': nothing}
     simulation = Simulation()
     overwritten = torch.__future__.get_overwrite_module_params_on_conversion()
