@@ -120,21 +120,16 @@ def error_of_a_launch(function, *arguments):
     return errors.get()
 
 
-EVERYWHERE = [
-    pytest.param(rank, hang, marks=[] if (rank, hang) == (1, False) else pytest.mark.slow)
-    for rank in (0, 1)
-    for hang in (False, True)
-]
-
-
-@pytest.mark.parametrize('rank, hang', EVERYWHERE)
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [0, 1])
+@pytest.mark.parametrize('hang', [False, True])
 @pytest.mark.parametrize(
     'failure, kind, message',
     [
         (failing.mistake, 'Broken', 'process RANK of 2: a mistake'),
-        pytest.param(failing.bug, 'RuntimeError', "KeyError: 'a bug'", marks=pytest.mark.slow),
-        pytest.param(failing.be_killed, 'UserError', 'process RANK was killed by SIGKILL', marks=pytest.mark.slow),
-        pytest.param(failing.stop_without_a_word, None, 'process RANK ', marks=pytest.mark.slow),
+        (failing.bug, 'RuntimeError', "KeyError: 'a bug'"),
+        (failing.be_killed, 'UserError', 'process RANK was killed by SIGKILL'),
+        (failing.stop_without_a_word, None, 'process RANK '),
     ],
 )
 def test_a_process_that_ends_takes_the_other_along(failure, kind, message, rank, hang):
