@@ -64,7 +64,7 @@ def break_a_metric():
 FAULTS = {function.__name__: function for function in (lack_weights, lack_data, fill_gpu, meet_a_bug, be_killed, break_a_metric)}
 
 if __name__ == '__main__':
-    if os.environ['RANK'] == '1':
+    if os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
         FAULTS[sys.argv[1]]()
     else:
         have_weights()

@@ -199,18 +199,18 @@ def data(tmp_path_factory):
     return path
 
 
-def torchrun(fault, script, *arguments):
-    """The output of a script in two processes, of which the second has a fault (tests/one_fails.py)."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'tests/one_fails.py']
+def torchrun(fault, script, *arguments, restarts=0):
+    """The output of a script in two processes, of which the second has a fault at first (tests/one_fails.py)."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', f'--max-restarts={restarts}']
     done = subprocess.run(
-        [*command, fault, script, *map(str, arguments)],
+        [*command, 'tests/one_fails.py', fault, script, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env={**os.environ, 'OMP_NUM_THREADS': '1'},
         timeout=3 * LONGEST_S,
     )
-    assert done.returncode == 1
+    assert done.returncode == (0 if restarts else 1)
     return done.stdout + done.stderr
 
 
@@ -232,6 +232,14 @@ def test_under_torchrun_a_training_ends_for_the_reason_of_one_process(fault, rea
     )
     assert f'Error: {reason}' in output
     assert logged is None or re.search(logged, (tmp_path / 'run' / 'log.txt').read_text())
+
+
+@pytest.mark.slow
+def test_under_torchrun_what_ended_a_run_does_not_end_its_restart(data, tmp_path):
+    arguments = ('--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "run"}', '--stage1-kimg=0.032', '--stage2-kimg=0')
+    torchrun('meet_a_bug', 'train', *arguments, restarts=1)
+    assert 'the run ends: process 1 of 2 has failed' in (tmp_path / 'run' / 'log.txt').read_text()
+    assert (tmp_path / 'run' / 'finished').exists()
 
 
 @pytest.mark.slow

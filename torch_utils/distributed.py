@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from typing import NamedTuple
 
 import psutil
@@ -90,32 +91,58 @@ def joined(timeout_minutes=30):
 
     timeout_minutes: how long the others may keep this process waiting. CUDA tensors go through NCCL, others through gloo.
     """
-    global _watch
-    if _watch is not None or not under_torchrun() or int(os.environ['WORLD_SIZE']) == 1:
+    if dist.is_initialized() or not under_torchrun() or int(os.environ['WORLD_SIZE']) == 1:
         yield
         return
     failed = True
-    timeout = datetime.timedelta(minutes=timeout_minutes)
-    number, processes = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-    with _naming_the_loss():
-        store = _reach_store(timeout)
-    _watch = Watch(dist.PrefixStore('watch', store), number, processes)
     try:
+        _meet(datetime.timedelta(minutes=timeout_minutes))
         pick_device()
-        backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
-        with _naming_the_loss():
-            dist.init_process_group(
-                backend, store=dist.PrefixStore('group', store), rank=number, world_size=processes, timeout=timeout
-            )
         yield
         failed = False
     except LostContact:
         raise
     except Exception as error:
-        _watch.tell(describe_failure(number, error, _EXPECTED))
+        if _watch is not None:
+            _watch.tell(describe_failure(rank(), error, _EXPECTED))
         raise
     finally:
         _leave(failed)
+
+
+def _meet(timeout):
+    """Begin to watch the others, and make the process group."""
+    global _watch
+    number, processes = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+    with _naming_the_loss():
+        store = _reach_store(timeout)
+        attempt = dist.PrefixStore(_name_attempt(store, number, processes, timeout), store)
+        _watch = Watch(dist.PrefixStore('watch', attempt), number, processes)
+        group = dist.PrefixStore('group', attempt)
+        dist.init_process_group(backend, store=group, rank=number, world_size=processes, timeout=timeout)
+
+
+def _name_attempt(store, number, processes, timeout):
+    """A new name, the same on all processes. torchrun may keep its store when it starts them again: what an earlier attempt has
+    left there, addresses and news of a failure, must not be found by this one.
+
+    The first process tells its name to everyone who has said hello, and who may be of an earlier attempt, until all have it.
+    """
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    store.set(f'hello/{number}', mine)
+    if number > 0:
+        name = store.get(f'attempt of {mine}').decode()
+        store.add(f'{name}/met', 1)
+        return name
+    while store.add(f'{mine}/met', 0) < processes - 1:
+        if time.monotonic() > deadline:
+            raise RuntimeError('not all of them have come')
+        for other in range(1, processes):
+            if store.check([f'hello/{other}']):
+                store.set(f'attempt of {store.get(f"hello/{other}").decode()}', mine)
+        time.sleep(0.05)
+    return mine
 
 
 def _reach_store(timeout):
@@ -132,8 +159,9 @@ def _leave(failed):
         last_resort.start()
     if dist.is_initialized():
         dist.destroy_process_group()
-    _watch.close(failed)
-    _watch = None
+    if _watch is not None:
+        _watch.close(failed)
+        _watch = None
     if failed:
         last_resort.cancel()
 
