@@ -10,7 +10,7 @@ import zipfile
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.files import FolderLock
+from dnnlib.files import LOCK_FILE, FolderLock
 from training.data.dataset import LABEL_FILE, DatasetError
 
 _IMAGES_PER_FOLDER = 1000
@@ -44,10 +44,15 @@ class DatasetWriter:
         self._check_dest()
         try:
             self._claim()
-            if is_zip_name(self.dest):
-                self._zip = zipfile.ZipFile(self._part, 'w', compression=zipfile.ZIP_STORED)
-            else:
-                self._part.mkdir()
+            with contextlib.ExitStack() as on_failure:
+                on_failure.callback(self._release)
+                self._check_dest()  # again: it may have been written before the folder was this process's alone
+                _remove(self._part)  # left by a killed process
+                if is_zip_name(self.dest):
+                    self._zip = zipfile.ZipFile(self._part, 'w', compression=zipfile.ZIP_STORED)
+                else:
+                    self._part.mkdir()
+                on_failure.pop_all()
         except OSError as error:
             raise self._write_error(error) from error
         return self
@@ -64,21 +69,19 @@ class DatasetWriter:
             self._release()
 
     def _claim(self):
-        """Have the folder for this process alone, and look again at what may have been written before that."""
+        """Have the folder for this process alone."""
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = FolderLock(self._folder, patience=0.0)
         except UserError:
             raise DatasetError(f'--dest={self.dest} is being written by another process: choose another path') from None
-        try:
-            self._check_dest()
-        except DatasetError:
-            self._release()
-            raise
-        _remove(self._part)  # left by a killed process
 
     def _release(self):
-        _remove(self._folder)
+        """Leave nothing of this writer's. A folder of that name that somebody else has filled keeps the rest."""
+        _remove(self._part)
+        _remove(self._folder / LOCK_FILE)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
         self._lock.release()
 
     def add(self, pixels, label):

@@ -116,14 +116,17 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
+LOCK_FILE = 'lock'
+
+
 class FolderLock:
-    """A folder that belongs to this process until it ends: an advisory lock on `<folder>/lock`.
+    """A folder that belongs to this process until it ends: an advisory lock on its LOCK_FILE.
 
     Waits up to `patience` seconds, since helpers of a process that was killed may hold on for a moment. Raises UserError.
     """
 
     def __init__(self, folder, patience=60.0):
-        self._file = open(os.path.join(folder, 'lock'), 'w')
+        self._file = open(os.path.join(folder, LOCK_FILE), 'w')
         deadline = time.monotonic() + patience
         while not self._take():
             if time.monotonic() > deadline:

@@ -13,7 +13,8 @@ class Option:
     """An option that sets a field. `{}` in its name stands for the field that holds the dataclass, as in `--{}-kimg`.
 
     name: of the parameter, such as 'batch_gpu'; type: click's; group: heading in --help; resumable: whether a run that goes on
-    may be given another value, or the holders of the dataclass where it may; flag: the value of the option without one, None where it needs one.
+    may be given another value, or the holders of the dataclass where it may; flag: the value that the bare option gives, None
+    where it needs one.
     """
 
     name: str

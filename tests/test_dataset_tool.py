@@ -351,6 +351,21 @@ def test_what_a_killed_process_left_is_removed(tmp_path, name):
     assert len(ImageDataset(tmp_path / name)) == 1 and [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize('fails', [False, True])
+def test_somebody_elses_folder_of_that_name_keeps_what_it_holds(tmp_path, monkeypatch, fails):
+    theirs = tmp_path / 'set.zip.partial'
+    theirs.mkdir()
+    (theirs / 'notes.txt').write_text('mine')
+    if fails:
+        monkeypatch.setattr(archive.zipfile, 'ZipFile', lambda *a, **b: (_ for _ in ()).throw(OSError('no room')))
+        with pytest.raises(DatasetError, match='cannot be written'), DatasetWriter(tmp_path / 'set.zip'):
+            pass
+    else:
+        with DatasetWriter(tmp_path / 'set.zip') as writer:
+            writer.add(np.zeros((8, 8, 3), np.uint8), np.zeros(25))
+    assert [path.name for path in theirs.iterdir()] == ['notes.txt']
+
+
 @pytest.mark.parametrize('dest, message', [('.', 'is not a data set'), ('/', 'names no file or folder'), ('..', 'names no file or folder')])
 def test_destinations_without_a_name(dest, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

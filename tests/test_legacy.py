@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from dnnlib.errors import UserError
 from interop import published
-from interop.pickles import Made, Name, Tensors, as_module, plain, read_pickle
+from interop.pickles import Made, Name, Tensors, plain, read_pickle
 from tests import published as files
 from tests.goldens.frozen import fill
 from tests.published import DUAL_CLASS, SINGLE_CLASS, STAGE1_CLASS, STAGE2_CLASS

@@ -4,11 +4,9 @@ import json
 import warnings
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from interop import published
-from interop.pickles import LegacyError
 from tests import published as files
 from tests.helpers import GOLDENS
 from training import legacy

@@ -104,7 +104,7 @@ def joined(timeout_minutes=30):
         raise
     except Exception as error:
         if _watch is not None:
-            _watch.tell(describe_failure(rank(), error, _EXPECTED))
+            _watch.tell(describe_failure(int(os.environ['RANK']), error, _EXPECTED))  # the group may not have been made yet
         raise
     finally:
         _leave(failed)

@@ -1,6 +1,6 @@
 """One training step, from top to bottom as in the paper (docs/method.md, sections 1 and 5).
 
-    G         L_total = L_imitation + lambda_p L_adv_3D + L_adv_2D    (equations 5 to 8); every few steps the density regularisation
+    G         L_total = L_imitation + lambda_p L_adv_3D + L_adv_2D (equations 5 to 8); every few steps density regularisation
     D2D       non-saturating loss; every few steps R1
     D3D       the same on patches (stage 2)
     G_ema     moving average of G
@@ -182,7 +182,8 @@ def generator_loss(o, inputs, random, corners=None):
 def density_loss(o, inputs, random, points=None, perturbation=None):
     """Raw density, of coarse and residual planes together, should not change over a small step (EG3D).
 
-    points: [N, P, 3], uniform in [-1, 1]^3, world units: as in the release, also where the box is smaller; perturbation: standard normal [N, P, 3]; drawn where None.
+    points: [N, P, 3], uniform in [-1, 1]^3, world units: as in the release, also where the box is smaller; perturbation:
+    standard normal [N, P, 3]; drawn where None.
     """
     planes = o.G.planes(o.G.mapping(inputs.z, inputs.c_cond), noise_mode=o.noise_mode, random=random)
     points = random.uniform(o.loss.density_points, 3) * 2 - 1 if points is None else points

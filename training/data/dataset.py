@@ -237,10 +237,6 @@ class ImageDataset(torch.utils.data.Dataset):
             pixels = pixels[:, ::-1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def check_scene(self, scene):
-        """Raise CameraError unless all cameras see the box of a RenderingConfig, between its near and far."""
-        check_cameras(self.labels[:len(self._names)], self._names, f'{self._store.path}/{LABEL_FILE}', scene)
-
     def _select(self, limit):
         names = image_names(self._store)
         if limit is not None and limit < 1:
@@ -285,6 +281,10 @@ class PosedImageDataset(ImageDataset):
 
     def __getitem__(self, index):
         return super().__getitem__(index), self.labels[index].clone()
+
+    def check_scene(self, scene):
+        """Raise CameraError unless all cameras see the box of a RenderingConfig, between its near and far."""
+        check_cameras(self.labels[:len(self._names)], self._names, f'{self._store.path}/{LABEL_FILE}', scene)
 
     def content_hash(self):
         """Hash of the images' names, sizes and check sums, and of the cameras: the same for every copy of a set.

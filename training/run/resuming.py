@@ -5,7 +5,7 @@ import json
 import os
 import re
 
-from dnnlib.files import replacing
+from dnnlib.files import LOCK_FILE, replacing
 from dnnlib.options import apply_options, option_values, options_of
 from torch_utils.checkpoint import StateFolder
 from training.config import ConfigError, RunConfig, check
@@ -54,7 +54,7 @@ def saved_config(run_dir):
 
     Raises ConfigError for a folder that holds something else, or a run that nothing can be resumed from.
     """
-    names = [name for name in _names(run_dir) if name != 'lock' and not name.endswith('.tmp')]
+    names = [name for name in _names(run_dir) if name != LOCK_FILE and not name.endswith('.tmp')]
     if not names:
         return None
     options = os.path.join(run_dir, OPTIONS_FILE)
