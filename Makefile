@@ -6,7 +6,7 @@ DEMO := demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-all test-gpu clean
+.PHONY: help env demo test test-all test-gpu lint clean
 
 help:  ## Print this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1@/' | awk -F@ '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -34,6 +34,11 @@ test-all: env  ## Run all tests (those for a GPU are skipped where there is none
 
 test-gpu: env  ## Run the tests that need a GPU
 	$(PYTEST) -m gpu
+
+lint: env  ## Check style, formatting and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean:  ## Remove the demo's results and caches; keep .venv, data and runs
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -78,30 +78,52 @@ def group_options(command):
 
 
 @click.group(invoke_without_command=True, context_settings=dict(max_content_width=120, show_default=True))
-@click.option('--metrics', type=MetricList(),
-              help=f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.')
+@click.option(
+    '--metrics',
+    type=MetricList(),
+    help=f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.',
+)
 @click.option('--network', type=UserPath(), metavar='PATH', help='Network snapshot to evaluate; of a folder, the newest one.')
 @click.option('--images', type=UserPath(), metavar='ZIP|DIR', help='Images of any other method to evaluate; no network then.')
-@click.option('--data', type=UserPath(), metavar='ZIP|DIR', help='The real images; a network needs their cameras, too.  [default: what it was trained on]')
+@click.option(
+    '--data',
+    type=UserPath(),
+    metavar='ZIP|DIR',
+    help='The real images; a network needs their cameras, too.  [default: what it was trained on]',
+)
 @click.option('--mirror', type=bool, help='Double the data by mirrored copies.  [default: as in training]')
 @click.option('--branch', type=click.Choice(BRANCHES), default='both', help='Of the network.')
-@click.option('--outdir', type=UserPath(file_okay=False, path_type=Path),
-              help="Where metric-<name>.jsonl goes.  [default: the network's folder; for --images the current one]")
+@click.option(
+    '--outdir',
+    type=UserPath(file_okay=False, path_type=Path),
+    help="Where metric-<name>.jsonl goes.  [default: the network's folder; for --images the current one]",
+)
 @click.option('--label', help="The method's name in tables.  [default: the name of the run's or image folder]")
 @click.option('--seed', type=click.IntRange(0, 2**32 - 1), default=0, help='Of latents, cameras and subsets.')
 @click.option('--batch', type=click.IntRange(1), default=16, help='Images at once and per process.')
 @click.option('--trunc', type=FiniteRange(0), default=1.0, help='Truncation psi; 1: none.')
 @click.option('--trunc-cutoff', type=click.IntRange(0), help='Truncate only the first so many ws.  [default: all]')
-@click.option('--render-resolution', type=click.IntRange(1, 4096),
-              help="Pixels per side of the volume render.  [default: the network's]")
+@click.option(
+    '--render-resolution', type=click.IntRange(1, 4096), help="Pixels per side of the volume render.  [default: the network's]"
+)
 @click.option('--samples', type=click.IntRange(4), help="Stratified samples per ray.  [default: the network's]")
 @click.option('--importance-samples', type=click.IntRange(0), help="Importance samples per ray.  [default: the network's]")
-@click.option('--sampling', type=click.Choice(['stratified', 'deterministic']),
-              help='Along rays.  [default: stratified for fid, fid3d, kid, pr and is; else deterministic]')
-@click.option('--skip', type=FiniteRange(0, 1, max_open=True), default=0.0,
-              help='Leave out samples that provably weigh less than this; 0: none.')
-@click.option('--noise-mode', type=click.Choice(['random', 'const', 'none']),
-              help='Noise of the synthesis.  [default: random for fid, fid3d, kid, pr and is; else const]')
+@click.option(
+    '--sampling',
+    type=click.Choice(['stratified', 'deterministic']),
+    help='Along rays.  [default: stratified for fid, fid3d, kid, pr and is; else deterministic]',
+)
+@click.option(
+    '--skip',
+    type=FiniteRange(0, 1, max_open=True),
+    default=0.0,
+    help='Leave out samples that provably weigh less than this; 0: none.',
+)
+@click.option(
+    '--noise-mode',
+    type=click.Choice(['random', 'const', 'none']),
+    help='Noise of the synthesis.  [default: random for fid, fid3d, kid, pr and is; else const]',
+)
 @click.option('--gpus', type=click.IntRange(1), default=1, help='Processes, one per GPU (without one: CPU processes).')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Processes that read images, per GPU.')
 @group_options
@@ -157,8 +179,10 @@ def write(outdir, record):
     try:
         results.append(outdir, record)
     except OSError as error:
-        raise UserError(f'{results.file_of(outdir, record["metric"])} cannot be written ({error.strerror}); the result is printed '
-                        'above: make room, or name another folder with --outdir') from None
+        raise UserError(
+            f'{results.file_of(outdir, record["metric"])} cannot be written ({error.strerror}); the result is printed '
+            'above: make room, or name another folder with --outdir'
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -185,13 +209,22 @@ def prepare_evaluation(request):
     options = trained.get('options', {})
     same = ('images', 'seed', 'batch', 'render_resolution', 'sampling', 'skip', 'noise_mode', 'workers')
     task = registry.Task(
-        device=device, generator=generator, data=request.data or options.get('data'),
-        mirror=options.get('mirror', False) if request.mirror is None else request.mirror, outdir=outdir,
-        truncation_psi=request.trunc, truncation_cutoff=request.trunc_cutoff, options=request.group_options,
-        **{name: getattr(request, name) for name in same})
+        device=device,
+        generator=generator,
+        data=request.data or options.get('data'),
+        mirror=options.get('mirror', False) if request.mirror is None else request.mirror,
+        outdir=outdir,
+        truncation_psi=request.trunc,
+        truncation_cutoff=request.trunc_cutoff,
+        options=request.group_options,
+        **{name: getattr(request, name) for name in same},
+    )
     seen = trained.get('images_seen')
-    about = {'snapshot': request.network, 'kimg': None if seen is None else seen / 1000,
-             'label': request.label or default_label(request)}
+    about = {
+        'snapshot': request.network,
+        'kimg': None if seen is None else seen / 1000,
+        'label': request.label or default_label(request),
+    }
     return Evaluation(task, branches, about)
 
 
@@ -228,8 +261,12 @@ def default_label(request):
 @main.command('table')
 @click.argument('runs', nargs=-1, required=True, type=UserPath(exists=True, file_okay=False), metavar='RUN...')
 @click.option('--format', 'form', type=click.Choice(['markdown', 'csv']), default='markdown')
-@click.option('--published', type=click.Choice([*tables.PUBLISHED_DATA, 'all', 'none']), default='all',
-              help='Of which data the published results of the paper stand beside.')
+@click.option(
+    '--published',
+    type=click.Choice([*tables.PUBLISHED_DATA, 'all', 'none']),
+    default='all',
+    help='Of which data the published results of the paper stand beside.',
+)
 @click.option('--every', is_flag=True, help='All snapshots.  [default: the last one of each method and branch]')
 @friendly_errors
 def print_table(runs, form, published, every):
@@ -240,8 +277,7 @@ def print_table(runs, form, published, every):
 
 @main.command()
 @click.argument('run', type=UserPath(exists=True, file_okay=False), metavar='RUN_DIR')
-@click.option('--output', type=UserPath(dir_okay=False, path_type=Path),
-              help='The PNG to write.  [default: RUN_DIR/metrics.png]')
+@click.option('--output', type=UserPath(dir_okay=False, path_type=Path), help='The PNG to write.  [default: RUN_DIR/metrics.png]')
 @friendly_errors
 def plot(run, output):
     """Draw metrics against kimg."""

@@ -25,9 +25,10 @@ def _output_options(command):
     """The options that every subcommand has."""
     for option in (
         click.option('--overwrite', is_flag=True, help='Replace an existing data set.'),
-        click.option('--mirror/--no-mirror', default=False, show_default=True,
-                     help='Write a mirrored copy after each image.'),
-        click.option('--dest', required=True, type=UserPath(), metavar='PATH', help='What to write: a file *.zip, or else a folder.'),
+        click.option('--mirror/--no-mirror', default=False, show_default=True, help='Write a mirrored copy after each image.'),
+        click.option(
+            '--dest', required=True, type=UserPath(), metavar='PATH', help='What to write: a file *.zip, or else a folder.'
+        ),
     ):
         command = option(command)
     return command
@@ -45,8 +46,9 @@ def main():
 @click.option('--identities', type=click.IntRange(min=1), help='Number of different heads.  [default: one per image]')
 @click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Same seed, same bytes.')
 @click.option('--focal', type=_POSITIVE, default=FFHQ_FOCAL, help='In image widths.  [default: 4.2647]')
-@click.option('--radius', type=FiniteRange(min=1), default=2.7, show_default=True,
-              help='Distance of the cameras from the origin.')
+@click.option(
+    '--radius', type=FiniteRange(min=1), default=2.7, show_default=True, help='Distance of the cameras from the origin.'
+)
 @friendly_errors
 def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, radius):
     """Render simple coloured heads from known cameras: a set to try everything on."""
@@ -55,15 +57,32 @@ def demo(dest, mirror, overwrite, resolution, images, identities, seed, focal, r
 
 
 @main.command('convert')
-@click.option('--source', required=True, type=UserPath(), metavar='PATH', help='Folder or zip with transforms.json or dataset.json.')
+@click.option(
+    '--source', required=True, type=UserPath(), metavar='PATH', help='Folder or zip with transforms.json or dataset.json.'
+)
 @_output_options
 @click.option('--resolution', type=_RESOLUTION, required=True, help='Pixels per side after the crop.')
-@click.option('--radius', type=_POSITIVE, default=2.7, show_default=True,
-              help='Median distance of the cameras from the origin; for transforms.json only.')
-@click.option('--axes', type=click.Choice(['opengl', 'opencv']), default='opengl', show_default=True,
-              help="The cameras' own axes: opengl is x right, y up, z backward; for transforms.json only.")
-@click.option('--background', type=click.Choice(['black', 'white']), default='black', show_default=True,
-              help='What transparent and masked pixels become: as the preset of the training renders.')
+@click.option(
+    '--radius',
+    type=_POSITIVE,
+    default=2.7,
+    show_default=True,
+    help='Median distance of the cameras from the origin; for transforms.json only.',
+)
+@click.option(
+    '--axes',
+    type=click.Choice(['opengl', 'opencv']),
+    default='opengl',
+    show_default=True,
+    help="The cameras' own axes: opengl is x right, y up, z backward; for transforms.json only.",
+)
+@click.option(
+    '--background',
+    type=click.Choice(['black', 'white']),
+    default='black',
+    show_default=True,
+    help='What transparent and masked pixels become: as the preset of the training renders.',
+)
 @click.option('--max-images', type=click.IntRange(min=1), help='Use only the first so many.  [default: all]')
 @click.option('--skip-missing', is_flag=True, help='Go on without images that the camera file names and that are not there.')
 @friendly_errors
@@ -90,7 +109,9 @@ def _check_apart(source, dest):
     if source.is_relative_to(dest):
         raise DatasetError(f'--dest={dest} would replace --source={source}: choose another destination')
     if dest.is_relative_to(source) and not is_zip_name(dest):
-        raise DatasetError(f'--dest={dest} lies in --source={source}, whose pictures its own would join: choose another destination')
+        raise DatasetError(
+            f'--dest={dest} lies in --source={source}, whose pictures its own would join: choose another destination'
+        )
 
 
 def _write_all(items, names, dest, mirror, overwrite):

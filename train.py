@@ -48,14 +48,30 @@ def summary(config):
 
 
 @click.command(cls=GroupedCommand, context_settings=dict(max_content_width=120, show_default=True))
-@grouped_option('--preset', group='Run', type=click.Choice(list(PRESETS)), help='Configuration to start from; other options override it.')
+@grouped_option(
+    '--preset', group='Run', type=click.Choice(list(PRESETS)), help='Configuration to start from; other options override it.'
+)
 @grouped_option('--data', group='Run', type=UserPath(), metavar='ZIP|DIR', help='Posed images with a dataset.json.')
-@grouped_option('--outdir', group='Run', default='runs', type=UserPath(), metavar='DIR', help='Where the folder of the run is made.')
-@grouped_option('--run-id', group='Run', metavar='NAME', help='Name of the run in --outdir, instead of a number; if it is there, it goes on.')
-@grouped_option('--run-dir', group='Run', type=UserPath(), metavar='DIR', help='Folder of the run itself; if it holds a run, that goes on.')
-@grouped_option('--resume', group='Run', type=UserPath(words=[LATEST]), metavar='RUN_DIR|latest', help='Go on with a run, with its own options.')
+@grouped_option(
+    '--outdir', group='Run', default='runs', type=UserPath(), metavar='DIR', help='Where the folder of the run is made.'
+)
+@grouped_option(
+    '--run-id', group='Run', metavar='NAME', help='Name of the run in --outdir, instead of a number; if it is there, it goes on.'
+)
+@grouped_option(
+    '--run-dir', group='Run', type=UserPath(), metavar='DIR', help='Folder of the run itself; if it holds a run, that goes on.'
+)
+@grouped_option(
+    '--resume',
+    group='Run',
+    type=UserPath(words=[LATEST]),
+    metavar='RUN_DIR|latest',
+    help='Go on with a run, with its own options.',
+)
 @config_options(RunConfig, GROUPS)
-@grouped_option('--aware', group=NETWORKS, type=click.Choice(AWARE), help='Where planes see each other: in a stream beside E, or in E itself.')
+@grouped_option(
+    '--aware', group=NETWORKS, type=click.Choice(AWARE), help='Where planes see each other: in a stream beside E, or in E itself.'
+)
 @grouped_option('--dry-run', group='Run', is_flag=True, help='Print the resolved configuration and stop.')
 @friendly_errors
 def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
@@ -99,24 +115,33 @@ def refuse_idle_options(config, folder_named):
     """Raise UserError for options that were given and that the run takes no notice of."""
     imitation = config.stage2.loss.imitation
     for idle, names, reason in (
-            (folder_named, ['outdir'], 'where the folder of the run itself is named'),
-            (config.augment != 'ada', ['ada_target'], 'without --augment=ada'),
-            (not config.generator.pose_conditioning, ['swap'], 'without --pose-conditioning'),
-            (config.stage2.kimg == 0, ['imitation', 'imitation_weight', 'lpips_weights', 'patch_weight', 'gamma_patch'], 'without stage 2'),
-            (imitation == 'none', ['imitation_weight'], 'with --imitation=none'),
-            (imitation != 'lpips', ['lpips_weights'], f'with --imitation={imitation}'),
-            (not config.metrics, ['metrics_every', 'detector'], 'without --metrics')):
+        (folder_named, ['outdir'], 'where the folder of the run itself is named'),
+        (config.augment != 'ada', ['ada_target'], 'without --augment=ada'),
+        (not config.generator.pose_conditioning, ['swap'], 'without --pose-conditioning'),
+        (
+            config.stage2.kimg == 0,
+            ['imitation', 'imitation_weight', 'lpips_weights', 'patch_weight', 'gamma_patch'],
+            'without stage 2',
+        ),
+        (imitation == 'none', ['imitation_weight'], 'with --imitation=none'),
+        (imitation != 'lpips', ['lpips_weights'], f'with --imitation={imitation}'),
+        (not config.metrics, ['metrics_every', 'detector'], 'without --metrics'),
+    ):
         if idle:
             refuse_idle(names, reason)
 
 
 def choose_run_dir(outdir, run_id, run_dir, resume):
     """The folder of the run that the options name, or None."""
-    named = {name: value for name, value in (('--run-id', run_id), ('--run-dir', run_dir), ('--resume', resume)) if value is not UNSET}
+    named = {
+        name: value for name, value in (('--run-id', run_id), ('--run-dir', run_dir), ('--resume', resume)) if value is not UNSET
+    }
     check(len(named) <= 1, f'{" and ".join(named)} name the run twice; give one of them')
     check(run_id is UNSET or run_id.strip('./'), f'--run-id={run_id} names no run; give it a name, or leave it out')
-    check(named or not distributed.under_torchrun(), 'under torchrun, name the run with --run-id or --run-dir: '
-          'a process that is started again must find it')
+    check(
+        named or not distributed.under_torchrun(),
+        'under torchrun, name the run with --run-id or --run-dir: a process that is started again must find it',
+    )
     if resume is not UNSET:
         run_dir = run_to_resume(resume, outdir)
     elif run_id is not UNSET:
@@ -129,13 +154,17 @@ def new_run(preset, data, run_dir, options):
     check(data is not UNSET, '--data is missing: a zip or folder of posed images')
     if options['init_from'] is not UNSET:
         from training.snapshots import newest_snapshot
+
         options = {**options, 'init_from': newest_snapshot(options['init_from'])}
     return with_options(resolve(preset, data, run_dir), given_options(options))
 
 
 def continued(saved, preset, data, run_dir, options):
     """The configuration with which a saved run goes on. Raises ConfigError for an option that would change it."""
-    check(preset in (UNSET, saved.preset), f'--preset={preset}, but the run in {run_dir} has --preset={saved.preset}; name another folder')
+    check(
+        preset in (UNSET, saved.preset),
+        f'--preset={preset}, but the run in {run_dir} has --preset={saved.preset}; name another folder',
+    )
     saved = saved.replace(outdir=run_dir, data=data or saved.data)
     given = given_options(options)
     if 'init_from' in given and _holds(given['init_from'], saved.init_from):
@@ -143,8 +172,11 @@ def continued(saved, preset, data, run_dir, options):
     resumable = {name for name, option in options_of(RunConfig).items() if option.resumable}
     check_unchanged(saved, lambda some: with_options(saved, some), {name: given[name] for name in given if name not in resumable})
     config = with_options(saved, {name: given[name] for name in given if name in resumable})
-    check(config.images_per_group == saved.images_per_group, f'--gpus={config.gpus} and --batch-gpu={config.batch_per_pass} would '
-          f"change the run: the discriminators' minibatch statistics are over groups of {saved.images_per_group} images of a pass")
+    check(
+        config.images_per_group == saved.images_per_group,
+        f'--gpus={config.gpus} and --batch-gpu={config.batch_per_pass} would '
+        f"change the run: the discriminators' minibatch statistics are over groups of {saved.images_per_group} images of a pass",
+    )
     return config
 
 
@@ -166,8 +198,9 @@ def check_inputs(config):
     for name in config.metrics:
         registry.find(name)
     check(config.detector is None or os.path.isfile(config.detector), f'--detector={config.detector}: no such file')
-    dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution,
-                                background=config.generator.rendering.background)
+    dataset = PosedImageDataset(
+        config.data, resolution=config.generator.image_resolution, background=config.generator.rendering.background
+    )
     dataset.check_scene(config.generator.rendering)
     check_counts(config.metrics, len(dataset) * (2 if config.mirror else 1))
     if config.detector is not None:
@@ -199,13 +232,19 @@ def check_initial_weights(config, networks):
     from training.snapshots import matching
 
     given = networks.get('G', networks.get('G_ema'))
-    check(given is not None, f'--init-from={config.init_from} holds no generator, only: {", ".join(networks) or "nothing"}; '
-          'give a network-snapshot-*.pkl')
+    check(
+        given is not None,
+        f'--init-from={config.init_from} holds no generator, only: {", ".join(networks) or "nothing"}; '
+        'give a network-snapshot-*.pkl',
+    )
     with torch.device('meta'):  # shapes alone
         own = Generator(config.generator.replace(residual=config.stage1.kimg == 0)).state_dict()
     taken = len(matching(own, given.state_dict()))
-    check(2 * taken >= len(own), f'--init-from={config.init_from} fits {taken} of the {len(own)} tensors of the generator: it was '
-          'trained with other sizes; give one of the same --preset and options, or leave it out')
+    check(
+        2 * taken >= len(own),
+        f'--init-from={config.init_from} fits {taken} of the {len(own)} tensors of the generator: it was '
+        'trained with other sizes; give one of the same --preset and options, or leave it out',
+    )
 
 
 def with_run_dir(config, named):
@@ -224,8 +263,11 @@ def start(config, vgg_weights):
     from metrics.monitoring import Monitor
     from training.training_loop import train
 
-    monitor = Monitor(list(config.metrics), config.data, config.mirror, config.outdir, config.detector,
-                      config.workers) if config.metrics else None
+    monitor = (
+        Monitor(list(config.metrics), config.data, config.mirror, config.outdir, config.detector, config.workers)
+        if config.metrics
+        else None
+    )
     return distributed.launch(functools.partial(train, config, vgg_weights, monitor), config.gpus)
 
 

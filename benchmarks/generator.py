@@ -55,8 +55,11 @@ def measure_planes(G, batch, with_backward, device, repeats):
 
     with FlopCounterMode(display=False) as counter:
         call(gradients=True)  # which the counter needs; without a backward pass they cost nothing
-    return dict(milliseconds=median_time(call, device, repeats), megabytes=peak_megabytes(call, device),
-                multiplications=counter.get_total_flops() / 2e9)
+    return dict(
+        milliseconds=median_time(call, device, repeats),
+        megabytes=peak_megabytes(call, device),
+        multiplications=counter.get_total_flops() / 2e9,
+    )
 
 
 def measure_variants(preset, batches, device, repeats):
@@ -72,8 +75,11 @@ def measure_variants(preset, batches, device, repeats):
                         measured = measure_planes(G, batch, name != 'forward', device, repeats)
                     except torch.cuda.OutOfMemoryError:
                         measured = dict(milliseconds=None, megabytes=None, multiplications=None)
-                    rows.append(dict(awareness=awareness, convolution=convolution, parameters=parameters, batch=batch, ran=name,
-                                     **measured))
+                    rows.append(
+                        dict(
+                            awareness=awareness, convolution=convolution, parameters=parameters, batch=batch, ran=name, **measured
+                        )
+                    )
             del G
     return dict(device=device_name(device), torch=torch.__version__, preset=preset, repeats=repeats, rows=rows)
 
@@ -82,9 +88,22 @@ def variants_table(result):
     """Lines of text: the device, and a table."""
     yield f'{result["device"]}, PyTorch {result["torch"]}, sizes of {result["preset"]}\n'
     titles = ('3D-aware', 'convolution', 'parameters of E and mapping, M', 'batch', 'pass', 'ms', 'MiB', 'multiplications, G')
-    yield from markdown(titles, [
-        (row['awareness'], row['convolution'], number(row['parameters'], 1), row['batch'], row['ran'],
-         number(row['milliseconds'], 2), number(row['megabytes'], 0), number(row['multiplications'], 2)) for row in result['rows']])
+    yield from markdown(
+        titles,
+        [
+            (
+                row['awareness'],
+                row['convolution'],
+                number(row['parameters'], 1),
+                row['batch'],
+                row['ran'],
+                number(row['milliseconds'], 2),
+                number(row['megabytes'], 0),
+                number(row['multiplications'], 2),
+            )
+            for row in result['rows']
+        ],
+    )
 
 
 @click.command()

@@ -73,18 +73,24 @@ def measure_stages(task, labels, detector, images):
 
     def extract(most):
         for numbers in batches[:most]:
-            detector(example[:len(numbers)])
+            detector(example[: len(numbers)])
 
     def both(most):
         count = images if most is None else batches[:most][-1].stop
         collect(source, [(FeatureMoments(FEATURES), count)], detector, task, task.branch)
+
     return [seconds(function, task.device) for function in (generate, extract, both)]
 
 
 @click.command(context_settings=dict(show_default=True))
 @click.option('--network', type=UserPath(), metavar='PATH', help='Snapshot to measure.  [default: a random network of --preset]')
 @click.option('--preset', type=click.Choice(list(PRESETS)), default='demo', help='Size of the random network.')
-@click.option('--detector', type=UserPath(), metavar='FILE', help='Inception weights; the speed does not depend on them.  [default: random ones]')
+@click.option(
+    '--detector',
+    type=UserPath(),
+    metavar='FILE',
+    help='Inception weights; the speed does not depend on them.  [default: random ones]',
+)
 @click.option('--images', type=click.IntRange(1), default=64, help='Images per measurement.')
 @click.option('--batch', type=click.IntRange(1), default=16, help='Images at once.')
 @friendly_errors

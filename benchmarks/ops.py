@@ -145,10 +145,18 @@ def measure_operators(device, repeats, implementations):
             measured = {which: measure_operator(case, which, name != 'forward', device, repeats) for which in implementations}
             first, necessary = measured[implementations[0]]
             reached = necessary / first / 1e6
-            rows.append(dict(operator=case.operator, case=case.name, shape=case.shape,
-                             dtype=str(case.dtype).removeprefix('torch.'), ran=name,
-                             milliseconds={which: milliseconds for which, (milliseconds, _) in measured.items()},
-                             bandwidth=reached, of_copy=reached / bandwidth))
+            rows.append(
+                dict(
+                    operator=case.operator,
+                    case=case.name,
+                    shape=case.shape,
+                    dtype=str(case.dtype).removeprefix('torch.'),
+                    ran=name,
+                    milliseconds={which: milliseconds for which, (milliseconds, _) in measured.items()},
+                    bandwidth=reached,
+                    of_copy=reached / bandwidth,
+                )
+            )
     device_name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
     return dict(device=device_name, torch=torch.__version__, copy_bandwidth=bandwidth, repeats=repeats, rows=rows)
 
@@ -159,15 +167,23 @@ def operators_table(result, implementations):
     yield '| ' + ' | '.join(titles) + ' |'
     yield '|' + len(titles) * '---|'
     for row in result['rows']:
-        cells = [row['operator'], row['case'], 'x'.join(map(str, row['shape'])), row['dtype'], row['ran'],
-                 *(f'{row["milliseconds"][which]:.3f}' for which in implementations),
-                 f'{row["bandwidth"]:.0f}', f'{row["of_copy"]:.0%}']
+        cells = [
+            row['operator'],
+            row['case'],
+            'x'.join(map(str, row['shape'])),
+            row['dtype'],
+            row['ran'],
+            *(f'{row["milliseconds"][which]:.3f}' for which in implementations),
+            f'{row["bandwidth"]:.0f}',
+            f'{row["of_copy"]:.0%}',
+        ]
         yield '| ' + ' | '.join(cells) + ' |'
 
 
 @click.command()
-@click.option('--repeats', type=click.IntRange(min=1), default=50, show_default=True,
-              help='measurements of which the median is taken')
+@click.option(
+    '--repeats', type=click.IntRange(min=1), default=50, show_default=True, help='measurements of which the median is taken'
+)
 @click.option('--compile/--no-compile', 'with_compile', default=True, help='compare with torch.compile too')
 @click.option('--json', 'json_path', type=UserPath(dir_okay=False), help='also write the results to this file')
 @friendly_errors

@@ -111,8 +111,11 @@ class StepTrace:
         return Call(tuple((self._path(f), _name(f.f_code)) for f in frames), any(map(self._is_forward, frames[:-1])))
 
     def _is_forward(self, frame):
-        return (frame.f_code.co_name == 'forward' and self._path(frame).startswith(NETWORKS)
-                and isinstance(frame.f_locals.get('self'), torch.nn.Module))
+        return (
+            frame.f_code.co_name == 'forward'
+            and self._path(frame).startswith(NETWORKS)
+            and isinstance(frame.f_locals.get('self'), torch.nn.Module)
+        )
 
     def _path(self, frame):
         """The frame's file from the root; '' for others' code and for the expressions that Python makes frames of."""
@@ -134,8 +137,19 @@ def trace_step():
     with tempfile.TemporaryDirectory() as folder:
         data = f'{folder}/data.zip'
         _run_script('dataset_tool.py', 'demo', f'--dest={data}', '--images=8')
-        _run_script('train.py', '--preset=demo', f'--data={data}', f'--run-dir={folder}/run', '--stage1-kimg=0',
-                    '--stage2-kimg=0.008', '--share-fakes=false', '--gpus=1', '--workers=0', '--threads=1', profiler=trace)
+        _run_script(
+            'train.py',
+            '--preset=demo',
+            f'--data={data}',
+            f'--run-dir={folder}/run',
+            '--stage1-kimg=0',
+            '--stage2-kimg=0.008',
+            '--share-fakes=false',
+            '--gpus=1',
+            '--workers=0',
+            '--threads=1',
+            profiler=trace,
+        )
     if not trace.calls:
         raise SystemExit(f'no step was seen: {ROOT / "benchmarks/structure.py"} names those that begin one in STEPS')
     return trace.calls
@@ -161,9 +175,11 @@ def describe_step(calls):
     outside = [call for call in calls if not call.in_network]
     deepest = max(outside, key=lambda call: len(call.chain))
     yield ('', 'networks as one call', 'all calls')
-    for name, count in (('files', lambda some: len({call.chain[-1][0] for call in some})),
-                        ('functions', lambda some: len({call.chain[-1] for call in some})),
-                        ('calls deep', lambda some: max(len(call.chain) for call in some))):
+    for name, count in (
+        ('files', lambda some: len({call.chain[-1][0] for call in some})),
+        ('functions', lambda some: len({call.chain[-1] for call in some})),
+        ('calls deep', lambda some: max(len(call.chain) for call in some)),
+    ):
         yield (name, count(outside), count(calls))
     yield ()
     yield ('deepest:', ' > '.join(name for _, name in deepest.chain))
@@ -213,8 +229,15 @@ def describe_rooms(files):
     totals = [('product', [f for f in files if f.is_product]), ('all', files)]
     for name, group in [*rooms, *totals]:
         lengths = [function.length for f in group for function in functions(f)]
-        yield (name, len(group), len(lengths), f'{statistics.median(lengths or [0]):g}', max(lengths, default=0),
-               sum(f.text.count('\n') for f in group), *map(sum, zip(*map(code_lines, group))))
+        yield (
+            name,
+            len(group),
+            len(lengths),
+            f'{statistics.median(lengths or [0]):g}',
+            max(lengths, default=0),
+            sum(f.text.count('\n') for f in group),
+            *map(sum, zip(*map(code_lines, group))),
+        )
 
 
 def longest_functions(files, most=5):
@@ -274,6 +297,7 @@ def circles(found):
                     seen.add(following)
                     open_ones.append(following)
         return False
+
     return sorted((source, target) for source, target in found if leads(target, source))
 
 
@@ -294,8 +318,11 @@ def describe_arrows(files):
     for (source, target), group in itertools.groupby(between):
         yield (source, target, len(list(group)))
     yield ()
-    for name, bad in (('arrows up', upward(found)), ('arrows in circles', circles(found)),
-                      ('imports of scripts', script_imports(files, arrows(files)))):
+    for name, bad in (
+        ('arrows up', upward(found)),
+        ('arrows in circles', circles(found)),
+        ('imports of scripts', script_imports(files, arrows(files))),
+    ):
         yield (f'{name}: {len(bad)}', ', '.join(f'{source} > {target}' for source, target in bad))
 
 
@@ -320,9 +347,11 @@ def main(static):
     """Print the measures."""
     files = sources()
     parts = [] if static else [('One step of stage 2', describe_step(trace_step()))]
-    parts += [('Rooms', describe_rooms(files)),
-              ('Longest functions', [(f.path, f.name, f.length) for f in longest_functions(files)]),
-              ('Arrows between rooms', describe_arrows(files))]
+    parts += [
+        ('Rooms', describe_rooms(files)),
+        ('Longest functions', [(f.path, f.name, f.length) for f in longest_functions(files)]),
+        ('Arrows between rooms', describe_arrows(files)),
+    ]
     for title, rows in parts:
         print('\n'.join(table(title, rows)))
 

@@ -100,8 +100,7 @@ class DatasetWriter:
             raise DatasetError(f'--dest={self.dest} exists: choose another path, or replace it with --overwrite')
         replaceable = self.dest.is_file() if is_zip_name(self.dest) else (self.dest / LABEL_FILE).is_file()
         if not replaceable:  # --overwrite must not delete somebody's home
-            raise DatasetError(f'--dest={self.dest} is not a data set, so --overwrite leaves it alone: '
-                               'choose another path')
+            raise DatasetError(f'--dest={self.dest} is not a data set, so --overwrite leaves it alone: choose another path')
 
     def _write(self, name, data):
         try:
@@ -127,8 +126,7 @@ class DatasetWriter:
             self._zip.close()
 
     def _write_error(self, error):
-        return DatasetError(f'--dest={self.dest} cannot be written ({error.strerror or error}): '
-                            'choose another path or make room')
+        return DatasetError(f'--dest={self.dest} cannot be written ({error.strerror or error}): choose another path or make room')
 
 
 def _remove(path):

@@ -13,8 +13,17 @@ from PIL import Image
 from dataset_prep.lenses import undistort
 from dataset_prep.transforms import SPLIT_FILES, TO_OPENCV, TRANSFORMS_FILE, View, read_transforms, transforms_files
 from training.data.camera_checks import AXES, check_cameras, describe, first_fault, likely_slip, seen_scene
-from training.data.dataset import (LABEL_FILE, DatasetError, FileStore, LabelFile, check_declared_size, image_header, image_names,
-                                   lies_deeper, open_image)
+from training.data.dataset import (
+    LABEL_FILE,
+    DatasetError,
+    FileStore,
+    LabelFile,
+    check_declared_size,
+    image_header,
+    image_names,
+    lies_deeper,
+    open_image,
+)
 
 _DEGENERATE = 1e-3  # a mean direction shorter than this, or axes this parallel, determine nothing
 _PRESET_NEAR, _PRESET_FAR = 0.45, 0.6  # FFHQ: radius - 0.45 and radius + 0.6 for a box of side 1
@@ -95,6 +104,7 @@ def _placed_views(store, views, radius, axes):
 
     def sound(poses):
         return ~_try_to_place([dataclasses.replace(view, pose=pose @ to_own_axes) for view, pose in zip(views, poses)], radius)[1]
+
     slip = likely_slip(np.stack([view.pose @ to_own_axes for view in views]), sound, axes) if wrong.mean() > 0.5 else None
     raise DatasetError(f'{store.path}: {message}' + (f'; or, if these are {_slip_and_cure(slip, axes)}' if slip else ''))
 
@@ -126,8 +136,10 @@ def normalise_world(views, radius):
     camera distance `radius`. Raises DatasetError when the cameras determine no meeting point or no up.
     """
     if len(views) == 1:
-        raise DatasetError('there is a single photograph, but where the scene lies shows only where several cameras look: '
-                           'add photographs taken around the object')
+        raise DatasetError(
+            'there is a single photograph, but where the scene lies shows only where several cameras look: '
+            'add photographs taken around the object'
+        )
     poses = np.stack([view.pose for view in views])
     centre = axes_meeting_point(poses)
     turned = _upright_rotation(poses, centre)
@@ -143,17 +155,19 @@ def axes_meeting_point(poses):
     forward = poses[:, :3, 2] / np.linalg.norm(poses[:, :3, 2], axis=1, keepdims=True)
     across = np.eye(3) - forward[:, :, None] * forward[:, None, :]  # projections onto the planes across the axes
     system, target = across.mean(axis=0), (across @ poses[:, :3, 3, None]).mean(axis=0)[:, 0]
-    if np.linalg.eigvalsh(system)[0] < _DEGENERATE ** 2:
-        raise DatasetError('the optical axes of the cameras are parallel and meet nowhere: '
-                           'use photographs taken around the object')
+    if np.linalg.eigvalsh(system)[0] < _DEGENERATE**2:
+        raise DatasetError(
+            'the optical axes of the cameras are parallel and meet nowhere: use photographs taken around the object'
+        )
     point = np.linalg.solve(system, target)
     ahead = np.median(((point - poses[:, :3, 3]) * forward).sum(axis=1))
     spread = np.linalg.norm(np.ptp(poses[:, :3, 3], axis=0))
     if ahead < -_DEGENERATE * spread:
         raise DatasetError('the cameras look away from the point where their axes meet: use photographs taken around an object')
     if ahead <= _DEGENERATE * spread or spread == 0:
-        raise DatasetError('the cameras look around from one place, not at a common object: '
-                           'use photographs taken around the object')
+        raise DatasetError(
+            'the cameras look around from one place, not at a common object: use photographs taken around the object'
+        )
     return point
 
 
@@ -210,7 +224,7 @@ def _read_dataset(store, skip_missing):
 
 
 def _check_turned(store, view):
-    """Raises DatasetError where the focal lengths of a picture that EXIF turns fit only the unturned one, if pixels are square."""
+    """Raises DatasetError where the focal lengths of a picture that EXIF turns fit only the unturned one, with square pixels."""
     header = image_header(store, view.name)
     if header.size != header.stored_size:
         width, focal_x, focal_y = header.size[0], view.intrinsics[0, 0], view.intrinsics[1, 1]

@@ -64,7 +64,7 @@ def render_ellipsoids(parts, label, resolution):
         rows, columns = _window(part, label, fine)
         _trace(part, origin, directions[:, rows, columns], color[:, rows, columns], depth[rows, columns])
     steps = range(_SUPERSAMPLING)
-    mean = sum(color[:, i::_SUPERSAMPLING, j::_SUPERSAMPLING] for i in steps for j in steps) / _SUPERSAMPLING ** 2
+    mean = sum(color[:, i::_SUPERSAMPLING, j::_SUPERSAMPLING] for i in steps for j in steps) / _SUPERSAMPLING**2
     return (mean.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8)
 
 
@@ -158,7 +158,7 @@ def _trace(part, origin, directions, color, depth):
     """Draws one ellipsoid into views of the colour [3, h, w] and depth [h, w] buffers, in place."""
     inverse = (1 / part.axes).astype(np.float32)
     start = (origin - part.centre).astype(np.float32) * inverse  # the ellipsoid is the unit sphere here
-    a = _dot(inverse ** 2, directions ** 2)
+    a = _dot(inverse**2, directions**2)
     b = _dot(start * inverse, directions)
     discriminant = b * b - a * (_dot(start, start) - 1)
     rows, columns = np.nonzero(discriminant > 0)

@@ -17,8 +17,7 @@ def undistort(image, intrinsics, distortion):
     column, row = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     source_x, source_y = _seen_at(column, row, intrinsics, distortion)
     source = [source_y * height - 0.5, source_x * width - 0.5]
-    channels = [scipy.ndimage.map_coordinates(channel, source, order=1, mode='nearest')
-                for channel in pixels.transpose(2, 0, 1)]
+    channels = [scipy.ndimage.map_coordinates(channel, source, order=1, mode='nearest') for channel in pixels.transpose(2, 0, 1)]
     return Image.fromarray((np.stack(channels, axis=-1) + 0.5).astype(np.uint8))
 
 
@@ -40,5 +39,7 @@ def _seen_at(column, row, intrinsics, distortion):
     radial = 1 + square * (k1 + square * (k2 + square * k3))
     bent_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
     bent_y = y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y
-    return (bent_x * intrinsics[0, 0] + bent_y * intrinsics[0, 1] + intrinsics[0, 2],
-            bent_y * intrinsics[1, 1] + intrinsics[1, 2])
+    return (
+        bent_x * intrinsics[0, 0] + bent_y * intrinsics[0, 1] + intrinsics[0, 2],
+        bent_y * intrinsics[1, 1] + intrinsics[1, 2],
+    )

@@ -22,16 +22,56 @@ _LARGEST = 1e9  # entries of a pose beyond it are no camera's, and squares must 
 _SAME_FOCAL = 0.02  # relative difference of a focal length and the angle of view beside it
 
 _DISTORTION = ('k1', 'k2', 'p1', 'p2', 'k3')  # in OpenCV's order
-_MODELS = {'PINHOLE': (), 'SIMPLE_PINHOLE': (), 'SIMPLE_RADIAL': ('k1',), 'RADIAL': ('k1', 'k2'),  # and what bends their images
-           'OPENCV': _DISTORTION, 'PERSPECTIVE': _DISTORTION}
-_REFUSED = ('is_fisheye', 'fisheye', 'latlong', 'from_mitsuba', 'k4', 'k5', 'k6', 'distortion_params', *(f'ftheta_p{i}' for i in range(5)))
+_MODELS = {
+    'PINHOLE': (),
+    'SIMPLE_PINHOLE': (),
+    'SIMPLE_RADIAL': ('k1',),
+    'RADIAL': ('k1', 'k2'),  # and what bends their images
+    'OPENCV': _DISTORTION,
+    'PERSPECTIVE': _DISTORTION,
+}
+_REFUSED = (
+    'is_fisheye',
+    'fisheye',
+    'latlong',
+    'from_mitsuba',
+    'k4',
+    'k5',
+    'k6',
+    'distortion_params',
+    *(f'ftheta_p{i}' for i in range(5)),
+)
 _FOCALS = ('fl_x', 'fl_y', 'camera_angle_x', 'camera_angle_y')
 _READ = ('file_path', 'transform_matrix', 'camera_model', 'mask_path', 'cx', 'cy', 'w', 'h', *_FOCALS, *_DISTORTION)
 _HARMLESS = (  # where the scene lies and how large it is changes nothing: the world is centred, turned and scaled anyway
-    'aabb', 'aabb_scale', 'render_aabb', 'scale', 'offset', 'up', 'applied_transform', 'applied_scale', 'orientation_override',
-    'auto_scale_poses_override', 'ply_file_path', 'colmap_im_id', 'colmap_id', 'sharpness', 'sharpness_discard_threshold',
-    'depth_file_path', 'depth_path', 'depth_unit_scale_factor', 'enable_depth_loading', 'integer_depth_scale', 'normal_file_path',
-    'train_filenames', 'val_filenames', 'test_filenames', 'rotation', 'timestamp', 'n_extra_learnable_dims')
+    'aabb',
+    'aabb_scale',
+    'render_aabb',
+    'scale',
+    'offset',
+    'up',
+    'applied_transform',
+    'applied_scale',
+    'orientation_override',
+    'auto_scale_poses_override',
+    'ply_file_path',
+    'colmap_im_id',
+    'colmap_id',
+    'sharpness',
+    'sharpness_discard_threshold',
+    'depth_file_path',
+    'depth_path',
+    'depth_unit_scale_factor',
+    'enable_depth_loading',
+    'integer_depth_scale',
+    'normal_file_path',
+    'train_filenames',
+    'val_filenames',
+    'test_filenames',
+    'rotation',
+    'timestamp',
+    'n_extra_learnable_dims',
+)
 
 
 @dataclasses.dataclass
@@ -117,8 +157,9 @@ def _read_frames(store, file):
     except (KeyError, TypeError):
         sound = False
     if not sound:
-        raise DatasetError(f'{store.path}: {file} cannot be read: it must be JSON with a list "frames" '
-                           'of "file_path" and "transform_matrix"')
+        raise DatasetError(
+            f'{store.path}: {file} cannot be read: it must be JSON with a list "frames" of "file_path" and "transform_matrix"'
+        )
     if not frames:
         raise DatasetError(f'{store.path}: {file} has no frames: add some')
     named = [(frame['file_path'], store.find(frame['file_path']), frame) for frame in frames]
@@ -138,7 +179,9 @@ def _notes(source, store, frames, views):
         notes.append(f'{masked} of {len(views)} images have a mask: what is black in it is hidden')
     dynamic = sum(name.rpartition('/')[2].startswith('dynamic_mask_') for name in store.names)
     if dynamic:
-        notes.append(f'{dynamic} files dynamic_mask_* are left out: name masks, black where an image is to be hidden, with "mask_path"')
+        notes.append(
+            f'{dynamic} files dynamic_mask_* are left out: name masks, black where an image is to be hidden, with "mask_path"'
+        )
     splits = [file for file in SPLIT_FILES if file in store and TRANSFORMS_FILE in store]
     if splits:
         notes.append(f'{", ".join(splits)} are left out, since there is {TRANSFORMS_FILE}')
@@ -151,7 +194,9 @@ def _notes(source, store, frames, views):
 def _view(store, frame, axes, masks_in_folder):
     _check_model(frame)
     distortion = tuple(frame.number(key, 0) for key in _DISTORTION)
-    return View(frame.name, _pose(frame) @ TO_OPENCV[axes], _intrinsics(store, frame), distortion, _mask(store, frame, masks_in_folder))
+    return View(
+        frame.name, _pose(frame) @ TO_OPENCV[axes], _intrinsics(store, frame), distortion, _mask(store, frame, masks_in_folder)
+    )
 
 
 def _check_model(frame):
@@ -160,8 +205,10 @@ def _check_model(frame):
     model = str(values.get('camera_model', 'OPENCV')).upper()
     if other or model not in _MODELS:
         key = other or 'camera_model'
-        raise frame.error(f'has "{key}": {str(values[key])[:40]}, but only {", ".join(_MODELS)} with {", ".join(_DISTORTION)} are known: '
-                          "undistort the images first, for example with COLMAP's image_undistorter")
+        raise frame.error(
+            f'has "{key}": {str(values[key])[:40]}, but only {", ".join(_MODELS)} with {", ".join(_DISTORTION)} are known: '
+            "undistort the images first, for example with COLMAP's image_undistorter"
+        )
     extra = next((key for key in _DISTORTION if values.get(key) and key not in _MODELS[model]), None)
     if extra:
         raise frame.error(f'has "camera_model": {values["camera_model"]!r}, which has no "{extra}": correct one of them')
@@ -247,5 +294,7 @@ def _check_lenses(source, views):
         if any(view.distortion) and key not in known:
             known[key] = folds(view.intrinsics, view.distortion)
         if known.get(key):
-            raise DatasetError(f'{source}: the lens distortion of {view.name} folds the picture within its frame: correct '
-                               f'{", ".join(_DISTORTION)}, or undistort the images first, for example with COLMAP\'s image_undistorter')
+            raise DatasetError(
+                f'{source}: the lens distortion of {view.name} folds the picture within its frame: correct '
+                f"{', '.join(_DISTORTION)}, or undistort the images first, for example with COLMAP's image_undistorter"
+            )

@@ -14,6 +14,7 @@ def friendly_errors(command):
     So does an OSError that names a file, or that says that the disk is full. All other exceptions are bugs and keep
     their traceback. Stands directly above the function, below the options.
     """
+
     @functools.wraps(command)
     def wrapper(*args, **kwargs):
         try:
@@ -25,6 +26,7 @@ def friendly_errors(command):
             if line is None:
                 raise
             raise click.ClickException(line) from None
+
     return wrapper
 
 
@@ -34,8 +36,14 @@ def refuse_idle(names, reason):
     names: of parameters; reason: when that is so, such as 'with --epi'. What a default says is not given.
     """
     context = click.get_current_context()
-    idle = [option.opts[0] for option in context.command.params if option.name in names
-            and context.get_parameter_source(option.name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)]
+    idle = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    ]
     if idle:
         several = len(idle) > 1
-        raise UserError(f'{", ".join(idle)} {"have" if several else "has"} no effect {reason}: leave {"them" if several else "it"} out')
+        raise UserError(
+            f'{", ".join(idle)} {"have" if several else "has"} no effect {reason}: leave {"them" if several else "it"} out'
+        )

@@ -87,9 +87,16 @@ def config_options(config_class, groups):
     def decorate(command):
         for option in reversed(options):
             flag = {} if option.flag is None else dict(is_flag=False, flag_value=option.flag)
-            command = grouped_option(f'--{option.name.replace("_", "-")}', group=option.group, type=option.type, metavar=option.metavar,
-                                     help=option.help, **flag)(command)
+            command = grouped_option(
+                f'--{option.name.replace("_", "-")}',
+                group=option.group,
+                type=option.type,
+                metavar=option.metavar,
+                help=option.help,
+                **flag,
+            )(command)
         return command
+
     return decorate
 
 

@@ -10,8 +10,18 @@ from dnnlib.errors import UserError
 from dnnlib.files import remove
 
 # HD players assume BT.709; without the tags and the conversion colours shift a little.
-_COLOURS = ['-vf', 'scale=out_color_matrix=bt709:out_range=tv', '-colorspace', 'bt709', '-color_primaries', 'bt709',
-            '-color_trc', 'bt709', '-color_range', 'tv']
+_COLOURS = [
+    '-vf',
+    'scale=out_color_matrix=bt709:out_range=tv',
+    '-colorspace',
+    'bt709',
+    '-color_primaries',
+    'bt709',
+    '-color_trc',
+    'bt709',
+    '-color_range',
+    'tv',
+]
 
 
 class VideoWriter:
@@ -63,7 +73,14 @@ class VideoWriter:
 
     def _start(self, width, height):
         encoder = imageio_ffmpeg.write_frames(
-            str(self._beside), (width, height), fps=self.fps, codec='libx264', pix_fmt_out='yuv420p', quality=None,
-            macro_block_size=2, output_params=['-crf', str(self.crf), '-movflags', '+faststart', *_COLOURS])
+            str(self._beside),
+            (width, height),
+            fps=self.fps,
+            codec='libx264',
+            pix_fmt_out='yuv420p',
+            quality=None,
+            macro_block_size=2,
+            output_params=['-crf', str(self.crf), '-movflags', '+faststart', *_COLOURS],
+        )
         encoder.send(None)
         return encoder

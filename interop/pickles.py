@@ -72,7 +72,17 @@ def _naming_damage():
     """Damaged files fail in many ways."""
     try:
         yield
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, AttributeError, MemoryError, RuntimeError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        AttributeError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
         raise LegacyError(f'damaged ({printable(str(error))})') from None
 
 
@@ -82,17 +92,36 @@ def _naming_damage():
 _PERSISTENT = 'torch_utils.persistence._reconstruct_persistent_obj'  # how the releases write their own classes
 _MODULE = re.compile(r'(torch\.nn\.modules|training)(\.[A-Za-z_]\w*)+', re.ASCII)  # classes that are written by name
 _DICT = re.compile(r'collections\.OrderedDict|dnnlib\.(util\.)?EasyDict')
-_NAMES = re.compile('|'.join([
-    re.escape(_PERSISTENT), _MODULE.pattern, _DICT.pattern,
-    r'torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)', r'torch\.storage\._load_from_bytes',
-    r'torch\.(Size|device)',
-    r'torch\.(float|bfloat|int|uint)(8|16|32|64)', r'torch\.(bool|contiguous_format|channels_last|preserve_format|strided)',
-    r'(builtins|__builtin__)\.(set|frozenset|bytes)', r'_codecs\.encode', r'pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path',
-    r'numpy\.(dtype|ndarray)', r'numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)']), re.ASCII)
+_NAMES = re.compile(
+    '|'.join(
+        [
+            re.escape(_PERSISTENT),
+            _MODULE.pattern,
+            _DICT.pattern,
+            r'torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)',
+            r'torch\.storage\._load_from_bytes',
+            r'torch\.(Size|device)',
+            r'torch\.(float|bfloat|int|uint)(8|16|32|64)',
+            r'torch\.(bool|contiguous_format|channels_last|preserve_format|strided)',
+            r'(builtins|__builtin__)\.(set|frozenset|bytes)',
+            r'_codecs\.encode',
+            r'pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path',
+            r'numpy\.(dtype|ndarray)',
+            r'numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)',
+        ]
+    ),
+    re.ASCII,
+)
 STORAGE_DTYPES = {
-    'torch.FloatStorage': torch.float32, 'torch.DoubleStorage': torch.float64, 'torch.HalfStorage': torch.float16,
-    'torch.BFloat16Storage': torch.bfloat16, 'torch.LongStorage': torch.int64, 'torch.IntStorage': torch.int32,
-    'torch.ShortStorage': torch.int16, 'torch.CharStorage': torch.int8, 'torch.ByteStorage': torch.uint8,
+    'torch.FloatStorage': torch.float32,
+    'torch.DoubleStorage': torch.float64,
+    'torch.HalfStorage': torch.float16,
+    'torch.BFloat16Storage': torch.bfloat16,
+    'torch.LongStorage': torch.int64,
+    'torch.IntStorage': torch.int32,
+    'torch.ShortStorage': torch.int16,
+    'torch.CharStorage': torch.int8,
+    'torch.ByteStorage': torch.uint8,
     'torch.BoolStorage': torch.bool,
 }
 _STORAGE_NAMES = re.compile('|'.join(map(re.escape, STORAGE_DTYPES)))
@@ -100,10 +129,30 @@ _STORAGE_NAMES = re.compile('|'.join(map(re.escape, STORAGE_DTYPES)))
 # ---------------------------------------------------------------------------------------------------------------------
 # The machine
 
-_LITERALS = ('BININT', 'BININT1', 'BININT2', 'LONG1', 'LONG4', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8',
-             'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8')
-_FRESH = {'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple,
-          'EMPTY_DICT': dict, 'EMPTY_SET': set}
+_LITERALS = (
+    'BININT',
+    'BININT1',
+    'BININT2',
+    'LONG1',
+    'LONG4',
+    'BINFLOAT',
+    'BINUNICODE',
+    'SHORT_BINUNICODE',
+    'BINUNICODE8',
+    'BINBYTES',
+    'SHORT_BINBYTES',
+    'BINBYTES8',
+    'BYTEARRAY8',
+)
+_FRESH = {
+    'NONE': lambda: None,
+    'NEWTRUE': lambda: True,
+    'NEWFALSE': lambda: False,
+    'EMPTY_LIST': list,
+    'EMPTY_TUPLE': tuple,
+    'EMPTY_DICT': dict,
+    'EMPTY_SET': set,
+}
 
 
 class _Machine:

@@ -40,48 +40,92 @@ MAX_NETWORKS = 16  # in a file; published ones have four
 _SHAPENET_RADIUS = 1.7
 _CONV_CLAMP = 256.0  # the releases' own wherever they compute in fp16
 _OFF = (None, False, 0, '', 'none')
-_SWITCHED_OFF = ('blur_plane', 'roll_out', 'add_block', 'depth_guided_sample', 'add_sr_module', 'aware3d_att')  # in all released ones
+_SWITCHED_OFF = (
+    'blur_plane',
+    'roll_out',
+    'add_block',
+    'depth_guided_sample',
+    'add_sr_module',
+    'aware3d_att',
+)  # in all released ones
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What takes no part in computing an image, or says again what is known from elsewhere. All else that is unknown is refused.
 
 _IGNORED_ARGUMENTS = {
     'how the releases train': (
-        'gpc_reg_prob', 'gpc_reg_fade_kimg', 'density_reg', 'density_reg_p_dist', 'density_reg_every', 'reg_type', 'freeze_layers',
-        'w_avg_beta'),
+        'gpc_reg_prob',
+        'gpc_reg_fade_kimg',
+        'density_reg',
+        'density_reg_p_dist',
+        'density_reg_every',
+        'reg_type',
+        'freeze_layers',
+        'w_avg_beta',
+    ),
     'how fast they run': ('fused_modconv_default', 'fp16_channels_last'),
     'not looked at there either': ('sr_upsample_factor',),
     'overruled by the attribute of the same name, which starts at 64': ('neural_rendering_resolution',),
 }
 _IGNORED_TENSORS = {
-    'dataset_label_std': "spread of the training set's labels, which only a generator's noisy conditioning would need",
+    'dataset_label_std': "spread of the training set's labels, which only a generator's noisy conditioning would need"
 }
 _KNOWN_ATTRIBUTES = {
-    "torch's own, and read here": '_parameters _buffers _modules _non_persistent_buffers_set _is_full_backward_hook _init_args _init_kwargs',
+    "torch's own, and read here": '_parameters _buffers _modules _non_persistent_buffers_set _is_full_backward_hook '
+    '_init_args _init_kwargs',
     'only layers that other networks have would look at it': 'training',
-    'what was computed last; made anew for each image': '_last_planes ray_origins_h ray_directions depths image_coords rendering_options',
-    'a generator\'s or discriminator\'s constructor arguments, read here or repeated by what they contain':
-        'z_dim c_dim w_dim img_resolution img_channels img_resolution_log2 triplane_resolution triplane_channels roll_out '
-        'neural_rendering_resolution rendering_kwargs plane_act blur_plane depth_guided_sample disc_c_noise mapping_kwargs '
-        'channel_base channel_max num_fp16_res sr_num_fp16_res sr_antialias retidx add_block add_sr_module aware3d_res aware3d_att '
-        'block_kwargs epilogue_kwargs',
-    "what a network's layers are; follows from the constructor's arguments, and its tensors have to fit":
-        'block_resolutions num_ws num_layers in_channels out_channels channels cmap_dim resolution is_last architecture use_fp16 '
-        'channels_last num_conv num_torgb up down padding use_noise activation conv_clamp act_gain weight_gain bias_gain bias '
-        'bias_init lr_multiplier in_features out_features kernel_size resample_filter input_resolution hidden_dim beta threshold '
-        'first_layer_idx group_size num_channels mbstd_group_size mbstd_num_channels',
+    'what was computed last; made anew for each image': '_last_planes ray_origins_h ray_directions depths '
+    'image_coords rendering_options',
+    "a generator's or discriminator's constructor arguments, read here or repeated by what they contain": ''
+    'z_dim c_dim w_dim img_resolution img_channels img_resolution_log2 triplane_resolution triplane_channels roll_out '
+    'neural_rendering_resolution rendering_kwargs plane_act blur_plane depth_guided_sample disc_c_noise mapping_kwargs '
+    'channel_base channel_max num_fp16_res sr_num_fp16_res sr_antialias retidx add_block add_sr_module aware3d_res aware3d_att '
+    'block_kwargs epilogue_kwargs',
+    "what a network's layers are; follows from the constructor's arguments, and its tensors have to fit": ''
+    'block_resolutions num_ws num_layers in_channels out_channels channels cmap_dim resolution is_last architecture use_fp16 '
+    'channels_last num_conv num_torgb up down padding use_noise activation conv_clamp act_gain weight_gain bias_gain bias '
+    'bias_init lr_multiplier in_features out_features kernel_size resample_filter input_resolution hidden_dim beta threshold '
+    'first_layer_idx group_size num_channels mbstd_group_size mbstd_num_channels',
     'how the releases train': 'w_avg_beta freeze_layers trainable',
     'how fast they run': 'fused_modconv_default',
     'checked on its own': 'plane_axes',
 }
 _KNOWN_NAMES = frozenset(' '.join(_KNOWN_ATTRIBUTES.values()).split())
-_KNOWN_MODULES = frozenset([*CLASSES, *_SUPERRESOLUTION, *(
-    'Generator MappingNetwork SynthesisNetwork SynthesisBlock SynthesisBlockNoUp SynthesisLayer ToRGBLayer FullyConnectedLayer '
-    'Conv2dLayer Aware3DBlock DiscriminatorBlock DiscriminatorEpilogue MinibatchStdLayer OSGDecoder Sequential Softplus '
-    'ImportanceRenderer MipRayMarcher2 RaySampler').split()])
+_KNOWN_MODULES = frozenset(
+    [
+        *CLASSES,
+        *_SUPERRESOLUTION,
+        *[
+            'Generator',
+            'MappingNetwork',
+            'SynthesisNetwork',
+            'SynthesisBlock',
+            'SynthesisBlockNoUp',
+            'SynthesisLayer',
+            'ToRGBLayer',
+            'FullyConnectedLayer',
+            'Conv2dLayer',
+            'Aware3DBlock',
+            'DiscriminatorBlock',
+            'DiscriminatorEpilogue',
+            'MinibatchStdLayer',
+            'OSGDecoder',
+            'Sequential',
+            'Softplus',
+            'ImportanceRenderer',
+            'MipRayMarcher2',
+            'RaySampler',
+        ],
+    ]
+)
 # Attributes that overrule the argument of the constructor that set them: who changes a network changes these.
-_OVERRULING = {'rendering_kwargs': 'rendering_kwargs', 'plane_act': 'triplane_act', 'blur_plane': 'blur_plane',
-               'depth_guided_sample': 'depth_guided_sample', 'disc_c_noise': 'disc_c_noise'}
+_OVERRULING = {
+    'rendering_kwargs': 'rendering_kwargs',
+    'plane_act': 'triplane_act',
+    'blur_plane': 'blur_plane',
+    'depth_guided_sample': 'depth_guided_sample',
+    'disc_c_noise': 'disc_c_noise',
+}
 
 
 def build_from_reference(class_name, init_kwargs, state_dict, render_resolution=None):
@@ -171,8 +215,9 @@ def _unknown_in(unknown):
     for network, names in unknown.items():
         if names:
             together[tuple(names)].append(network)
-    return '; '.join(f'in {", ".join(networks)}: {listed(list(dict.fromkeys(names)), 1000)}'
-                     for names, networks in together.items())
+    return '; '.join(
+        f'in {", ".join(networks)}: {listed(list(dict.fromkeys(names)), 1000)}' for names, networks in together.items()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,16 +299,23 @@ def generator_config(class_name, init_kwargs, unknown):
     kwargs.expect('conv_clamp', None)
     kwargs.expect('decoder_output_dim', 32)
     values = dict(
-        z_dim=kwargs.size('z_dim'), w_dim=kwargs.size('w_dim'), c_dim=kwargs.size('c_dim'),
-        image_resolution=kwargs.size('img_resolution', largest=4096), mapping_layers=_mapping_layers(kwargs),
-        channel_base=kwargs.size('channel_base', 32768), channel_max=kwargs.size('channel_max', 512))
+        z_dim=kwargs.size('z_dim'),
+        w_dim=kwargs.size('w_dim'),
+        c_dim=kwargs.size('c_dim'),
+        image_resolution=kwargs.size('img_resolution', largest=4096),
+        mapping_layers=_mapping_layers(kwargs),
+        channel_base=kwargs.size('channel_base', 32768),
+        channel_max=kwargs.size('channel_max', 512),
+    )
     values |= _plane_options(class_name, kwargs)
     values |= _precision_options(kwargs)
     values |= _superresolution_options(rendering, values['image_resolution'])
     values |= dict(
         pose_conditioning=not rendering.optional('c_gen_conditioning_zero', False, bool),
         conditioning_scale=rendering.number('c_scale', 0),  # the releases multiply the camera by 0 where it is missing
-        decoder_lr_multiplier=rendering.number('decoder_lr_mul', 1), rendering=_rendering_config(rendering))
+        decoder_lr_multiplier=rendering.number('decoder_lr_mul', 1),
+        rendering=_rendering_config(rendering),
+    )
     rendering.finish()
     kwargs.finish()
     return GeneratorConfig(**values)
@@ -297,9 +349,14 @@ def _plane_options(class_name, kwargs):
         raise kwargs.wrong('aware3d_res', aware, f'this project has all of {every}, or none')
     residual = class_name == GENERATORS[1]
     kwargs.expect('retidx', *(([-3, -1], (-3, -1)) if residual else (None,)))  # coarse and residual planes are returned
-    return dict(plane_resolution=resolution, plane_channels=channels // 3, plane_order='mimic3d' if mimic3d else 'eg3d',
-                plane_activation=_PLANE_ACTIVATIONS[kwargs.expect('triplane_act', *_PLANE_ACTIVATIONS)],
-                aware_stream=bool(aware), residual=residual)
+    return dict(
+        plane_resolution=resolution,
+        plane_channels=channels // 3,
+        plane_order='mimic3d' if mimic3d else 'eg3d',
+        plane_activation=_PLANE_ACTIVATIONS[kwargs.expect('triplane_act', *_PLANE_ACTIVATIONS)],
+        aware_stream=bool(aware),
+        residual=residual,
+    )
 
 
 def _precision_options(kwargs):
@@ -318,12 +375,17 @@ def _superresolution_options(rendering, image_resolution):
         raise rendering.wrong('superresolution_module', name, f'this project has {", ".join(_SUPERRESOLUTION)}')
     resolution, sr_input, channels, resize_larger = _SUPERRESOLUTION[name.rpartition('.')[2]]
     if resolution != image_resolution:
-        raise LegacyError(f'constructor argument img_resolution={image_resolution} does not fit {printable(name)}, '
-                          f'which makes {resolution}')
+        raise LegacyError(
+            f'constructor argument img_resolution={image_resolution} does not fit {printable(name)}, which makes {resolution}'
+        )
     rendering.expect('image_resolution', resolution)
-    return dict(sr_input_resolution=sr_input, sr_channels=channels, sr_resize_larger=resize_larger,
-                sr_antialias=rendering.optional('sr_antialias', True, bool),
-                sr_noise_mode=rendering.expect('superresolution_noise_mode', 'none', *NOISE_MODES))
+    return dict(
+        sr_input_resolution=sr_input,
+        sr_channels=channels,
+        sr_resize_larger=resize_larger,
+        sr_antialias=rendering.optional('sr_antialias', True, bool),
+        sr_noise_mode=rendering.expect('superresolution_noise_mode', 'none', *NOISE_MODES),
+    )
 
 
 def _rendering_config(rendering):
@@ -335,11 +397,16 @@ def _rendering_config(rendering):
     if len(pivot) != 3 or not all(type(x) in (int, float) for x in pivot):
         raise rendering.wrong('avg_camera_pivot', pivot, 'it should be a point')
     return RenderingConfig(
-        near=_limit(rendering, 'ray_start'), far=_limit(rendering, 'ray_end'), box_size=rendering.required('box_warp', int, float),
-        depth_samples=rendering.size('depth_resolution'), importance_samples=rendering.size('depth_resolution_importance'),
-        white_background=rendering.optional('white_back', False, bool), camera_radius=radius,
+        near=_limit(rendering, 'ray_start'),
+        far=_limit(rendering, 'ray_end'),
+        box_size=rendering.required('box_warp', int, float),
+        depth_samples=rendering.size('depth_resolution'),
+        importance_samples=rendering.size('depth_resolution_importance'),
+        white_background=rendering.optional('white_back', False, bool),
+        camera_radius=radius,
         camera_pivot=tuple(float(x) for x in pivot),
-        focal=SHAPENET_FOCAL if radius == _SHAPENET_RADIUS else FFHQ_FOCAL)
+        focal=SHAPENET_FOCAL if radius == _SHAPENET_RADIUS else FFHQ_FOCAL,
+    )
 
 
 def _limit(rendering, name):
@@ -371,9 +438,16 @@ def discriminator_config(class_name, init_kwargs, unknown):
     low = kwargs.size('num_fp16_res', 4)
     clamp = kwargs.optional('conv_clamp', _CONV_CLAMP, int, float, type(None))
     config = DiscriminatorConfig(
-        resolution=kwargs.size('img_resolution', largest=4096), c_dim=c_dim, mapping_layers=_mapping_layers(kwargs),
-        channel_base=kwargs.size('channel_base', 32768), channel_max=kwargs.size('channel_max', 512),
-        minibatch_group=group, low_precision_resolutions=low, conv_clamp=clamp, precision='fp16' if low else 'fp32')
+        resolution=kwargs.size('img_resolution', largest=4096),
+        c_dim=c_dim,
+        mapping_layers=_mapping_layers(kwargs),
+        channel_base=kwargs.size('channel_base', 32768),
+        channel_max=kwargs.size('channel_max', 512),
+        minibatch_group=group,
+        low_precision_resolutions=low,
+        conv_clamp=clamp,
+        precision='fp16' if low else 'fp32',
+    )
     kwargs.finish()
     return config
 
@@ -447,8 +521,10 @@ def load_published(path, strict=True):
                 raise LegacyError(f'more than {MAX_NETWORKS} networks')
     found = _unknown_in(unknown)
     if found and strict:
-        raise LegacyError(f'{path}: images may depend on what this project does not know: {found}. To ignore it: '
-                          'python -m training.legacy convert --lenient, or load_networks(..., strict=False)')
+        raise LegacyError(
+            f'{path}: images may depend on what this project does not know: {found}. To ignore it: '
+            'python -m training.legacy convert --lenient, or load_networks(..., strict=False)'
+        )
     if not plans:
         raise LegacyError(f'{path} holds no networks of EG3D or Mimic3D; entries: {listed(list(content))}')
     if sum(plan.size() for plan in plans.values()) > os.path.getsize(path):
@@ -494,10 +570,13 @@ def _plan(name, entry, plans):
     if plain(entry.state.get('_init_args')):
         raise LegacyError('constructor arguments without names are not supported')
     kwargs = plain(entry.table('_init_kwargs')) | {
-        argument: plain(entry.state[attribute]) for attribute, argument in _OVERRULING.items() if attribute in entry.state}
+        argument: plain(entry.state[attribute]) for attribute, argument in _OVERRULING.items() if attribute in entry.state
+    }
     render_resolution = plain(entry.state.get('neural_rendering_resolution'))
     if render_resolution is not None and not (type(render_resolution) is int and render_resolution > 0):
-        raise LegacyError(f'attribute neural_rendering_resolution={printable(reprlib.repr(render_resolution))} is no number of pixels')
+        raise LegacyError(
+            f'attribute neural_rendering_resolution={printable(reprlib.repr(render_resolution))} is no number of pixels'
+        )
     modules = modules_of(entry)
     plan = _Plan(class_name, kwargs, tensors_of(modules), render_resolution, unknown)
     plans[name] = plan
@@ -514,8 +593,11 @@ def _unknown_parts(modules, config):
         if module.class_name not in _KNOWN_MODULES:
             unknown.append(f'module {path} ({module.class_name})')
         names = module.state | module.table('_init_kwargs') if path else module.state  # those of the network itself are all read
-        unknown += [f'attribute {module.class_name}.{name}' for name, value in names.items()
-                    if name not in _KNOWN_NAMES and not _is_nothing(value)]
+        unknown += [
+            f'attribute {module.class_name}.{name}'
+            for name, value in names.items()
+            if name not in _KNOWN_NAMES and not _is_nothing(value)
+        ]
         if 'plane_axes' in module.state and not _are_axes(module.state['plane_axes'], config):
             unknown.append(f'attribute {module.class_name}.plane_axes, which are not {", ".join(config.plane_axes)}')
     return unknown

@@ -17,6 +17,7 @@ WIDTHS = {FEATURES: 2048, LOGITS: 1008}
 
 def weights_url():
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3  # the import takes seconds
+
     return URL_INCEPTION_V3
 
 
@@ -33,8 +34,10 @@ def _find(option):
     path = pretrained.find_weights(weights_url(), option, '--detector', 'leave it to --metrics=swd, which needs none')
     digest = _sha256(path)
     if option is None and not digest.startswith(_expected_hash()):
-        raise WeightsError(f'{path} is damaged (its SHA-256 is {digest[:8]}..., not {_expected_hash()}...): delete it, or name '
-                           'another file with --detector=FILE')
+        raise WeightsError(
+            f'{path} is damaged (its SHA-256 is {digest[:8]}..., not {_expected_hash()}...): delete it, or name '
+            'another file with --detector=FILE'
+        )
     return str(path), digest
 
 

@@ -50,14 +50,22 @@ class full_precision:
 def _record(name, outcome, task, seconds, about):
     """A line of metric-<name>.jsonl. `seconds` are those of all metrics that were computed together."""
     return {
-        'metric': name, 'value': outcome.value, 'parts': outcome.parts, 'branch': task.branch, **about,
-        'data': task.data, 'images': task.images,
+        'metric': name,
+        'value': outcome.value,
+        'parts': outcome.parts,
+        'branch': task.branch,
+        **about,
+        'data': task.data,
+        'images': task.images,
         'protocol': {'sampling': None, 'noise_mode': None, **outcome.protocol},  # None: nothing was generated
         'details': outcome.details,
-        'seconds': seconds, 'processes': distributed.world_size(), 'device': _device_name(task.device),
+        'seconds': seconds,
+        'processes': distributed.world_size(),
+        'device': _device_name(task.device),
         'gpus': distributed.world_size() if task.device.type == 'cuda' else 0,
         'versions': {'python': platform.python_version(), **{library: _version(library) for library in _LIBRARIES}},
-        'time': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
+        'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+    }
 
 
 def _device_name(device):

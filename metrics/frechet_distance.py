@@ -19,8 +19,11 @@ class FrechetDistance(ImageMetric):
         width = WIDTHS[self.statistic.layer]
         singular = bool(min(evaluated['count'], real['count']) <= width)
         if singular:
-            warnings.warn(f'{width} images or fewer give singular covariances: such a FID is biased upwards, and '
-                          'only compares with others of the same number of images', stacklevel=2)
+            warnings.warn(
+                f'{width} images or fewer give singular covariances: such a FID is biased upwards, and '
+                'only compares with others of the same number of images',
+                stacklevel=2,
+            )
         value = frechet_distance(evaluated['mean'], evaluated['covariance'], real['mean'], real['covariance'])
         return value, {}, {'singular_covariance': singular}
 
@@ -45,9 +48,24 @@ def frechet_distance(mean1, covariance1, mean2, covariance2):
     return float(np.square(mean1 - mean2).sum() + np.trace(covariance1) + np.trace(covariance2) - 2 * trace_of_root)
 
 
-register('fid<N>_full', GROUP, 'Frechet distance of N generated images to all real ones.', pattern=f'fid{COUNT}_full',
-         build=lambda match: FrechetDistance(match[0], image_count(match), ALL))
-register('fid<N>', GROUP, 'Frechet distance of N generated images to N real ones.', pattern=f'fid{COUNT}',
-         build=lambda match: FrechetDistance(match[0], image_count(match), image_count(match)))
-register('fid3d<N>_full', GROUP, 'As fid<N>_full, but the frontal camera conditions all images.', pattern=f'fid3d{COUNT}_full',
-         build=lambda match: FrechetDistance3D(match[0], image_count(match), ALL))
+register(
+    'fid<N>_full',
+    GROUP,
+    'Frechet distance of N generated images to all real ones.',
+    pattern=f'fid{COUNT}_full',
+    build=lambda match: FrechetDistance(match[0], image_count(match), ALL),
+)
+register(
+    'fid<N>',
+    GROUP,
+    'Frechet distance of N generated images to N real ones.',
+    pattern=f'fid{COUNT}',
+    build=lambda match: FrechetDistance(match[0], image_count(match), image_count(match)),
+)
+register(
+    'fid3d<N>_full',
+    GROUP,
+    'As fid<N>_full, but the frontal camera conditions all images.',
+    pattern=f'fid3d{COUNT}_full',
+    build=lambda match: FrechetDistance3D(match[0], image_count(match), ALL),
+)

@@ -14,8 +14,17 @@ from dnnlib.params import UserPath
 from metrics import detector as detectors
 from metrics import registry
 from metrics.collection import collect
-from metrics.images import (PUBLISHED, GeneratedImages, Rendering, StoredImages, background_of, check_render_resolution,
-                            check_resolution, load_data, say_notes)
+from metrics.images import (
+    PUBLISHED,
+    GeneratedImages,
+    Rendering,
+    StoredImages,
+    background_of,
+    check_render_resolution,
+    check_resolution,
+    load_data,
+    say_notes,
+)
 from metrics.real_statistics import real_statistics
 from metrics.registry import GENERATION_OPTIONS, Group, Outcome
 from torch_utils import distributed
@@ -102,6 +111,7 @@ def evaluate_images(metrics, task):
         evaluated = found[source][metric.statistic, count]
         value, parts, protocol = metric.compare(evaluated, real.get((metric.statistic, real_count)), task)
         return Outcome(value, parts, {**_protocol(metric, count, real_count, source, task, weights, content), **protocol})
+
     return distributed.from_first(lambda: {metric.name: outcome(metric) for metric in metrics})
 
 
@@ -128,22 +138,43 @@ def _evaluated_images(metrics, task, data):
 def _protocol(metric, count, real_count, source, task, weights, content):
     """Every choice that a value depends on."""
     about_generator = {} if task.generator is None else _about_generation(source, task)
-    return {'images': count, 'real_images': real_count, 'real_subset': None if metric.real is None else
-            'all' if metric.real == ALL else 'drawn by the seed', 'resolution': source.resolution, 'mirror': task.mirror,
-            'data_content': content, 'seed': task.seed, 'tf32': False, **about_generator,
-            **({'detector': detectors.NAME, 'detector_sha256': weights[1], 'layer': metric.statistic.layer}
-               if metric.statistic.layer else {})}
+    return {
+        'images': count,
+        'real_images': real_count,
+        'real_subset': None if metric.real is None else 'all' if metric.real == ALL else 'drawn by the seed',
+        'resolution': source.resolution,
+        'mirror': task.mirror,
+        'data_content': content,
+        'seed': task.seed,
+        'tf32': False,
+        **about_generator,
+        **(
+            {'detector': detectors.NAME, 'detector_sha256': weights[1], 'layer': metric.statistic.layer}
+            if metric.statistic.layer
+            else {}
+        ),
+    }
 
 
 def _about_generation(source, task):
     rendering = task.generator.config.rendering
-    about = {'cameras': 'training labels', **source.rendering._asdict(), 'truncation_psi': task.truncation_psi,
-             'truncation_cutoff': task.truncation_cutoff, 'render_resolution': _render_resolution(source, task),
-             'render_precision': rendering.precision, 'skip': task.skip, 'batch': task.batch,
-             'samples_per_ray': [rendering.depth_samples, rendering.importance_samples]}
+    about = {
+        'cameras': 'training labels',
+        **source.rendering._asdict(),
+        'truncation_psi': task.truncation_psi,
+        'truncation_cutoff': task.truncation_cutoff,
+        'render_resolution': _render_resolution(source, task),
+        'render_precision': rendering.precision,
+        'skip': task.skip,
+        'batch': task.batch,
+        'samples_per_ray': [rendering.depth_samples, rendering.importance_samples],
+    }
     if source.rendering.conditioning_camera == 'frontal':
-        about['frontal_camera'] = {'radius': rendering.camera_radius, 'pivot': list(rendering.camera_pivot),
-                                   'focal': rendering.focal}
+        about['frontal_camera'] = {
+            'radius': rendering.camera_radius,
+            'pivot': list(rendering.camera_pivot),
+            'focal': rendering.focal,
+        }
     return about
 
 
@@ -160,12 +191,27 @@ def image_count(match):
 
 COUNT = r'(?P<count>[1-9]\d*)(?P<thousand>k?)'  # in patterns of names
 
+
 def _uses(metrics, generated):
     own = GENERATION_OPTIONS | {'sampling', 'noise_mode', 'skip', 'data', 'mirror'} if generated else {'images', 'background'}
     return own | ({'data', 'mirror'} if any(metric.real for metric in metrics) else set())
 
 
-GROUP = Group(evaluate_images, uses=_uses, options=(
-    click.option('--detector', type=UserPath(), metavar='FILE',
-                 help='Inception weights of torch-fidelity.  [default: its cache, or its download]'),
-    click.option('--cache-dir', type=UserPath(), metavar='DIR', help='Where statistics of real images are kept.  [default: ~/.cache/mimic3d]')))
+GROUP = Group(
+    evaluate_images,
+    uses=_uses,
+    options=(
+        click.option(
+            '--detector',
+            type=UserPath(),
+            metavar='FILE',
+            help='Inception weights of torch-fidelity.  [default: its cache, or its download]',
+        ),
+        click.option(
+            '--cache-dir',
+            type=UserPath(),
+            metavar='DIR',
+            help='Where statistics of real images are kept.  [default: ~/.cache/mimic3d]',
+        ),
+    ),
+)

@@ -66,8 +66,16 @@ class GeneratedImages:
         seen = self._frontal.expand_as(c) if self.rendering.conditioning_camera == 'frontal' else c
         ws = G.mapping(z, seen, truncation_psi=task.truncation_psi, truncation_cutoff=task.truncation_cutoff)
         planes = G.planes(ws, noise_mode=self.rendering.noise_mode, random=random)
-        out = G.render(planes, c, branch=task.branch, ws=ws, render_resolution=self.render_resolution,
-                       sampling=self.rendering.sampling, skip=task.skip, random=random)
+        out = G.render(
+            planes,
+            c,
+            branch=task.branch,
+            ws=ws,
+            render_resolution=self.render_resolution,
+            sampling=self.rendering.sampling,
+            skip=task.skip,
+            random=random,
+        )
         return to_uint8(out['image'])
 
     def draw_inputs(self, numbers):
@@ -127,16 +135,21 @@ class StoredImages:
         chosen = [self._items(numbers) for numbers in mine]
         on_gpu = self.task.device.type == 'cuda'
         # A generator of its own: otherwise the loader would draw from torch's, and training after it would go another way.
-        loader = torch.utils.data.DataLoader(CarryErrors(self.items), batch_sampler=chosen, collate_fn=_collate,
-                                             num_workers=min(self.task.workers, len(mine)), pin_memory=on_gpu,
-                                             generator=torch.Generator())
+        loader = torch.utils.data.DataLoader(
+            CarryErrors(self.items),
+            batch_sampler=chosen,
+            collate_fn=_collate,
+            num_workers=min(self.task.workers, len(mine)),
+            pin_memory=on_gpu,
+            generator=torch.Generator(),
+        )
         for numbers, images in zip(mine, loader):
             if isinstance(images, UserError):
                 raise images
             yield numbers, images.to(self.task.device, non_blocking=True)
 
     def _items(self, numbers):
-        return list(numbers) if self.order is None else self.order[numbers.start:numbers.stop].tolist()
+        return list(numbers) if self.order is None else self.order[numbers.start : numbers.stop].tolist()
 
 
 def _collate(items):
@@ -181,7 +194,7 @@ def _say_once(line):
 
 
 def background_of(task):
-    """'white' or 'black': what transparent pixels of stored images are composited on; the network's, or --background, or black."""
+    """'white' or 'black': what transparent pixels of stored images are composited on: the network's, --background, or black."""
     if task.generator is not None:
         return task.generator.config.rendering.background
     return 'white' if task.options.get('background') == 'white' else 'black'
@@ -190,13 +203,17 @@ def background_of(task):
 def check_resolution(path, images, data):
     """Raises UserError unless the evaluated images of `path` are of the data's resolution."""
     if images.resolution != data.resolution:
-        raise UserError(f'--images={path} holds images of {images.resolution}x{images.resolution} pixels, the data '
-                        f'{data.resolution}x{data.resolution}: compare images of one resolution')
+        raise UserError(
+            f'--images={path} holds images of {images.resolution}x{images.resolution} pixels, the data '
+            f'{data.resolution}x{data.resolution}: compare images of one resolution'
+        )
 
 
 def check_render_resolution(metric, task, images, data):
     """Raises UserError unless the generated images are of the data's resolution, for a metric that needs that."""
     if images.resolution != data.resolution:
-        raise UserError(f'--render-resolution={task.render_resolution} gives images of {images.resolution}x{images.resolution} '
-                        f'pixels in the {task.branch} branch, but {metric} needs the size of the data, '
-                        f'{data.resolution}x{data.resolution}: leave out --render-resolution or {metric}')
+        raise UserError(
+            f'--render-resolution={task.render_resolution} gives images of {images.resolution}x{images.resolution} '
+            f'pixels in the {task.branch} branch, but {metric} needs the size of the data, '
+            f'{data.resolution}x{data.resolution}: leave out --render-resolution or {metric}'
+        )

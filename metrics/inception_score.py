@@ -17,9 +17,17 @@ class InceptionScore(ImageMetric):
     def compare(self, evaluated, real, task):
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-        found = isc_features_to_metric(torch.from_numpy(evaluated['features']), splits=SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED)
+        found = isc_features_to_metric(
+            torch.from_numpy(evaluated['features']), splits=SPLITS, shuffle=True, rng_seed=SHUFFLE_SEED
+        )
         return found[KEY_METRIC_ISC_MEAN], {'std': found[KEY_METRIC_ISC_STD]}, {'splits': SPLITS, 'shuffle_seed': SHUFFLE_SEED}
 
 
-register('is<N>', GROUP, 'Inception score of N generated images.', higher_is_better=True, pattern=f'is{COUNT}',
-         build=lambda match: InceptionScore(match[0], image_count(match), None))
+register(
+    'is<N>',
+    GROUP,
+    'Inception score of N generated images.',
+    higher_is_better=True,
+    pattern=f'is{COUNT}',
+    build=lambda match: InceptionScore(match[0], image_count(match), None),
+)

@@ -18,13 +18,24 @@ class KernelDistance(ImageMetric):
 
         first, second = torch.from_numpy(evaluated['features']), torch.from_numpy(real['features'])
         size = min(SUBSET_SIZE, len(first), len(second))
-        found = kid_features_to_metric(first, second, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=SUBSET_SEED,
-                                       verbose=False)
+        found = kid_features_to_metric(
+            first, second, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=SUBSET_SEED, verbose=False
+        )
         protocol = {'subsets': SUBSETS, 'subset_size': size, 'subset_seed': SUBSET_SEED, 'kernel': '(x y / C + 1)^3'}
         return found[KEY_METRIC_KID_MEAN], {'std': found[KEY_METRIC_KID_STD]}, protocol
 
 
-register('kid<N>_full', GROUP, 'Kernel distance of N generated images to all real ones.', pattern=f'kid{COUNT}_full',
-         build=lambda match: KernelDistance(match[0], image_count(match), ALL))
-register('kid<N>', GROUP, 'Kernel distance of N generated images to N real ones.', pattern=f'kid{COUNT}',
-         build=lambda match: KernelDistance(match[0], image_count(match), image_count(match)))
+register(
+    'kid<N>_full',
+    GROUP,
+    'Kernel distance of N generated images to all real ones.',
+    pattern=f'kid{COUNT}_full',
+    build=lambda match: KernelDistance(match[0], image_count(match), ALL),
+)
+register(
+    'kid<N>',
+    GROUP,
+    'Kernel distance of N generated images to N real ones.',
+    pattern=f'kid{COUNT}',
+    build=lambda match: KernelDistance(match[0], image_count(match), image_count(match)),
+)

@@ -40,8 +40,16 @@ class Monitor:
         if not self.names:
             return []
         options = {**registry.default_options(), 'detector': self.detector}
-        task = registry.Task(device=device, generator=generator, data=self.data, mirror=self.mirror, outdir=Path(self.outdir),
-                             workers=self.workers, progress=False, options=options)
+        task = registry.Task(
+            device=device,
+            generator=generator,
+            data=self.data,
+            mirror=self.mirror,
+            outdir=Path(self.outdir),
+            workers=self.workers,
+            progress=False,
+            options=options,
+        )
         records = []
         for branch in branches:
             for names in registry.names_by_group(self.names):

@@ -9,5 +9,7 @@ def my_batches(count, batch):
     Whole batches are dealt out. So an image is always computed together with the same others, and its features are
     bit-identical for any number of processes.
     """
-    return [range(start, min(start + batch, count))
-            for start in range(distributed.rank() * batch, count, distributed.world_size() * batch)]
+    return [
+        range(start, min(start + batch, count))
+        for start in range(distributed.rank() * batch, count, distributed.world_size() * batch)
+    ]

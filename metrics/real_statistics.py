@@ -32,8 +32,18 @@ def real_statistics(wanted, data, task, detector, detector_hash):
 
     def path_of(statistic, count):
         seed = None if count == len(data) else task.seed
-        parts = [_VERSION, type(statistic).__name__, statistic.layer, detector_hash, content, data.resolution, data.background, task.mirror,
-                 count, seed]
+        parts = [
+            _VERSION,
+            type(statistic).__name__,
+            statistic.layer,
+            detector_hash,
+            content,
+            data.resolution,
+            data.background,
+            task.mirror,
+            count,
+            seed,
+        ]
         name = f'{data.name}-{type(statistic).__name__}-{_digest(parts)}.npz'
         return Path(folder) / name if folder else cache_path(name)
 
@@ -100,5 +110,8 @@ def save_arrays(path, arrays):
             os.unlink(beside.name)
             raise
     except OSError as error:
-        warnings.warn(f'statistics of the real images are not kept, since {path} cannot be written ({error.strerror}); '
-                      'name another folder with --cache-dir', stacklevel=2)
+        warnings.warn(
+            f'statistics of the real images are not kept, since {path} cannot be written ({error.strerror}); '
+            'name another folder with --cache-dir',
+            stacklevel=2,
+        )

@@ -111,8 +111,10 @@ def groups():
 
 def default_options():
     """{name: default} of all groups' own options."""
+
     def carrier(**options):
         pass
+
     for group in groups():
         for option in group.options:
             carrier = option(carrier)

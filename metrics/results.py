@@ -40,8 +40,15 @@ def read_file(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             record = json.loads(line)
-            yield {'label': path.resolve().parent.name, 'parts': {}, 'protocol': {}, 'branch': None, **record,
-                   'metric': str(record['metric']), 'value': float(record['value'])}
+            yield {
+                'label': path.resolve().parent.name,
+                'parts': {},
+                'protocol': {},
+                'branch': None,
+                **record,
+                'metric': str(record['metric']),
+                'value': float(record['value']),
+            }
         except (ValueError, KeyError, TypeError):
             warnings.warn(f'{path}: line {number} is no result and is left out', stacklevel=2)
 

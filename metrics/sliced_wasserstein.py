@@ -55,20 +55,27 @@ class SlicedWasserstein(ImageMetric):
         for side in evaluated:
             patches = (torch.from_numpy(found[side]).to(task.device) for found in (evaluated, real))
             levels[side] = SCALE * level_distance(*patches, task.seed)
-        protocol = {'patches_per_image': PATCHES, 'patch': PATCH, 'projections': PROJECTIONS, 'scale': SCALE,
-                    'normalised_by': 'real images'}
+        protocol = {
+            'patches_per_image': PATCHES,
+            'patch': PATCH,
+            'projections': PROJECTIONS,
+            'scale': SCALE,
+            'normalised_by': 'real images',
+        }
         return sum(levels.values()) / len(levels), levels, protocol
 
 
 class _PatchCollector:
     def __init__(self, count, resolution, device):
-        self.levels = {side: torch.zeros(count, PATCHES, 3 * PATCH**2, dtype=torch.float16, device=device)
-                       for side in pyramid_sides(resolution)}
+        self.levels = {
+            side: torch.zeros(count, PATCHES, 3 * PATCH**2, dtype=torch.float16, device=device)
+            for side in pyramid_sides(resolution)
+        }
 
     def add(self, numbers, images, features):
         for level, (side, picture) in enumerate(zip(self.levels, laplacian_pyramid(images.float()))):
             corners = torch.stack([patch_corners(number, level, side) for number in numbers])
-            self.levels[side][numbers.start:numbers.stop] = cut_patches(picture, corners.to(images.device, non_blocking=True))
+            self.levels[side][numbers.start : numbers.stop] = cut_patches(picture, corners.to(images.device, non_blocking=True))
 
     def finish(self):
         return {str(side): distributed.total(patches).flatten(0, 1).cpu().numpy() for side, patches in self.levels.items()}
@@ -117,8 +124,10 @@ def level_distance(evaluated, real, seed):
     evaluated, real = (normalize(patches, mean, std) for patches in (evaluated, real))
     directions = torch.randn(evaluated.shape[1], PROJECTIONS, generator=keyed_generator((seed,))).to(evaluated.device)
     directions = directions / directions.norm(dim=0)
-    distances = [(sort_projections(evaluated, some) - sort_projections(real, some)).abs().mean(dim=1).double()
-                 for some in directions.split(PROJECTIONS_AT_ONCE, dim=1)]
+    distances = [
+        (sort_projections(evaluated, some) - sort_projections(real, some)).abs().mean(dim=1).double()
+        for some in directions.split(PROJECTIONS_AT_ONCE, dim=1)
+    ]
     return torch.cat(distances).mean().item()
 
 
@@ -140,7 +149,16 @@ def normalize(patches, mean, std):
     return ((patches.unflatten(1, (3, -1)).float() - mean) / std).flatten(1)
 
 
-register('swd', GROUP, f'Sliced Wasserstein distance, of all images there are, {MOST_IMAGES} at most.', build=lambda match:
-         SlicedWasserstein('swd', None, MOST_IMAGES))
-register('swd<N>', GROUP, 'Sliced Wasserstein distance of N generated images to N real ones.', pattern=f'swd{COUNT}',
-         build=lambda match: SlicedWasserstein(match[0], image_count(match), image_count(match)))
+register(
+    'swd',
+    GROUP,
+    f'Sliced Wasserstein distance, of all images there are, {MOST_IMAGES} at most.',
+    build=lambda match: SlicedWasserstein('swd', None, MOST_IMAGES),
+)
+register(
+    'swd<N>',
+    GROUP,
+    'Sliced Wasserstein distance of N generated images to N real ones.',
+    pattern=f'swd{COUNT}',
+    build=lambda match: SlicedWasserstein(match[0], image_count(match), image_count(match)),
+)

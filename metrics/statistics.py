@@ -62,7 +62,7 @@ class _FeatureCollector:
         self.features = torch.zeros(count, WIDTHS[layer], device=device)
 
     def add(self, numbers, images, features):
-        self.features[numbers.start:numbers.stop] = features[self.layer]
+        self.features[numbers.start : numbers.stop] = features[self.layer]
 
     def finish(self):
         return {'features': distributed.total(self.features).cpu().numpy()}  # rows of other processes are zero

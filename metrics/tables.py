@@ -32,11 +32,19 @@ _OTHER_HEADING = '### Another protocol (CGS-GAN: other backgrounds and crops): c
 
 def published_rows(choice):
     """The published results on a data set of PUBLISHED_DATA, on 'all' of them, or on 'none': the paper's, then CGS-GAN's."""
-    paper = [{'method': method, 'data': name, 'source': 'published', **dict(zip(_METRICS, values))}
-             for key, name in PUBLISHED_DATA.items() if choice in (key, 'all')
-             for method, by_data in _PUBLISHED.items() for values in [by_data.get(key, ())] if values]
-    others = [{'method': method, 'data': PUBLISHED_DATA['ffhq512'], 'source': OTHER_SOURCE, 'fid50k_full': fid, _FID3D: fid3d}
-              for method, (fid, fid3d) in _OTHER_PROTOCOL.items() if choice in ('ffhq512', 'all')]
+    paper = [
+        {'method': method, 'data': name, 'source': 'published', **dict(zip(_METRICS, values))}
+        for key, name in PUBLISHED_DATA.items()
+        if choice in (key, 'all')
+        for method, by_data in _PUBLISHED.items()
+        for values in [by_data.get(key, ())]
+        if values
+    ]
+    others = [
+        {'method': method, 'data': PUBLISHED_DATA['ffhq512'], 'source': OTHER_SOURCE, 'fid50k_full': fid, _FID3D: fid3d}
+        for method, (fid, fid3d) in _OTHER_PROTOCOL.items()
+        if choice in ('ffhq512', 'all')
+    ]
     return paper + others
 
 
@@ -80,8 +88,13 @@ def _truncation(record):
 def _row(record):
     branch = f' {record["branch"].upper()} branch' if record.get('branch') else ''
     data = (record.get('data') or '').rstrip('/').rsplit('/', 1)[-1]
-    return {'method': f'{record["label"]}{branch}', 'data': data, 'source': 'measured', 'kimg': record.get('kimg'),
-            'psi': _truncation(record)}
+    return {
+        'method': f'{record["label"]}{branch}',
+        'data': data,
+        'source': 'measured',
+        'kimg': record.get('kimg'),
+        'psi': _truncation(record),
+    }
 
 
 def format_table(rows, form='markdown'):
@@ -97,8 +110,11 @@ def format_table(rows, form='markdown'):
 def _cells(rows):
     """Names of columns, and the rows' texts."""
     known = dict.fromkeys(['method', 'data', 'source', 'kimg', 'psi', *_METRICS, _FID3D])
-    columns = [name for name in dict.fromkeys([*known, *(name for row in rows for name in row)])
-               if any(row.get(name) not in (None, '') for row in rows)]
+    columns = [
+        name
+        for name in dict.fromkeys([*known, *(name for row in rows for name in row)])
+        if any(row.get(name) not in (None, '') for row in rows)
+    ]
     return columns, [[_text(row.get(name)) for name in columns] for row in rows]
 
 

@@ -52,7 +52,7 @@ def write_samples(options):
     pictures, shapeless = {}, []
     with tqdm(total=len(options.seeds), unit='subject') as progress:
         for start in range(0, len(options.seeds), options.batch):
-            seeds = options.seeds[start:start + options.batch]
+            seeds = options.seeds[start : start + options.batch]
             subjects = [_subject(G, seed, options) for seed in seeds]
             for name, rows in _render(G, subjects, branches, options).items():
                 pictures.setdefault(name, []).extend(_keep(name, rows, seeds, options))

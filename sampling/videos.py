@@ -55,8 +55,10 @@ class VideoOptions:
 def write_video(options):
     """Write the video of `options`; a broken-off one leaves no file."""
     if len(options.seeds) % options.cells:
-        raise UserError(f'--seeds names {len(options.seeds)} subjects, which do not divide into the {options.cells} '
-                        f'cells of --grid={options.grid[0]}x{options.grid[1]}')
+        raise UserError(
+            f'--seeds names {len(options.seeds)} subjects, which do not divide into the {options.cells} '
+            f'cells of --grid={options.grid[0]}x{options.grid[1]}'
+        )
     if options.output.suffix.lower() != '.mp4':
         raise UserError(f'--output={options.output} must end in .mp4')
     G = load_generator(options.network, options.device)
@@ -99,8 +101,9 @@ def write_texture_images(options):
 
 def _texture_image(G, subject, labels, branch, options):
     """uint8 [3, frames, W] of one subject."""
-    frames = [to_uint8(render_subjects(G, [subject], label[None], branch, options.render_resolution)['image']).cpu()
-              for label in labels]
+    frames = [
+        to_uint8(render_subjects(G, [subject], label[None], branch, options.render_resolution)['image']).cpu() for label in labels
+    ]
     return texture_image(torch.cat(frames), options.epi_line)
 
 
@@ -128,8 +131,7 @@ def render_frame(G, subjects, label, branches, options):
     """One frame, uint8 [H, W, 3]: a grid whose cells show one subject each, the branches side by side."""
     images = [_render_cell(G, subject, label, branches, options) for subject in subjects]
     picture = image_grid(torch.stack(images), columns=options.grid[0])
-    return np.asarray(picture.resize([side * options.upscale for side in picture.size],
-                                     UPSCALE_FILTERS[options.upscale_filter]))
+    return np.asarray(picture.resize([side * options.upscale for side in picture.size], UPSCALE_FILTERS[options.upscale_filter]))
 
 
 def _render_cell(G, subject, label, branches, options):

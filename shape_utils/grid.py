@@ -24,8 +24,9 @@ def density_grid(G, planes, resolution, chunk=2**18, progress=True):
     density = torch.empty(resolution**3, dtype=torch.float32)
     for start in tqdm(range(0, len(density), chunk), desc='density', unit='chunk', disable=not progress, leave=False):
         index = torch.arange(start, min(start + chunk, len(density)), device=device)
-        points = torch.stack([axis[index // resolution**2], axis[index // resolution % resolution],
-                              axis[index % resolution]], dim=-1)
+        points = torch.stack(
+            [axis[index // resolution**2], axis[index // resolution % resolution], axis[index % resolution]], dim=-1
+        )
         sigma, _ = G.query(planes, points[None])
-        density[start:start + len(index)] = torch.nn.functional.softplus(sigma[0, :, 0].float() - 1).cpu()
+        density[start : start + len(index)] = torch.nn.functional.softplus(sigma[0, :, 0].float() - 1).cpu()
     return density.reshape(resolution, resolution, resolution).numpy()

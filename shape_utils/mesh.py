@@ -38,8 +38,10 @@ def isosurface(density, level, box_size, border=DEFAULT_BORDER):
     inside = _inside(len(density), border)
     lowest, highest = float(density[inside].min()), float(density[inside].max())
     if not max(lowest, 0) < level < highest:
-        raise UserError(f'no surface at density {level:g}: the densities found range from {lowest:.4g} to '
-                        f'{highest:.4g}; choose a positive level between them')
+        raise UserError(
+            f'no surface at density {level:g}: the densities found range from {lowest:.4g} to '
+            f'{highest:.4g}; choose a positive level between them'
+        )
     cleared = np.zeros_like(density)
     cleared[inside] = density[inside]
     spacing = box_size / (len(density) - 1)

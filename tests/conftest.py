@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import load_golden
+from tests.photographs import write_photographs
 
 # Tests are small: threads slow them down, many times over where the machine has other work.
 torch.set_num_threads(1)
@@ -20,9 +21,14 @@ def goldens():
     return load_golden
 
 
+@pytest.fixture
+def photographs(tmp_path):
+    return write_photographs(tmp_path)
+
+
 def pytest_configure(config):
-    """Hide GPUs from all but `pytest -m gpu` and what it starts: the other tests compare bit-exactly, and start more processes than
-    there may be GPUs. Torch looks at the variable when CUDA is first needed; processes that tests start inherit it."""
+    """Hide GPUs from all but `pytest -m gpu` and what it starts: the other tests compare bit-exactly, and start more processes
+    than there may be GPUs. Torch looks at the variable when CUDA is first needed; processes that tests start inherit it."""
     if config.option.markexpr == 'gpu':
         os.environ['MIMIC3D_GPU_TESTS'] = '1'
     elif 'MIMIC3D_GPU_TESTS' not in os.environ:

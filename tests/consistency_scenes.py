@@ -26,8 +26,10 @@ def box(points):
 
 def table(points):
     """A plate of 4 % of the box on a pole of 8 %: the thin part."""
-    return torch.minimum(_cuboid(points - torch.tensor([0, 0.1, 0]), (0.3, 0.02, 0.22)),
-                         _cuboid(points + torch.tensor([0, 0.1, 0]), (0.04, 0.2, 0.04)))
+    return torch.minimum(
+        _cuboid(points - torch.tensor([0, 0.1, 0]), (0.3, 0.02, 0.22)),
+        _cuboid(points + torch.tensor([0, 0.1, 0]), (0.04, 0.2, 0.04)),
+    )
 
 
 SHAPES = {'sphere': sphere, 'box': box, 'table': table}

@@ -47,8 +47,10 @@ class Hanging(BaseException):
 @contextlib.contextmanager
 def deadline(seconds=20):
     """Raises Hanging in the block if it takes longer. For the main thread."""
+
     def late(*_):
         raise Hanging(f'it takes more than {seconds} s')
+
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
     try:

@@ -16,7 +16,6 @@ from training import step, training_loop
 from training.run import checkpoints, reporting
 from training.snapshots import newest_snapshot
 
-
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tests.interruption'])  # torch is imported once
 
@@ -24,7 +23,8 @@ _CONTEXT.set_forkserver_preload(['tests.interruption'])  # torch is imported onc
 def train_in_child(config, moment=None, largest_file=None, monitor=None):
     """Train in a process of its own. Returns its exit code and its error message.
 
-    moment: (name in MOMENTS, n): the process is killed at the n-th such moment; largest_file: bytes that it may write to one file.
+    moment: (name in MOMENTS, n): the process is killed at the n-th such moment. largest_file: bytes that it may write to one
+    file.
     """
     process, messages = start_in_child(config, moment, largest_file, monitor)
     process.join()
@@ -71,6 +71,7 @@ def train_and_watch_traffic(config):
     def counted(module):
         networks.append(type(module).__name__)
         broadcast(module)
+
     distributed.share, distributed.broadcast = watched, counted
     assert training_loop.train(config)
     return networks
@@ -82,12 +83,14 @@ def _die():
 
 def _half_written(write):
     """The first half of a state reaches the disk."""
+
     def interrupted(path, content):
         write(path, content)
         with open(path, 'rb') as whole, open(f'{path}.tmp', 'wb') as part:
             part.write(whole.read(os.path.getsize(path) // 2))
         os.unlink(path)
         _die()
+
     return interrupted
 
 
@@ -99,6 +102,7 @@ def _after(function):
     def wrapped(*args, **kwargs):
         function(*args, **kwargs)
         _die()
+
     return wrapped
 
 
@@ -106,6 +110,7 @@ def _stop_request(function):
     def wrapped(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(600)
+
     return wrapped
 
 
@@ -136,6 +141,7 @@ def arm(name, count):
     def counted(*args, **kwargs):
         calls[0] += 1
         return (deadly(ordinary) if calls[0] == count else ordinary)(*args, **kwargs)
+
     setattr(owner, attribute, counted)
 
 
@@ -150,8 +156,14 @@ def last_state(outdir):
 def losses(outdir):
     """The lines of stats.jsonl without what depends on time and machine."""
     lines = (outdir / 'stats.jsonl').read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items()
-             if not name.startswith(('share_of_time', 'seconds')) and 'memory' not in name} for line in lines]
+    return [
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if not name.startswith(('share_of_time', 'seconds')) and 'memory' not in name
+        }
+        for line in lines
+    ]
 
 
 def tensors(tree, path=''):
@@ -169,8 +181,10 @@ def assert_same_end(outdir, reference, tolerance=0.0):
         assert all(abs(mine[name] - theirs[name]) <= tolerance * max(1, abs(theirs[name])) for name in mine), (mine, theirs)
     snapshots = [torch.load(newest_snapshot(folder), weights_only=True) for folder in (outdir, reference)]
     assert snapshots[0]['about']['images_seen'] == snapshots[1]['about']['images_seen']
-    mine, theirs = ({**tensors(last_state(folder)['stage']), **tensors(snapshot['networks'], '/snapshot')}
-                    for folder, snapshot in zip((outdir, reference), snapshots))
+    mine, theirs = (
+        {**tensors(last_state(folder)['stage']), **tensors(snapshot['networks'], '/snapshot')}
+        for folder, snapshot in zip((outdir, reference), snapshots)
+    )
     assert mine.keys() == theirs.keys() and len(mine) > 100
     for name, tensor in mine.items():
         assert torch.allclose(tensor.double(), theirs[name].double(), rtol=tolerance, atol=tolerance), name

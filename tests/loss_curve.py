@@ -17,8 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDING = ROOT / 'tests' / 'goldens' / 'loss_curve.json'
 STAGE_KIMG = 0.8  # 100 steps of the preset's batch of 8
 DATA = ['--images=200', '--seed=1']
-TRAIN = ['--preset=demo', f'--stage1-kimg={STAGE_KIMG}', f'--stage2-kimg={STAGE_KIMG}', '--tick=0.008', '--snap=100000', '--gpus=1',
-         '--threads=1', '--workers=0', '--seed=0']
+TRAIN = [
+    '--preset=demo',
+    f'--stage1-kimg={STAGE_KIMG}',
+    f'--stage2-kimg={STAGE_KIMG}',
+    '--tick=0.008',
+    '--snap=100000',
+    '--gpus=1',
+    '--threads=1',
+    '--workers=0',
+    '--seed=0',
+]
 
 
 def measure():
@@ -58,8 +67,11 @@ def main():
         RECORDING.write_text(json.dumps(curve, indent=0) + '\n')
         return True
     same = curve == recorded()
-    print('every loss of every step is bit-identical to the recording' if same else
-          f'not bit-identical: differs by up to {worst_difference(curve, recorded()):.1e} of a loss')
+    print(
+        'every loss of every step is bit-identical to the recording'
+        if same
+        else f'not bit-identical: differs by up to {worst_difference(curve, recorded()):.1e} of a loss'
+    )
     return same
 
 

@@ -17,9 +17,9 @@ from tests.helpers import GOLDENS, load_golden, worst_error
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
+from training import step
 from training.augment import augment
 from training.config import LossConfig
-from training import step
 from training.losses import FakeInputs, crop, r1_penalty
 from training.networks.aware_conv import align_planes
 from training.networks.discriminator import resize
@@ -29,7 +29,9 @@ from training.rendering import cameras
 OUTPUT = 1e-4  # of the output's own scale
 GRADIENT = 2e-3  # relative, of a gradient's norm
 ILL_CONDITIONED = 3e-2  # the same through S2D's leaky ReLUs, where rounding of the weights moves some norms this much
-R1_GRADIENT = 5e-3  # of R1 alone, relative to at least R1_FLOOR of the largest norm: small gradients of biases are ill-conditioned
+R1_GRADIENT = (
+    5e-3  # of R1 alone, relative to at least R1_FLOOR of the largest norm: small gradients of biases are ill-conditioned
+)
 R1_FLOOR = 1 / 50
 MISSED_DEPTH = 5e-4  # depths, where rays miss the box
 ROUNDING = 1e-7
@@ -80,7 +82,9 @@ class Comparison:
         worst, where = 0.0, ''
         for published, norm in expected.items():
             actual = own.pop(reference_networks.own_name(published, module.config))
-            error = abs(actual - norm) / max(norm, floor) if norm >= SMALL_NORM else max(actual - 2 * SMALL_NORM, 0.0) / SMALL_NORM
+            error = (
+                abs(actual - norm) / max(norm, floor) if norm >= SMALL_NORM else max(actual - 2 * SMALL_NORM, 0.0) / SMALL_NORM
+            )
             if not error <= worst:
                 worst, where = error, published
         for name, actual in own.items():  # no gradient there, so none here
@@ -92,12 +96,15 @@ class Comparison:
         self.rows.append(Row(label, abs(float(actual) - expected) / abs(expected), allowed, 1))
 
     def state(self, prefix='state/'):
-        return {key[len(prefix):]: value for key, value in self.arrays.items() if key.startswith(prefix)}
+        return {key[len(prefix) :]: value for key, value in self.arrays.items() if key.startswith(prefix)}
 
     def uncompared(self, inputs):
         """Arrays that are neither weights, nor among the `inputs`, nor compared."""
-        return sorted(key for key in self.arrays if not key.startswith(('state/', 'in/', 'probe/'))
-                      and key not in self.compared and key not in inputs)
+        return sorted(
+            key
+            for key in self.arrays
+            if not key.startswith(('state/', 'in/', 'probe/')) and key not in self.compared and key not in inputs
+        )
 
 
 def trainable(class_name, init_kwargs, state):
@@ -138,11 +145,16 @@ def compare_ops(it):
         y = F.pad(y, 4 * [case['padding'] - weight.shape[-1] // 2])  # negative: ours pads so that the size stays
         it.output(f'conv2d_resample/{i}/y', y)
     for i, case in enumerate(meta['modulated_conv2d']):
-        it.output(f'modulated_conv2d/{i}/y', modulated_conv2d(arrays['conv_x'], arrays['conv_w'], arrays['mod_styles'],
-                                                              resample_filter=taps, **case))
+        it.output(
+            f'modulated_conv2d/{i}/y',
+            modulated_conv2d(arrays['conv_x'], arrays['conv_w'], arrays['mod_styles'], resample_filter=taps, **case),
+        )
     for i, case in enumerate(meta['filtered_resizing']):
-        it.output(f'filtered_resizing/{i}/y', resize(arrays['resize_x'], case['size'], case['mode']),
-                  label=f'filtered_resizing/{i}/y ({case["mode"]})')
+        it.output(
+            f'filtered_resizing/{i}/y',
+            resize(arrays['resize_x'], case['size'], case['mode']),
+            label=f'filtered_resizing/{i}/y ({case["mode"]})',
+        )
     it.output('aware_out', align_planes(arrays['aware_in'].unflatten(0, (-1, 3))).flatten(0, 1))
 
 
@@ -176,8 +188,14 @@ def compare_r1(it):
         receiver = Receiving(D, received)
         size = meta['raw_resolution' if dual else 'patch_resolution']
         G = SimpleNamespace(config=SimpleNamespace(render_resolution=size))
-        objective = step.Objective(G, receiver, receiver, LossConfig(r1_gamma=1.0, r1_gamma_patch=1.0),
-                                   augment=recorded_augment(case), blur_sigma=case['blur_sigma'])
+        objective = step.Objective(
+            G,
+            receiver,
+            receiver,
+            LossConfig(r1_gamma=1.0, r1_gamma_patch=1.0),
+            augment=recorded_augment(case),
+            blur_sigma=case['blur_sigma'],
+        )
         random = _NoRandomness(len(arrays['real']))
         D.zero_grad()
         if dual:
@@ -224,6 +242,7 @@ def compare_missing_rays(it):
 
     def maps(values):
         return values.transpose(1, 2).unflatten(2, (resolution, resolution))
+
     its_rays = cameras.cast_rays(arrays['c'], cameras.pixel_centres(resolution))
     near, far, hit = cameras.intersect_box(*its_rays, side)
     it.output('ray_hits', maps(hit.float()))
@@ -232,11 +251,11 @@ def compare_missing_rays(it):
     for key, values in zip(('near', 'far'), cameras.box_limits(*its_rays, side)):
         it.output(key, maps(values))
     ws, views = arrays['ws_layers'], {'away': (0, arrays['away/c'])}
-    views |= {f'alone/{i}': (i, arrays['c'][i:i + 1]) for i in range(len(ws))}
+    views |= {f'alone/{i}': (i, arrays['c'][i : i + 1]) for i in range(len(ws))}
     for prefix, (i, c) in views.items():
         with torch.no_grad():
-            planes = G.planes(ws[i:i + 1], noise_mode='const')
-            out = G.render(planes, c, '2d', ws=ws[i:i + 1], render_resolution=resolution, sampling='deterministic')
+            planes = G.planes(ws[i : i + 1], noise_mode='const')
+            out = G.render(planes, c, '2d', ws=ws[i : i + 1], render_resolution=resolution, sampling='deterministic')
         it.output(f'{prefix}/image_raw', out['image_raw'])
         it.output(f'{prefix}/image_depth', out['image_depth'], MISSED_DEPTH)
 
@@ -305,16 +324,30 @@ class _NoRandomness(BatchRandom):
 
 
 STATS = {  # the release's names of what the losses note
-    'Gmain': {'Loss/G/loss': 'loss/G/adversarial', 'Loss/G/lpips': 'loss/G/imitation', 'Loss/scores/fake': 'logits/fake',
-              'Loss/scores/patch_fake': 'logits/patch_fake', 'Loss/signs/fake': 'signs/fake',
-              'Loss/signs/patch_fake': 'signs/patch_fake'},
+    'Gmain': {
+        'Loss/G/loss': 'loss/G/adversarial',
+        'Loss/G/lpips': 'loss/G/imitation',
+        'Loss/scores/fake': 'logits/fake',
+        'Loss/scores/patch_fake': 'logits/patch_fake',
+        'Loss/signs/fake': 'signs/fake',
+        'Loss/signs/patch_fake': 'signs/patch_fake',
+    },
     'Greg': {'Loss/G/reg': 'loss/G/density'},
-    'Dmain': {'Loss/scores/fake': 'logits/fake_seen_by_D', 'Loss/scores/real': 'logits/real', 'Loss/signs/fake':
-              'signs/fake_seen_by_D', 'Loss/signs/real': 'signs/real', 'Loss/D/loss': 'loss/D'},
+    'Dmain': {
+        'Loss/scores/fake': 'logits/fake_seen_by_D',
+        'Loss/scores/real': 'logits/real',
+        'Loss/signs/fake': 'signs/fake_seen_by_D',
+        'Loss/signs/real': 'signs/real',
+        'Loss/D/loss': 'loss/D',
+    },
     'Dreg': {'Loss/r1_penalty': 'loss/D/r1_penalty'},
-    'D_patchmain': {'Loss/scores/patch_fake': 'logits/patch_fake_seen_by_D', 'Loss/scores/patch_real': 'logits/patch_real',
-                    'Loss/signs/patch_fake': 'signs/patch_fake_seen_by_D', 'Loss/signs/patch_real': 'signs/patch_real',
-                    'Loss/D_patch/loss': 'loss/D_patch'},
+    'D_patchmain': {
+        'Loss/scores/patch_fake': 'logits/patch_fake_seen_by_D',
+        'Loss/scores/patch_real': 'logits/patch_real',
+        'Loss/signs/patch_fake': 'signs/patch_fake_seen_by_D',
+        'Loss/signs/patch_real': 'signs/patch_real',
+        'Loss/D_patch/loss': 'loss/D_patch',
+    },
     'D_patchreg': {'Loss/patch_r1_penalty': 'loss/D_patch/r1_penalty'},
 }
 
@@ -332,11 +365,23 @@ def _compare_phases(it, case):
     G.config = G.config.replace(render_resolution=meta['neural_rendering_resolution'])
     D = trainable(reference_networks.DUAL_DISCRIMINATORS[0], meta['D_init'], it.state('state/D/'))
     D_patch = trainable(reference_networks.SINGLE_DISCRIMINATORS[0], meta['D_patch_init'], it.state('state/D_patch/'))
-    config = LossConfig(r1_gamma=meta['r1_gamma'], r1_gamma_patch=meta['r1_gamma_patch'], patch_weight=meta['patch_gan'],
-                        density_spread=meta['G_init']['rendering_kwargs']['density_reg_p_dist'])
+    config = LossConfig(
+        r1_gamma=meta['r1_gamma'],
+        r1_gamma_patch=meta['r1_gamma_patch'],
+        patch_weight=meta['patch_gan'],
+        density_spread=meta['G_init']['rendering_kwargs']['density_reg_p_dist'],
+    )
     objective = step.Objective(
-        G, D, D_patch, config, imitation=lambda x, target: (x - target).square().mean(dim=(1, 2, 3)), augment=recorded_augment(case),
-        blur_sigma=case['blur_sigma'], noise_mode='const', sampling='deterministic')
+        G,
+        D,
+        D_patch,
+        config,
+        imitation=lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
+        augment=recorded_augment(case),
+        blur_sigma=case['blur_sigma'],
+        noise_mode='const',
+        sampling='deterministic',
+    )
     described = f'blur {case["blur_sigma"]:g}, {case["augment"]} {case.get("percentile", "")}: ' if 'cases' in meta else ''
     for phase, expected in case['phases'].items():
         kind, _, part = phase.partition('/')
@@ -360,8 +405,14 @@ def _compare_phases(it, case):
                 it.scalar(f'{described}{phase} {published}', seen[names[published]], value)
         r1 = part in ('Dreg', 'D_patchreg') and 'cases' in meta
         allowed = (ILL_CONDITIONED if piped else R1_GRADIENT) if r1 else GRADIENT
-        it.gradients(f'{described}{phase} gradient norms', network, expected['grad_norms'], allowed,
-                     lambda name: 'noise_strength' in name, floor=R1_FLOOR if r1 else 0.0)
+        it.gradients(
+            f'{described}{phase} gradient norms',
+            network,
+            expected['grad_norms'],
+            allowed,
+            lambda name: 'noise_strength' in name,
+            floor=R1_FLOOR if r1 else 0.0,
+        )
 
 
 def _phase(o, part, inputs, arrays):
@@ -442,7 +493,10 @@ def main(names):
         for row in compare(name).rows:
             good = row.error <= row.allowed
             agrees = agrees and good
-            print(f'  {"ok " if good else "BAD"} {row.quantity:50} {row.error:9.1e} of {row.allowed:.0e}  {row.count:7d}  {row.worst}')
+            print(
+                f'  {"ok " if good else "BAD"} {row.quantity:50} {row.error:9.1e} of {row.allowed:.0e}'
+                f'  {row.count:7d}  {row.worst}'
+            )
     return agrees
 
 

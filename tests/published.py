@@ -30,45 +30,112 @@ DUAL_CLASS, SINGLE_CLASS = published.DUAL_DISCRIMINATORS[0], published.SINGLE_DI
 _S2D = {128: 'SuperresolutionHybrid2X', 256: 'SuperresolutionHybrid4X', 512: 'SuperresolutionHybrid8XDC'}
 _ALL = [4, 8, 16, 32, 64, 128, 256]
 _MAPS = dict(channel_base=32768, channel_max=512, fused_modconv_default='inference_only')
-_CARS = dict(depth_resolution=64, depth_resolution_importance=64, ray_start=0.1, ray_end=2.6, box_warp=1.6, white_back=True,
-             avg_camera_radius=1.7, avg_camera_pivot=[0, 0, 0])
+_CARS = dict(
+    depth_resolution=64,
+    depth_resolution_importance=64,
+    ray_start=0.1,
+    ray_end=2.6,
+    box_warp=1.6,
+    white_back=True,
+    avg_camera_radius=1.7,
+    avg_camera_pivot=[0, 0, 0],
+)
 _CATS = dict(avg_camera_pivot=[0, 0, -0.06])
 
 
 def rendering(resolution, **changes):
-    return dict(
-        image_resolution=resolution, disparity_space_sampling=False, clamp_mode='softplus',
-        superresolution_module=f'training.superresolution.{_S2D[resolution]}', c_gen_conditioning_zero=False, gpc_reg_prob=0.5,
-        c_scale=1.0, superresolution_noise_mode='none', density_reg=0.25, density_reg_p_dist=0.004, reg_type='l1', decoder_lr_mul=1.0,
-        sr_antialias=True, depth_resolution=48, depth_resolution_importance=48, ray_start=2.25, ray_end=3.3, box_warp=1,
-        avg_camera_radius=2.7, avg_camera_pivot=[0, 0, 0.2]) | changes
+    return (
+        dict(
+            image_resolution=resolution,
+            disparity_space_sampling=False,
+            clamp_mode='softplus',
+            superresolution_module=f'training.superresolution.{_S2D[resolution]}',
+            c_gen_conditioning_zero=False,
+            gpc_reg_prob=0.5,
+            c_scale=1.0,
+            superresolution_noise_mode='none',
+            density_reg=0.25,
+            density_reg_p_dist=0.004,
+            reg_type='l1',
+            decoder_lr_mul=1.0,
+            sr_antialias=True,
+            depth_resolution=48,
+            depth_resolution_importance=48,
+            ray_start=2.25,
+            ray_end=3.3,
+            box_warp=1,
+            avg_camera_radius=2.7,
+            avg_camera_pivot=[0, 0, 0.2],
+        )
+        | changes
+    )
 
 
 def eg3d(resolution, sr_num_fp16_res=4, **changes):
     """Constructor arguments of EG3D's generator."""
     return dict(
-        z_dim=512, w_dim=512, mapping_kwargs={'num_layers': 2}, rendering_kwargs=rendering(resolution, **changes), num_fp16_res=0,
-        sr_num_fp16_res=sr_num_fp16_res, sr_kwargs=dict(_MAPS), conv_clamp=None, c_dim=25, img_resolution=resolution, img_channels=3,
-        **_MAPS)
+        z_dim=512,
+        w_dim=512,
+        mapping_kwargs={'num_layers': 2},
+        rendering_kwargs=rendering(resolution, **changes),
+        num_fp16_res=0,
+        sr_num_fp16_res=sr_num_fp16_res,
+        sr_kwargs=dict(_MAPS),
+        conv_clamp=None,
+        c_dim=25,
+        img_resolution=resolution,
+        img_channels=3,
+        **_MAPS,
+    )
 
 
 def mimic3d(resolution, stage, **changes):
     """Constructor arguments of Mimic3D's generators."""
     return eg3d(resolution, **{'c_scale': 1, 'density_reg_p_dist': 0.004 / stage} | changes) | dict(
-        retidx=None if stage == 1 else [-3, -1], add_sr_module=False, add_block=0, triplane_resolution=256, triplane_channels=96,
-        triplane_act=None, blur_plane=0, neural_rendering_resolution=64, decoder_output_dim=32, depth_guided_sample=0, roll_out=None,
-        aware3d_res=_ALL, aware3d_att=False)
+        retidx=None if stage == 1 else [-3, -1],
+        add_sr_module=False,
+        add_block=0,
+        triplane_resolution=256,
+        triplane_channels=96,
+        triplane_act=None,
+        blur_plane=0,
+        neural_rendering_resolution=64,
+        decoder_output_dim=32,
+        depth_guided_sample=0,
+        roll_out=None,
+        aware3d_res=_ALL,
+        aware3d_att=False,
+    )
 
 
 def dual(resolution, noise=0, fp16=4):
     """Constructor arguments of D2D."""
-    return dict(block_kwargs={'freeze_layers': 0}, mapping_kwargs={}, epilogue_kwargs={'mbstd_group_size': 4}, channel_base=32768,
-                channel_max=512, disc_c_noise=noise, num_fp16_res=fp16, conv_clamp=256 if fp16 else None, c_dim=25,
-                img_resolution=resolution, img_channels=3)
+    return dict(
+        block_kwargs={'freeze_layers': 0},
+        mapping_kwargs={},
+        epilogue_kwargs={'mbstd_group_size': 4},
+        channel_base=32768,
+        channel_max=512,
+        disc_c_noise=noise,
+        num_fp16_res=fp16,
+        conv_clamp=256 if fp16 else None,
+        c_dim=25,
+        img_resolution=resolution,
+        img_channels=3,
+    )
 
 
-SINGLE = dict(block_kwargs={'freeze_layers': 0}, epilogue_kwargs={'mbstd_group_size': 4, 'mbstd_num_channels': 1}, channel_base=32768,
-              channel_max=512, num_fp16_res=4, conv_clamp=256, c_dim=0, img_resolution=64, img_channels=3)
+SINGLE = dict(
+    block_kwargs={'freeze_layers': 0},
+    epilogue_kwargs={'mbstd_group_size': 4, 'mbstd_num_channels': 1},
+    channel_base=32768,
+    channel_max=512,
+    num_fp16_res=4,
+    conv_clamp=256,
+    c_dim=0,
+    img_resolution=64,
+    img_channels=3,
+)
 KINDS = {  # arguments of G, of D, and whether there is an augmentation pipe
     'eg3d/ffhq512': (eg3d(512), dual(512, 0.0), False),
     'eg3d/afhq512': (eg3d(512, 0, superresolution_noise_mode='random', **_CATS), dual(512, 0.0, fp16=0), True),
@@ -84,7 +151,9 @@ KINDS = {  # arguments of G, of D, and whether there is an augmentation pipe
 
 def reduced(kwargs):
     """The same network with few channels."""
-    small = dict(z_dim=8, w_dim=16, channel_base=256, channel_max=8) if 'z_dim' in kwargs else dict(channel_base=512, channel_max=16)
+    small = (
+        dict(z_dim=8, w_dim=16, channel_base=256, channel_max=8) if 'z_dim' in kwargs else dict(channel_base=512, channel_max=16)
+    )
     return kwargs | small
 
 
@@ -101,48 +170,81 @@ _TREE = [  # the end of a path, and the class of the module there; the first tha
     (r'renderer', 'training.volumetric_rendering.renderer.ImportanceRenderer'),
     (r'renderer\.ray_marcher', 'training.volumetric_rendering.ray_marcher.MipRayMarcher2'),
     (r'ray_sampler', 'training.volumetric_rendering.ray_sampler.RaySampler'),
-    (r'decoder', 'training.triplane.OSGDecoder'), (r'decoder\.net', 'torch.nn.modules.container.Sequential'),
+    (r'decoder', 'training.triplane.OSGDecoder'),
+    (r'decoder\.net', 'torch.nn.modules.container.Sequential'),
     (r'decoder\.net\.1', 'torch.nn.modules.activation.Softplus'),
-    (r'backbone', 'Generator'), (r'backbone\.synthesis', 'SynthesisNetwork'), (r'(.*\.)?mapping', 'MappingNetwork'),
-    (r'.*\.b3d\d+', 'Aware3DBlock'), (r'.*\.(b\d+|block\d?)', 'SynthesisBlock'), (r'b4', 'DiscriminatorEpilogue'),
-    (r'b\d+', 'DiscriminatorBlock'), (r'b4\.mbstd', 'MinibatchStdLayer'), (r'.*\.(affine|embed|fc\d?|out|0|2)', 'FullyConnectedLayer'),
-    (r'.*\.torgb', 'ToRGBLayer'), (r'.*synthesis\..*\.conv[01]|superresolution\..*\.conv[01]', 'SynthesisLayer'),
+    (r'backbone', 'Generator'),
+    (r'backbone\.synthesis', 'SynthesisNetwork'),
+    (r'(.*\.)?mapping', 'MappingNetwork'),
+    (r'.*\.b3d\d+', 'Aware3DBlock'),
+    (r'.*\.(b\d+|block\d?)', 'SynthesisBlock'),
+    (r'b4', 'DiscriminatorEpilogue'),
+    (r'b\d+', 'DiscriminatorBlock'),
+    (r'b4\.mbstd', 'MinibatchStdLayer'),
+    (r'.*\.(affine|embed|fc\d?|out|0|2)', 'FullyConnectedLayer'),
+    (r'.*\.torgb', 'ToRGBLayer'),
+    (r'.*synthesis\..*\.conv[01]|superresolution\..*\.conv[01]', 'SynthesisLayer'),
     (r'.*\.(conv[01]?|fromrgb|skip)', 'Conv2dLayer'),
 ]
 _PLAIN_MODULES = {'renderer', 'renderer.ray_marcher', 'ray_sampler', 'decoder', 'decoder.net', 'decoder.net.1'}
-_SYNTHESIS_OPTIONS = ('w_dim img_resolution img_channels roll_out channel_base channel_max retidx add_sr_module add_block '
-                      'fused_modconv_default num_fp16_res aware3d_res aware3d_att conv_clamp')
+_SYNTHESIS_OPTIONS = (
+    'w_dim img_resolution img_channels roll_out channel_base channel_max retidx add_sr_module add_block '
+    'fused_modconv_default num_fp16_res aware3d_res aware3d_att conv_clamp'
+)
 _GENERATOR = 'z_dim c_dim w_dim img_resolution img_channels neural_rendering_resolution rendering_kwargs _last_planes'
 _DISCRIMINATOR = 'c_dim img_resolution img_resolution_log2 img_channels block_resolutions'
-_SUPERRESOLUTION = ('input_resolution sr_antialias',
-                    'channels img_resolution sr_num_fp16_res sr_antialias channel_base channel_max fused_modconv_default')
-_BLOCK = ('in_channels w_dim resolution img_channels is_last architecture use_fp16 channels_last fused_modconv_default num_conv '
-          'num_torgb', 'w_dim resolution img_channels is_last use_fp16 fused_modconv_default conv_clamp')
+_SUPERRESOLUTION = (
+    'input_resolution sr_antialias',
+    'channels img_resolution sr_num_fp16_res sr_antialias channel_base channel_max fused_modconv_default',
+)
+_BLOCK = (
+    'in_channels w_dim resolution img_channels is_last architecture use_fp16 channels_last fused_modconv_default num_conv '
+    'num_torgb',
+    'w_dim resolution img_channels is_last use_fp16 fused_modconv_default conv_clamp',
+)
 CLASSES = {  # class: names of its attributes, names of its constructor's arguments
     'TriPlaneGenerator': (f'{_GENERATOR} triplane_resolution triplane_channels roll_out plane_act blur_plane f', ''),
     'DualTriPlaneGenerator': (f'{_GENERATOR} triplane_resolution triplane_channels roll_out plane_act depth_guided_sample', ''),
-    'DualDiscriminator': (f'{_DISCRIMINATOR} disc_c_noise', ''), 'SingleDiscriminator': (_DISCRIMINATOR, ''),
-    'ImportanceRenderer': ('plane_axes', ''), 'MipRayMarcher2': ('', ''), 'OSGDecoder': ('hidden_dim', ''), 'Sequential': ('', ''),
-    'RaySampler': ('ray_origins_h ray_directions depths image_coords rendering_options', ''), 'Softplus': ('beta threshold', ''),
-    'Generator': ('z_dim c_dim w_dim img_resolution img_channels num_ws',
-                  f'{_SYNTHESIS_OPTIONS} mapping_kwargs'.replace('w_dim ', '')),
-    'SynthesisNetwork': ('w_dim img_resolution img_resolution_log2 img_channels num_fp16_res block_resolutions num_ws retidx '
-                         'add_block sr3d', _SYNTHESIS_OPTIONS),
+    'DualDiscriminator': (f'{_DISCRIMINATOR} disc_c_noise', ''),
+    'SingleDiscriminator': (_DISCRIMINATOR, ''),
+    'ImportanceRenderer': ('plane_axes', ''),
+    'MipRayMarcher2': ('', ''),
+    'OSGDecoder': ('hidden_dim', ''),
+    'Sequential': ('', ''),
+    'RaySampler': ('ray_origins_h ray_directions depths image_coords rendering_options', ''),
+    'Softplus': ('beta threshold', ''),
+    'Generator': (
+        'z_dim c_dim w_dim img_resolution img_channels num_ws',
+        f'{_SYNTHESIS_OPTIONS} mapping_kwargs'.replace('w_dim ', ''),
+    ),
+    'SynthesisNetwork': (
+        'w_dim img_resolution img_resolution_log2 img_channels num_fp16_res block_resolutions num_ws retidx add_block sr3d',
+        _SYNTHESIS_OPTIONS,
+    ),
     'MappingNetwork': ('z_dim c_dim w_dim num_ws num_layers w_avg_beta', 'z_dim c_dim w_dim num_ws num_layers w_avg_beta'),
-    'Aware3DBlock': ('block2', ''), 'SynthesisBlockNoUp': _BLOCK, 'SynthesisBlock': tuple(f'{names} up roll_out' for names in _BLOCK),
-    'SynthesisLayer': ('in_channels out_channels w_dim resolution up use_noise activation conv_clamp padding act_gain roll_out',
-                       'w_dim resolution conv_clamp channels_last up resample_filter roll_out'),
+    'Aware3DBlock': ('block2', ''),
+    'SynthesisBlockNoUp': _BLOCK,
+    'SynthesisBlock': tuple(f'{names} up roll_out' for names in _BLOCK),
+    'SynthesisLayer': (
+        'in_channels out_channels w_dim resolution up use_noise activation conv_clamp padding act_gain roll_out',
+        'w_dim resolution conv_clamp channels_last up resample_filter roll_out',
+    ),
     'ToRGBLayer': ('in_channels out_channels w_dim conv_clamp weight_gain roll_out', 'w_dim conv_clamp channels_last roll_out'),
     'FullyConnectedLayer': ('in_features out_features activation weight_gain bias_gain', 'bias_init activation lr_multiplier'),
     'DiscriminatorBlock': (
         'in_channels resolution img_channels first_layer_idx architecture use_fp16 channels_last num_layers',
-        'resolution first_layer_idx use_fp16 freeze_layers img_channels architecture conv_clamp'),
-    'Conv2dLayer': ('in_channels out_channels activation up down conv_clamp padding weight_gain act_gain bias',
-                    'kernel_size activation trainable conv_clamp channels_last down resample_filter bias'),
-    'DiscriminatorEpilogue': ('in_channels cmap_dim resolution img_channels architecture',
-                              'cmap_dim resolution mbstd_group_size img_channels architecture conv_clamp mbstd_num_channels'),
+        'resolution first_layer_idx use_fp16 freeze_layers img_channels architecture conv_clamp',
+    ),
+    'Conv2dLayer': (
+        'in_channels out_channels activation up down conv_clamp padding weight_gain act_gain bias',
+        'kernel_size activation trainable conv_clamp channels_last down resample_filter bias',
+    ),
+    'DiscriminatorEpilogue': (
+        'in_channels cmap_dim resolution img_channels architecture',
+        'cmap_dim resolution mbstd_group_size img_channels architecture conv_clamp mbstd_num_channels',
+    ),
     'MinibatchStdLayer': ('group_size num_channels', 'group_size num_channels'),
-    **{name: _SUPERRESOLUTION for name in _S2D.values()},
+    **dict.fromkeys(_S2D.values(), _SUPERRESOLUTION),
 }
 _NOTHING = ('_last_planes', 'f', 'sr3d', 'block2', 'bias', 'plane_act', *CLASSES['RaySampler'][0].split())
 
@@ -172,24 +274,40 @@ def published_name(name, config):
     name = name.replace('.to_rgb.', '.torgb.')
     if isinstance(config, GeneratorConfig):
         last = f'backbone.synthesis.b3d{config.plane_resolution}'
-        rules = [(r'mapping\.layers\.(\d+)', r'backbone.mapping.fc\1'), (r'mapping\.', 'backbone.mapping.'),
-                 (r'residual\.blocks\.0', f'{last}.block2'), (r'residual\.blocks\.1', f'{last}.block3'),
-                 (r'backbone\.stream\.(\d+)', lambda m: f'backbone.synthesis.b3d{4 * 2 ** int(m[1])}.block'),
-                 (r'backbone\.blocks\.(\d+)', lambda m: f'backbone.synthesis.b{4 * 2 ** int(m[1])}'),
-                 (r'superresolution\.blocks\.', 'superresolution.block'), (r'decoder\.hidden', 'decoder.net.0'),
-                 (r'decoder\.output', 'decoder.net.2')]
+        rules = [
+            (r'mapping\.layers\.(\d+)', r'backbone.mapping.fc\1'),
+            (r'mapping\.', 'backbone.mapping.'),
+            (r'residual\.blocks\.0', f'{last}.block2'),
+            (r'residual\.blocks\.1', f'{last}.block3'),
+            (r'backbone\.stream\.(\d+)', lambda m: f'backbone.synthesis.b3d{4 * 2 ** int(m[1])}.block'),
+            (r'backbone\.blocks\.(\d+)', lambda m: f'backbone.synthesis.b{4 * 2 ** int(m[1])}'),
+            (r'superresolution\.blocks\.', 'superresolution.block'),
+            (r'decoder\.hidden', 'decoder.net.0'),
+            (r'decoder\.output', 'decoder.net.2'),
+        ]
     else:
-        rules = [(r'mapping\.layers\.(\d+)', r'mapping.fc\1'), (r'(conv|fc|out)\.', r'b4.\1.'),
-                 (r'from_rgb', f'b{config.resolution}.fromrgb'),
-                 (r'blocks\.(\d+)', lambda m: f'b{config.resolution // 2 ** int(m[1])}')]
+        rules = [
+            (r'mapping\.layers\.(\d+)', r'mapping.fc\1'),
+            (r'(conv|fc|out)\.', r'b4.\1.'),
+            (r'from_rgb', f'b{config.resolution}.fromrgb'),
+            (r'blocks\.(\d+)', lambda m: f'b{config.resolution // 2 ** int(m[1])}'),
+        ]
     for pattern, replacement in rules:
         if re.match(pattern, name):
             return re.sub('^' + pattern, replacement, name)
     return name
 
 
-_WITH_FILTER = ('SynthesisBlock', 'SynthesisBlockNoUp', 'SynthesisLayer', 'DiscriminatorBlock', 'Conv2dLayer', 'DualDiscriminator',
-                'SuperresolutionHybrid2X', 'SuperresolutionHybrid4X')
+_WITH_FILTER = (
+    'SynthesisBlock',
+    'SynthesisBlockNoUp',
+    'SynthesisLayer',
+    'DiscriminatorBlock',
+    'Conv2dLayer',
+    'DualDiscriminator',
+    'SuperresolutionHybrid2X',
+    'SuperresolutionHybrid4X',
+)
 
 
 def published_state(module, class_name, kwargs):
@@ -229,8 +347,11 @@ def module_layout(class_name, kwargs):
     def tensors(names):
         return [[name, list(state[name].shape), 'float32', False] for name in names]
 
-    return {'submodules': [_submodule(path, class_name, kwargs) for path in sorted(inside)],
-            'parameters': tensors([name for name in state if name not in buffers]), 'buffers': tensors(buffers)}
+    return {
+        'submodules': [_submodule(path, class_name, kwargs) for path in sorted(inside)],
+        'parameters': tensors([name for name in state if name not in buffers]),
+        'buffers': tensors(buffers),
+    }
 
 
 def _submodule(path, class_name, kwargs):
@@ -243,8 +364,14 @@ def _submodule(path, class_name, kwargs):
         values = {} if 'triplane_resolution' in kwargs else {'plane_axes': '<tensor [3, 3, 3] float32>'}
     if path in _PLAIN_MODULES:
         return {'path': path, 'class': kind, 'attributes': values}
-    return {'path': path, 'class': f'module.{kind}', 'persistent': True, 'init_args': [] if not path else [1],
-            'init_kwargs': {name: 1 for name in arguments.split()} if path else kwargs, 'attributes': values}
+    return {
+        'path': path,
+        'class': f'module.{kind}',
+        'persistent': True,
+        'init_args': [] if not path else [1],
+        'init_kwargs': dict.fromkeys(arguments.split(), 1) if path else kwargs,
+        'attributes': values,
+    }
 
 
 def kind_layout(kind, change=lambda kwargs: kwargs):
@@ -256,25 +383,48 @@ def kind_layout(kind, change=lambda kwargs: kwargs):
     modules = {'G': generator, 'D': module_layout(DUAL_CLASS, change(D)), 'G_ema': generator}
     if stage2:
         modules['D_patch'] = module_layout(SINGLE_CLASS, change(SINGLE))
-    plain = {'training_set_kwargs': {
-        'class_name': 'training.data.dataset.ImageFolderDataset', 'path': '/data/set.zip', 'use_labels': True, 'max_size': 1000,
-        'xflip': False, 'resolution': G['img_resolution'], 'random_seed': 0}}
+    plain = {
+        'training_set_kwargs': {
+            'class_name': 'training.data.dataset.ImageFolderDataset',
+            'path': '/data/set.zip',
+            'use_labels': True,
+            'max_size': 1000,
+            'xflip': False,
+            'resolution': G['img_resolution'],
+            'random_seed': 0,
+        }
+    }
     if pipe:
         modules['augment_pipe'] = {
-            'submodules': [{'path': '', 'class': 'training.augment.AugmentPipe', 'persistent': True, 'init_args': [],
-                            'init_kwargs': {'xflip': 1}, 'attributes': {'xflip': 1.0}}],
-            'parameters': [], 'buffers': [['p', [], 'float32']]}
+            'submodules': [
+                {
+                    'path': '',
+                    'class': 'training.augment.AugmentPipe',
+                    'persistent': True,
+                    'init_args': [],
+                    'init_kwargs': {'xflip': 1},
+                    'attributes': {'xflip': 1.0},
+                }
+            ],
+            'parameters': [],
+            'buffers': [['p', [], 'float32']],
+        }
     elif eg3d:
         plain['augment_pipe'] = None
-    return {'top_level': ['training_set_kwargs', *modules, *([] if pipe or not eg3d else ['augment_pipe'])], 'plain': plain,
-            'modules': modules}
+    return {
+        'top_level': ['training_set_kwargs', *modules, *([] if pipe or not eg3d else ['augment_pipe'])],
+        'plain': plain,
+        'modules': modules,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
 SOURCE = 'raise AssertionError("source of the file was run")\n'
-EG3D_AXES = torch.tensor([[[1., 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 0, 1], [0, 1, 0]], [[0, 0, 1], [1, 0, 0], [0, 1, 0]]])
+EG3D_AXES = torch.tensor(
+    [[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 0, 1], [0, 1, 0]], [[0, 0, 1], [1, 0, 0], [0, 1, 0]]]
+)
 
 
 class EasyDict(dict):
@@ -287,8 +437,13 @@ def _reconstruct_persistent_obj(meta):
 
 def _persistent_record(module):
     """What the releases write in place of one of their own modules."""
-    meta = dict(type='class', version=6, module_src=module.__dict__.get('source', SOURCE), class_name=type(module).__name__,
-                state={key: value for key, value in vars(module).items() if key != 'source'})
+    meta = dict(
+        type='class',
+        version=6,
+        module_src=module.__dict__.get('source', SOURCE),
+        class_name=type(module).__name__,
+        state={key: value for key, value in vars(module).items() if key != 'source'},
+    )
     return _reconstruct_persistent_obj, (meta,)
 
 
@@ -303,7 +458,11 @@ def stand_in(class_name, persistent):
 @contextlib.contextmanager
 def published_modules(*classes):
     """Makes the published names importable, so that pickle agrees to write them."""
-    stand_ins = {'dnnlib.util': [EasyDict], 'torch_utils.persistence': [_reconstruct_persistent_obj], 'training.volumetric_rendering': []}
+    stand_ins = {
+        'dnnlib.util': [EasyDict],
+        'torch_utils.persistence': [_reconstruct_persistent_obj],
+        'training.volumetric_rendering': [],
+    }
     for item in classes:
         stand_ins.setdefault(item.__module__, []).append(item)
     modules = {name: types.ModuleType(name) for name in stand_ins}
@@ -353,13 +512,15 @@ def build(layout, tensors, classes):
 
 def random_tensors(layout):
     """Tensors of a module's layout by name. Numbers are whole, so that they are quickly made and fit into 16 bits."""
-    tensors = {name: torch.randint(-99, 100, shape, dtype=torch.int8).to(getattr(torch, dtype))
-               for name, shape, dtype, *_ in layout['parameters'] + layout['buffers']}
+    tensors = {
+        name: torch.randint(-99, 100, shape, dtype=torch.int8).to(getattr(torch, dtype))
+        for name, shape, dtype, *_ in layout['parameters'] + layout['buffers']
+    }
     return tensors | {name: setup_filter([1, 3, 3, 1]) for name in tensors if name.endswith('resample_filter')}
 
 
 def write(path, layout, change=lambda content, tensors: None, protocol=4):
-    """Write a snapshot of a layout. Returns {key: tensors by published name}. change(content, tensors) may alter what is written."""
+    """Write a snapshot of a layout. Returns {key: tensors by published name}. change(content, tensors) may alter it."""
     tensors, content, classes = {}, {}, {}
     for key in layout['top_level']:
         if key in layout['modules']:
@@ -369,7 +530,10 @@ def write(path, layout, change=lambda content, tensors: None, protocol=4):
         else:
             content[key] = easy(layout['plain'][key])
     change(content, tensors)
-    with published_modules(*(item for item in classes.values() if not item.__module__.startswith('torch.'))), open(path, 'wb') as file:
+    with (
+        published_modules(*(item for item in classes.values() if not item.__module__.startswith('torch.'))),
+        open(path, 'wb') as file,
+    ):
         pickle.dump(content, file, protocol=protocol)
     return tensors
 

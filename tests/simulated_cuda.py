@@ -79,8 +79,11 @@ class Simulation(TorchDispatchMode):
         self.seeds = set()  # of the GPU's generators, which lose their class on the way to an operator
 
     def wait(self, what):
-        ours = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT))
-                and frame.filename != __file__ and 'site-packages' not in frame.filename]
+        ours = [
+            frame
+            for frame in traceback.extract_stack()
+            if frame.filename.startswith(str(ROOT)) and frame.filename != __file__ and 'site-packages' not in frame.filename
+        ]
         places = [f'{frame.filename.removeprefix(str(ROOT))[1:]}:{frame.lineno}' for frame in ours]
         self.waits.append((what, places[-1] if places else '?'))
 
@@ -116,6 +119,7 @@ class Simulation(TorchDispatchMode):
             if not isinstance(x, torch.Tensor):
                 return x
             return known.get(id(x), SimulatedTensor(x) if result_here else x)
+
         return tree_map(wrap, result)
 
     def _check_devices(self, operator, arguments, here, tensors):
@@ -158,17 +162,29 @@ def _as_tensor(data, *arguments, device=None, **options):
 @contextlib.contextmanager
 def simulated_cuda():
     """Within it, there is one GPU. Gives the Simulation."""
+
     def nothing(*arguments, **options):
         pass
+
     replaced = {
-        'tensor': _tensor, 'as_tensor': _as_tensor, 'Generator': _SimulatedGenerator, 'Tensor.pin_memory': lambda self: self,
-        'cuda.is_available': lambda: True, 'cuda.device_count': lambda: 1, 'cuda.set_device': nothing, 'cuda._lazy_init': nothing,
+        'tensor': _tensor,
+        'as_tensor': _as_tensor,
+        'Generator': _SimulatedGenerator,
+        'Tensor.pin_memory': lambda self: self,
+        'cuda.is_available': lambda: True,
+        'cuda.device_count': lambda: 1,
+        'cuda.set_device': nothing,
+        'cuda._lazy_init': nothing,
         'cuda.manual_seed_all': nothing,
-        'cuda.get_device_name': lambda device=None: 'simulated', 'cuda.mem_get_info': lambda device=None: (2**34, 2**34),
-        'cuda.memory_reserved': lambda device=None: 0, 'cuda.memory_allocated': lambda device=None: 0,
-        'cuda.max_memory_allocated': lambda device=None: 0, 'cuda.reset_peak_memory_stats': nothing,
+        'cuda.get_device_name': lambda device=None: 'simulated',
+        'cuda.mem_get_info': lambda device=None: (2**34, 2**34),
+        'cuda.memory_reserved': lambda device=None: 0,
+        'cuda.memory_allocated': lambda device=None: 0,
+        'cuda.max_memory_allocated': lambda device=None: 0,
+        'cuda.reset_peak_memory_stats': nothing,
         'optim.Optimizer._accelerator_graph_capture_health_check': nothing,
-        'optim.Optimizer._cuda_graph_capture_health_check': nothing}
+        'optim.Optimizer._cuda_graph_capture_health_check': nothing,
+    }
     simulation = Simulation()
     overwritten = torch.__future__.get_overwrite_module_params_on_conversion()
     with contextlib.ExitStack() as stack:

@@ -14,10 +14,10 @@ from metrics.registry import Task
 from tests.test_dataset_tool import convert_error, refused, run
 from tests.tiny import tiny_generator, tiny_run
 from train import check_inputs
-from training.data.camera_checks import CameraError, check_cameras, seen_scene
 from training.config import RenderingConfig
-from training.presets import PRESETS
+from training.data.camera_checks import CameraError, check_cameras, seen_scene
 from training.data.dataset import PosedImageDataset, mirror_label
+from training.presets import PRESETS
 from training.rendering.cameras import look_at, look_at_pose, make_label, pinhole
 
 OPENGL = np.diag([1.0, -1, -1, 1])
@@ -46,11 +46,15 @@ def fault(labels, scene=None):
 
 def with_poses(change):
     """Labels with other pose matrices."""
-    return lambda labels: np.concatenate([np.stack([change(label[:16].reshape(4, 4)).ravel() for label in labels]), labels[:, 16:]], axis=1)
+    return lambda labels: np.concatenate(
+        [np.stack([change(label[:16].reshape(4, 4)).ravel() for label in labels]), labels[:, 16:]], axis=1
+    )
 
 
 def with_intrinsics(change):
-    return lambda labels: np.concatenate([labels[:, :16], np.stack([change(label[16:].reshape(3, 3)).ravel() for label in labels])], axis=1)
+    return lambda labels: np.concatenate(
+        [labels[:, :16], np.stack([change(label[16:].reshape(3, 3)).ravel() for label in labels])], axis=1
+    )
 
 
 def moved(factor):
@@ -62,15 +66,23 @@ def moved(factor):
 # What must pass
 
 
-@pytest.mark.parametrize('preset, options', [
-    ('ffhq512', dict(pivot=(0, 0, 0.2), wander=0.07)), ('ffhq256', dict(pivot=(0, 0, 0.2), centre=(0, 0, 0.175), wander=0.07)),
-    ('afhq512', dict(pivot=(0, 0, -0.06), wander=0.07)), ('demo', {}),
-    ('shapenet128', dict(yaw=math.pi, pitch=1.5, radius=1.3, focal=1.0254)), ('shapenet128', dict(yaw=math.pi, pitch=1.5, radius=1.7, focal=1.7074)),
-])
+@pytest.mark.parametrize(
+    'preset, options',
+    [
+        ('ffhq512', dict(pivot=(0, 0, 0.2), wander=0.07)),
+        ('ffhq256', dict(pivot=(0, 0, 0.2), centre=(0, 0, 0.175), wander=0.07)),
+        ('afhq512', dict(pivot=(0, 0, -0.06), wander=0.07)),
+        ('demo', {}),
+        ('shapenet128', dict(yaw=math.pi, pitch=1.5, radius=1.3, focal=1.0254)),
+        ('shapenet128', dict(yaw=math.pi, pitch=1.5, radius=1.7, focal=1.7074)),
+    ],
+)
 def test_archives_of_every_preset_pass(preset, options):
     labels = torch.from_numpy(cameras(400, **options))
     labels = torch.cat([labels, mirror_label(labels)])
-    written = np.array(json.loads(json.dumps([[float(f'{value:.7g}') for value in label] for label in labels.tolist()])), dtype=np.float32)
+    written = np.array(
+        json.loads(json.dumps([[float(f'{value:.7g}') for value in label] for label in labels.tolist()])), dtype=np.float32
+    )
     rounded = np.round(written, 3)
     for form in (labels, labels.float(), written, rounded):
         names = [''] * len(form)
@@ -79,9 +91,11 @@ def test_archives_of_every_preset_pass(preset, options):
 
 
 def test_unusual_lenses_pass():
-    for intrinsics in ([0.4, 0, 0.5, 0, 0.7, 0.5, 0, 0, 1],  # a wide view squeezed into a square
-                       [12, 0, 0.62, 0, 12, 0.41, 0, 0, 1],  # a crop beside the middle of a telephoto picture
-                       [1.3, 0.01, 0.51, 0, 1.73, 0.5, 0, 0, 1]):
+    for intrinsics in (
+        [0.4, 0, 0.5, 0, 0.7, 0.5, 0, 0, 1],  # a wide view squeezed into a square
+        [12, 0, 0.62, 0, 12, 0.41, 0, 0, 1],  # a crop beside the middle of a telephoto picture
+        [1.3, 0.01, 0.51, 0, 1.73, 0.5, 0, 0, 1],
+    ):
         labels = cameras()
         labels[:, 16:] = intrinsics
         check_cameras(labels, [''] * len(labels), '')
@@ -101,13 +115,17 @@ SLIPS = {
     'pose or its intrinsics are all zeros': with_intrinsics(lambda intrinsics: 0 * intrinsics),
     'not finite': lambda labels: np.where(np.arange(25) == 6, np.nan, labels),
     'intrinsics in pixels': with_intrinsics(lambda intrinsics: np.diag([256, 256, 1]) @ intrinsics),
-    'intrinsics that were divided by the image size twice': with_intrinsics(lambda intrinsics: np.diag([1 / 256, 1 / 256, 1]) @ intrinsics),
+    'intrinsics that were divided by the image size twice': with_intrinsics(
+        lambda intrinsics: np.diag([1 / 256, 1 / 256, 1]) @ intrinsics
+    ),
     'column-major intrinsics': with_intrinsics(np.transpose),
     'width and height swapped': with_intrinsics(swapped),
     'intrinsics of another picture size': with_intrinsics(lambda intrinsics: np.diag([3, 3, 1]) @ intrinsics),
     'focal length is not positive': with_intrinsics(lambda intrinsics: intrinsics * [[1, 1, 1], [1, -1, 1], [1, 1, 1]]),
     'skew is no real': with_intrinsics(lambda intrinsics: intrinsics + [[0, 2, 0], [0, 0, 0], [0, 0, 0]]),
-    'have nothing in common': with_intrinsics(lambda intrinsics: np.diag([1, 0.2, 1]) @ intrinsics + [[0, 0, 0], [0, 0, 0.4], [0, 0, 0]]),
+    'have nothing in common': with_intrinsics(
+        lambda intrinsics: np.diag([1, 0.2, 1]) @ intrinsics + [[0, 0, 0], [0, 0, 0.4], [0, 0, 0]]
+    ),
     'looks like column-major matrices': with_poses(np.transpose),
     'looks like mirrored axes (determinant -1)': with_poses(lambda pose: pose @ np.diag([1, -1, 1, 1])),
     'holds no rotation': with_poses(lambda pose: pose @ np.diag([1, 1.1, 1, 1])),
@@ -117,7 +135,9 @@ SLIPS_OF_PLACE = {
     'looks like world-to-camera matrices': with_poses(np.linalg.inv),
     'looks like world-to-camera matrices and OpenGL axes': with_poses(lambda pose: np.linalg.inv(pose @ OPENGL)),
     "stands at the world's origin": moved(0),
-    "move the scene to the world's origin": with_poses(lambda pose: pose + [[0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
+    "move the scene to the world's origin": with_poses(
+        lambda pose: pose + [[0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    ),
 }
 
 
@@ -183,7 +203,9 @@ def write_set(path, labels, size=(32, 32)):
     path.mkdir()
     for index in range(len(labels)):
         Image.new('RGB', size, (index, 90, 200)).save(path / f'{index}.png')
-    (path / 'dataset.json').write_text(json.dumps({'labels': [[f'{index}.png', label.tolist()] for index, label in enumerate(labels)]}))
+    (path / 'dataset.json').write_text(
+        json.dumps({'labels': [[f'{index}.png', label.tolist()] for index, label in enumerate(labels)]})
+    )
     return path
 
 

@@ -20,21 +20,32 @@ from tests.helpers import ROOT
 
 def outcome(error):
     """What a command that fails with `error` shows, or the exception that gets out of it."""
+
     @click.command()
     @friendly_errors
     def command():
         raise error
+
     result = CliRunner().invoke(command)
     assert result.exit_code == 1
     return result.output if isinstance(result.exception, SystemExit) else result.exception
 
 
-@pytest.mark.parametrize('error, line', [
-    (UserError('do this'), 'Error: do this\n'),
-    (PermissionError(errno.EACCES, 'Permission denied', 'a/b'), 'Error: a/b: Permission denied; choose another path or make room\n'),
-    (OSError(errno.EXDEV, 'Invalid link', 'part', None, 'whole'), 'Error: whole: Invalid link; choose another path or make room\n'),
-    (OSError(errno.ENOSPC, 'No space left'), 'Error: an output: No space left; choose another path or make room\n'),
-])
+@pytest.mark.parametrize(
+    'error, line',
+    [
+        (UserError('do this'), 'Error: do this\n'),
+        (
+            PermissionError(errno.EACCES, 'Permission denied', 'a/b'),
+            'Error: a/b: Permission denied; choose another path or make room\n',
+        ),
+        (
+            OSError(errno.EXDEV, 'Invalid link', 'part', None, 'whole'),
+            'Error: whole: Invalid link; choose another path or make room\n',
+        ),
+        (OSError(errno.ENOSPC, 'No space left'), 'Error: an output: No space left; choose another path or make room\n'),
+    ],
+)
 def test_the_users_errors_are_one_line(error, line):
     assert outcome(error) == line
 
@@ -48,10 +59,15 @@ def choosy(**options):
     refuse_idle(('number', 'given', 'other'), 'today')
 
 
-@pytest.mark.parametrize('arguments, environment, message', [
-    ([], {}, ''), (['--number=1'], {}, 'Error: --number has no effect today: leave it out\n'),
-    (['--not-given', '--number=2'], {}, 'Error: --number, --given have no effect today: leave them out\n'),
-    ([], {'MIMIC3D_TEST_OTHER': 'x'}, 'Error: --other has no effect today: leave it out\n')])
+@pytest.mark.parametrize(
+    'arguments, environment, message',
+    [
+        ([], {}, ''),
+        (['--number=1'], {}, 'Error: --number has no effect today: leave it out\n'),
+        (['--not-given', '--number=2'], {}, 'Error: --number, --given have no effect today: leave them out\n'),
+        ([], {'MIMIC3D_TEST_OTHER': 'x'}, 'Error: --other has no effect today: leave it out\n'),
+    ],
+)
 def test_options_that_are_given_without_effect_are_named(arguments, environment, message):
     """Given as their default, too; the default itself is nobody's wish."""
     assert CliRunner().invoke(choosy, arguments, env=environment).output == message
@@ -66,7 +82,11 @@ def test_output_folders_are_made_and_tried(tmp_path):
     make_output_folder(tmp_path / 'a' / 'b')
     assert not list((tmp_path / 'a' / 'b').iterdir())
     (tmp_path / 'file').write_text('')
-    for folder, message in ((tmp_path / 'file', 'is a file'), (tmp_path / 'file/sub', 'Not a directory'), ('/proc', 'cannot be written')):
+    for folder, message in (
+        (tmp_path / 'file', 'is a file'),
+        (tmp_path / 'file/sub', 'Not a directory'),
+        ('/proc', 'cannot be written'),
+    ):
         with pytest.raises(UserError, match=message):
             make_output_folder(folder)
 
@@ -92,9 +112,19 @@ def places(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize('given, meant', [
-    ('a/b.zip', 'here/a/b.zip'), ('./a', 'here/a'), ('-x.mp4', 'here/-x.mp4'), ('~/a', 'home/a'), ('~', 'home'), ('a~', 'here/a~'),
-    ('../c', 'here/../c'), ('.', 'here')])
+@pytest.mark.parametrize(
+    'given, meant',
+    [
+        ('a/b.zip', 'here/a/b.zip'),
+        ('./a', 'here/a'),
+        ('-x.mp4', 'here/-x.mp4'),
+        ('~/a', 'home/a'),
+        ('~', 'home'),
+        ('a~', 'here/a~'),
+        ('../c', 'here/../c'),
+        ('.', 'here'),
+    ],
+)
 def test_paths_are_absolute_from_the_door_on(given, meant, places):
     assert UserPath().convert(given, None, None) == str(places / meant)
 
@@ -106,7 +136,9 @@ def test_paths_that_lead_nowhere_are_refused(given, message, places):
 
 
 def test_a_home_that_is_not_known_is_named(places, monkeypatch):
-    monkeypatch.setattr('pathlib.Path.expanduser', lambda path: (_ for _ in ()).throw(RuntimeError('Could not determine home directory.')))
+    monkeypatch.setattr(
+        'pathlib.Path.expanduser', lambda path: (_ for _ in ()).throw(RuntimeError('Could not determine home directory.'))
+    )
     with pytest.raises(click.BadParameter, match='home directory'):
         UserPath().convert('~/a', None, None)
 
@@ -122,6 +154,7 @@ def commands():
     import gen_videos
     import train
     from training import legacy
+
     for command in (calc_metrics.main, dataset_tool.main, gen_samples.main, gen_videos.main, train.main, legacy.main):
         yield from [command, *getattr(command, 'commands', {}).values()]
 
@@ -158,6 +191,7 @@ def test_a_cache_that_cannot_be_written_is_temporary_but_read_where_it_can_be(us
 
     def denied(**options):
         raise PermissionError(errno.EACCES, 'Permission denied', str(options['dir']))
+
     monkeypatch.setattr(files.tempfile, 'TemporaryFile', denied)
     assert cache_path('kept') == kept
     with pytest.warns(UserWarning, match='no cache folder can be written .*Permission denied.*set XDG_CACHE_HOME'):
@@ -169,7 +203,12 @@ def test_a_cache_that_cannot_be_written_is_temporary_but_read_where_it_can_be(us
 def test_a_temporary_cache_ends_with_its_process(tmp_path):
     script = 'from dnnlib.files import cache_path; path = cache_path("x"); path.write_text("x"); print(path)'
     (tmp_path / 'file').write_text('')
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, 'XDG_CACHE_HOME': str(tmp_path / 'file')})
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'XDG_CACHE_HOME': str(tmp_path / 'file')},
+    )
     assert done.returncode == 0, done.stderr
     assert not Path(done.stdout.strip()).parent.exists()

@@ -104,11 +104,18 @@ def test_possible_weights_by_hand():
 
 def sphere_scene(radius=0.5, sharpness=400.0):
     """A sphere whose colours are its normals."""
+
     def shade(points, directions):
         normals = F.normalize(points, dim=-1)
         return Shaded(normals.abs(), normals, None)
-    return Scene(lambda points: points.norm(dim=-1) - radius, lambda points: F.normalize(points, dim=-1), shade,
-                 torch.tensor(sharpness), None)
+
+    return Scene(
+        lambda points: points.norm(dim=-1) - radius,
+        lambda points: F.normalize(points, dim=-1),
+        shade,
+        torch.tensor(sharpness),
+        None,
+    )
 
 
 def parallel_rays(*heights):
@@ -132,8 +139,10 @@ def test_samples_ascend_and_gather_at_the_surface(recipe):
 def test_samples_find_a_sheet_between_two_even_samples(recipe):
     """Thinner than their spacing, and just in the middle: at both its ends the section seems to be outside."""
     spacing = 2 / (recipe.coarse_samples - 1)
+
     def sheet(points):
         return points[:, 2].abs() - spacing / 8
+
     depths = sample_depths(sheet, *parallel_rays(0.0), torch.full([1, 1], 2.0), torch.full([1, 1], 4.0), recipe)
     assert ((depths - 3).abs() < spacing / 8).sum() >= 3
 
@@ -173,6 +182,7 @@ def test_the_outside_shines_through_where_the_box_is_empty():
     def outside(points, directions):
         assert points.abs().amax(dim=-1).min() >= 1 - 1e-5
         return torch.zeros(len(points)), torch.full([len(points), 3], 0.25)
+
     scene = sphere_scene()._replace(outside=outside)
     origins, directions = parallel_rays(0.9, 0.0)
     rgb = render_neus(scene, origins, directions, fast(64), 'learned').rgb
@@ -216,8 +226,14 @@ def test_rendering_in_chunks_changes_nothing(monkeypatch):
 def test_frequencies():
     x = torch.tensor([[0.1, 0.2]])
     encoded = frequencies(x, 2)
-    expected = [0.1, 0.2, *map(math.sin, (0.1, 0.2)), *map(math.cos, (0.1, 0.2)), *map(math.sin, (0.2, 0.4)),
-                *map(math.cos, (0.2, 0.4))]
+    expected = [
+        0.1,
+        0.2,
+        *map(math.sin, (0.1, 0.2)),
+        *map(math.cos, (0.1, 0.2)),
+        *map(math.sin, (0.2, 0.4)),
+        *map(math.cos, (0.2, 0.4)),
+    ]
     assert encoded.shape[1] == frequency_width(2, 2)
     assert_close(encoded[0], torch.tensor(expected), 1e-6)
 
@@ -496,8 +512,9 @@ def test_divergence_is_said():
 def test_published_recipe_learns():
     """Its networks and schedule, in a tiny form: that they can learn at all."""
     views = scenes.render(scenes.sphere, scenes.around(4), 12)
-    recipe = published(hidden=64, steps=30, rays=48, coarse_samples=12, rounds=2, samples_per_round=4, network_rate=2e-3,
-                       variance_rate=2e-3)
+    recipe = published(
+        hidden=64, steps=30, rays=48, coarse_samples=12, rounds=2, samples_per_round=4, network_rate=2e-3, variance_rate=2e-3
+    )
     untrained = mean_psnr(views, fit(views, recipe.replace(steps=1), 'white'))
     assert mean_psnr(views, fit(views, recipe, 'white')) > untrained + 2
 
@@ -508,8 +525,10 @@ def test_scenes_are_reconstructed(shape):
     views, reconstruction = reconstruct(shape, scenes.around(30), 128)
     reached = mean_psnr(views, reconstruction)
     errors, cosines = surface_errors(reconstruction, shape, 128)
-    print(f'{shape}: PSNR {reached:.2f}; distance to the true surface, % of the box: mean {100 * errors.mean():.3f}, '
-          f'99 % {100 * errors.quantile(0.99):.3f}, worst {100 * errors.max():.3f}; cosine of the normals: mean '
-          f'{cosines.mean():.4f}, median {cosines.median():.4f}')
+    print(
+        f'{shape}: PSNR {reached:.2f}; distance to the true surface, % of the box: mean {100 * errors.mean():.3f}, '
+        f'99 % {100 * errors.quantile(0.99):.3f}, worst {100 * errors.max():.3f}; cosine of the normals: mean '
+        f'{cosines.mean():.4f}, median {cosines.median():.4f}'
+    )
     assert reached >= 35
     assert errors.max() < 0.01 and cosines.median() > 0.97

@@ -20,8 +20,17 @@ from metrics.consistency.recipes import fast
 from metrics.consistency.reprojection import neighbour_psnr, project, warp
 from metrics.consistency.scoring import psnr
 from metrics.consistency.trainer import fit
-from metrics.consistency.views import (Views, ViewsError, box_of_cameras, folder_views, generated_views, protocol_angles,
-                                       protocol_labels, subject_folders, view_rays)
+from metrics.consistency.views import (
+    Views,
+    ViewsError,
+    box_of_cameras,
+    folder_views,
+    generated_views,
+    protocol_angles,
+    protocol_labels,
+    subject_folders,
+    view_rays,
+)
 from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
 from tests.tiny import tiny_generator
@@ -129,7 +138,9 @@ def test_subject_folders(tmp_path):
 
 def bad_views(box_size=scenes.BOX, **changes):
     views = scenes.render(scenes.sphere, scenes.frontal(2), 12, supersampling=1)
-    return dataclasses.replace(views, box_size=box_size, **{name: change(getattr(views, name).clone()) for name, change in changes.items()})
+    return dataclasses.replace(
+        views, box_size=box_size, **{name: change(getattr(views, name).clone()) for name, change in changes.items()}
+    )
 
 
 def test_cameras_that_are_none():
@@ -152,8 +163,12 @@ def test_cameras_that_are_none():
     for box_size in (0.0, float('nan'), float('inf')):
         with pytest.raises(ViewsError, match='give its side in world units with --box'):
             bad_views(box_size)
-    for change, message in ((flat, 'view 1: its focal length is not positive'), (stretched, 'view 1: .* no rotation'), (mirrored, 'determinant -1'),
-                            (unknown, 'not finite')):
+    for change, message in (
+        (flat, 'view 1: its focal length is not positive'),
+        (stretched, 'view 1: .* no rotation'),
+        (mirrored, 'determinant -1'),
+        (unknown, 'not finite'),
+    ):
         with pytest.raises(CameraError, match=message):
             bad_views(labels=change)
 
@@ -193,8 +208,15 @@ def test_command_scores_both_branches(snapshot, tmp_path):
 
 
 def test_interrupted_run_goes_on(snapshot, tmp_path, monkeypatch):
-    command = ['--metrics=psnr_mv', f'--network={snapshot}', '--subjects=2', '--views=3', '--branch=3d',
-               f'--outdir={tmp_path}', *QUICK]
+    command = [
+        '--metrics=psnr_mv',
+        f'--network={snapshot}',
+        '--subjects=2',
+        '--views=3',
+        '--branch=3d',
+        f'--outdir={tmp_path}',
+        *QUICK,
+    ]
     fitted = []
 
     def broken_off(views, *arguments):
@@ -218,10 +240,17 @@ def test_a_subject_that_fails_stops_no_other(snapshot, tmp_path, monkeypatch):
         return fit(views, *arguments)
 
     monkeypatch.setattr(evaluation, 'fit', failing)
-    command = ['--metrics=psnr_mv', f'--network={snapshot}', '--subjects=2', '--views=3', '--branch=3d',
-               f'--outdir={tmp_path}', *QUICK]
+    command = [
+        '--metrics=psnr_mv',
+        f'--network={snapshot}',
+        '--subjects=2',
+        '--views=3',
+        '--branch=3d',
+        f'--outdir={tmp_path}',
+        *QUICK,
+    ]
     assert_one_clear_line(run(*command), '1 of 2 subjects could not be scored; seed 0: the reconstruction diverged')
-    folder, = tmp_path.glob('consistency-*')
+    (folder,) = tmp_path.glob('consistency-*')
     assert (folder / 'seed0001.json').exists()
     monkeypatch.setattr(evaluation, 'fit', fit)
     succeed(*command)
@@ -240,8 +269,17 @@ def test_two_processes_share_the_subjects(snapshot, tmp_path):
 def test_stored_views_are_scored(tmp_path):
     views = scenes.render(scenes.sphere, scenes.frontal(4), 16)
     scenes.save_views(views, tmp_path / 'views')
-    succeed('--metrics=psnr_mv', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', '--background=white',
-            '--held-out=2', '--box=1', '--view-size=14x12', '--meshes', *QUICK)
+    succeed(
+        '--metrics=psnr_mv',
+        f'--views={tmp_path / "views"}',
+        f'--outdir={tmp_path / "out"}',
+        '--background=white',
+        '--held-out=2',
+        '--box=1',
+        '--view-size=14x12',
+        '--meshes',
+        *QUICK,
+    )
     found = record(tmp_path / 'out', 'psnr_mv')
     folder = tmp_path / 'out' / found['details']['folder']
     subject = json.loads((folder / 'views.json').read_text())
@@ -280,8 +318,15 @@ def test_snapshots_compete(tmp_path):
         with torch.no_grad():
             G.decoder.output.bias += 0.1
         save_snapshot(tmp_path / f'{name}.pkl', {'G_ema': G}, {})
-        succeed('--metrics=psnr_mv,reproj', f'--network={tmp_path / name}.pkl', '--branch=3d', '--subjects=1', '--views=2',
-                f'--outdir={tmp_path / "out"}', *QUICK)
+        succeed(
+            '--metrics=psnr_mv,reproj',
+            f'--network={tmp_path / name}.pkl',
+            '--branch=3d',
+            '--subjects=1',
+            '--views=2',
+            f'--outdir={tmp_path / "out"}',
+            *QUICK,
+        )
     for metric in ('psnr_mv', 'reproj'):
         first, second = list(results.read_file(tmp_path / 'out' / f'metric-{metric}.jsonl'))
         assert first['protocol'] == second['protocol'] and first['details']['content'] != second['details']['content']
@@ -291,19 +336,37 @@ def test_snapshots_compete(tmp_path):
 
 def test_a_network_with_stored_views_is_one_clear_line(snapshot, tmp_path):
     scenes.save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'views')
-    assert_one_clear_line(run('--metrics=psnr_mv', f'--network={snapshot}', f'--views={tmp_path / "views"}',
-                              f'--outdir={tmp_path / "out"}', *QUICK), 'exclude each other')
+    assert_one_clear_line(
+        run(
+            '--metrics=psnr_mv', f'--network={snapshot}', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', *QUICK
+        ),
+        'exclude each other',
+    )
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--subjects=0'], '--subjects=0: give at least one'),
-    (['--views=1'], '--views=1: a scene is determined by two'),
-    (['--held-out=9'], '--held-out=9 leaves'),
-    (['--seed=4294967295', '--subjects=2'], 'choose a smaller --seed'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--subjects=0'], '--subjects=0: give at least one'),
+        (['--views=1'], '--views=1: a scene is determined by two'),
+        (['--held-out=9'], '--held-out=9 leaves'),
+        (['--seed=4294967295', '--subjects=2'], 'choose a smaller --seed'),
+    ],
+)
 def test_bad_options_are_one_clear_line(snapshot, tmp_path, arguments, message):
-    assert_one_clear_line(run('--metrics=psnr_mv', f'--network={snapshot}', '--branch=3d', f'--outdir={tmp_path}', '--subjects=1',
-                              '--views=2', *QUICK, *arguments), message)
+    assert_one_clear_line(
+        run(
+            '--metrics=psnr_mv',
+            f'--network={snapshot}',
+            '--branch=3d',
+            f'--outdir={tmp_path}',
+            '--subjects=1',
+            '--views=2',
+            *QUICK,
+            *arguments,
+        ),
+        message,
+    )
 
 
 @pytest.mark.parametrize('option', ['--yaw=nan', '--pitch=inf', '--box=nan', '--trunc=nan', '--skip=nan'])
@@ -341,8 +404,18 @@ def test_views_that_are_not_numbers_are_one_clear_line(tmp_path):
         G.decoder.output.bias[0] = torch.nan
     save_snapshot(tmp_path / 'broken.pkl', {'G_ema': G}, {})
     for metric, options in (('psnr_mv', QUICK), ('reproj', ())):
-        assert_one_clear_line(run(f'--metrics={metric}', f'--network={tmp_path / "broken.pkl"}', '--branch=3d', '--subjects=1',
-                                  '--views=2', f'--outdir={tmp_path}', *options), 'not finite')
+        assert_one_clear_line(
+            run(
+                f'--metrics={metric}',
+                f'--network={tmp_path / "broken.pkl"}',
+                '--branch=3d',
+                '--subjects=1',
+                '--views=2',
+                f'--outdir={tmp_path}',
+                *options,
+            ),
+            'not finite',
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -390,8 +463,10 @@ def jittered(strength, resolution, count):
     """A sphere whose texture lies elsewhere in every view, by up to `strength` world units."""
     shifts = (torch.rand(count, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1) * strength
     labels = scenes.frontal(count)
-    parts = [scenes.render_images(scenes.sphere, label[None], resolution, lambda x, shift=shift: scenes.texture(x + shift))
-             for label, shift in zip(labels, shifts)]
+    parts = [
+        scenes.render_images(scenes.sphere, label[None], resolution, lambda x, shift=shift: scenes.texture(x + shift))
+        for label, shift in zip(labels, shifts)
+    ]
     images, depth = map(torch.cat, zip(*parts))
     return Views('jittered', images, labels, scenes.BOX, depth)
 

@@ -161,7 +161,7 @@ def test_corrupt_image_in_zip(folder, tmp_path):
     path = zip_folder(folder, tmp_path / 'set.zip')
     content = path.read_bytes()
     position = content.index(b'IDAT', zipfile.ZipFile(path).getinfo('a/3.png').header_offset) + 20
-    path.write_bytes(content[:position] + bytes([content[position] ^ 255]) + content[position + 1:])
+    path.write_bytes(content[:position] + bytes([content[position] ^ 255]) + content[position + 1 :])
     with pytest.raises(DatasetError, match='a/3.png cannot be read'):
         PosedImageDataset(path)[3]
 
@@ -176,8 +176,24 @@ def test_no_label_file(folder):
     fails('has no dataset.json', folder)
 
 
-@pytest.mark.parametrize('content', ['{', '[]', '{"labels": null}', '{"labels": 3}', '{"labels": [1]}', '{"labels": ["ab"]}', '7', '""',
-                                     '{"labels": [["a/0.png"]]}', '{"labels": [[1, []]]}', '[' * 10**5, '{"a": 1, "a": 2}', ''])
+@pytest.mark.parametrize(
+    'content',
+    [
+        '{',
+        '[]',
+        '{"labels": null}',
+        '{"labels": 3}',
+        '{"labels": [1]}',
+        '{"labels": ["ab"]}',
+        '7',
+        '""',
+        '{"labels": [["a/0.png"]]}',
+        '{"labels": [[1, []]]}',
+        '[' * 10**5,
+        '{"a": 1, "a": 2}',
+        '',
+    ],
+)
 def test_broken_label_file(folder, content):
     (folder / 'dataset.json').write_text(content)
     fails('dataset.json cannot be read', folder)
@@ -214,7 +230,7 @@ def test_mixed_sizes_at_reading(folder, monkeypatch):
 
 def test_truncated_image_is_named_at_reading(folder):
     content = (folder / 'a/3.png').read_bytes()
-    (folder / 'a/3.png').write_bytes(content[:len(content) // 2])
+    (folder / 'a/3.png').write_bytes(content[: len(content) // 2])
     dataset = PosedImageDataset(folder)
     with pytest.raises(DatasetError, match='a/3.png cannot be read'):
         dataset[3]
@@ -256,4 +272,4 @@ def test_stream_can_start_anywhere():
     stream = torch.cat([epoch_order(n, seed, epoch) for epoch in range(5)])
     for start in range(20):
         for count in (0, 1, 4, 15):  # within an epoch, across one end, across several
-            assert torch.equal(batch_indices(n, seed, start, count), stream[start:start + count])
+            assert torch.equal(batch_indices(n, seed, start, count), stream[start : start + count])

@@ -1,7 +1,6 @@
 import json
 import pathlib
 
-import click.testing
 import numpy as np
 import pytest
 import torch
@@ -11,19 +10,13 @@ import dataset_prep.demo as demo
 from dataset_prep import archive
 from dataset_prep.archive import DatasetWriter
 from dataset_prep.lenses import undistort
-from dataset_tool import main
 from dnnlib.files import FolderLock
+from tests.photographs import CENTRE, COLOURS, FOCAL, HEIGHT, POINTS, WIDTH, converted, read_frames, run, write_transforms
 from training.data.dataset import DatasetError, ImageDataset, PosedImageDataset, mirror_label
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
 FOX = pathlib.Path(__file__).parents[2] / 'shared/data/fox'
 RESOLUTION = 32
-
-
-def run(*arguments, code=0):
-    result = click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def refused(*arguments):
@@ -114,59 +107,6 @@ def test_heads_fit_the_picture_and_fill_most_of_it():
 # Converting photographs
 
 
-POINTS = np.array([[0.0, 0.1, 0.2], [0.5, 0.2, -0.1], [-0.4, 0.3, 0.3], [0.1, -0.5, 0.1], [-0.2, -0.3, -0.4]])
-COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]], np.uint8)
-WIDTH, HEIGHT, FOCAL, CENTRE = 120, 160, 170.0, (57.0, 84.0)
-WORLD_TURN, WORLD_MOVE, WORLD_SCALE = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]), np.array([3.0, -2, 5]), 4.0
-
-
-def photograph(pose):
-    """A picture of the coloured points, each a 5 x 5 square, taken by a hand-made camera (OpenGL axes)."""
-    picture = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
-    in_camera = (POINTS * WORLD_SCALE @ WORLD_TURN.T + WORLD_MOVE - pose[:3, 3]) @ pose[:3, :3]
-    for (x, y, z), color in zip(in_camera, COLOURS):
-        column, row = int(CENTRE[0] + FOCAL * x / -z), int(CENTRE[1] - FOCAL * y / -z)
-        picture[row - 2:row + 3, column - 2:column + 3] = color
-    return picture
-
-
-def opengl_pose(yaw, pitch, distance=3.0):
-    """Camera around POINTS' origin, in a world that is turned (z up), moved and scaled."""
-    back = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
-    right = np.cross([0, 1, 0], back) / np.cos(pitch)
-    pose = np.eye(4)
-    pose[:3, :3] = WORLD_TURN @ np.stack([right, np.cross(back, right), back], axis=1)
-    pose[:3, 3] = WORLD_TURN @ back * distance * WORLD_SCALE + WORLD_MOVE
-    return pose
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    source = tmp_path / 'photographs'
-    (source / 'images').mkdir(parents=True)
-    frames = []
-    for number, (yaw, pitch) in enumerate([(-0.6, 0.1), (0.6, 0.1), (-0.3, -0.2), (0.3, -0.2), (0.0, 0.2)]):
-        pose = opengl_pose(yaw, pitch)
-        Image.fromarray(photograph(pose)).save(source / f'images/{number}.png')
-        frames.append({'file_path': f'./images/{number}', 'transform_matrix': pose.tolist()})
-    write_transforms(source, frames)
-    return source
-
-
-def write_transforms(source, frames, **changes):
-    common = {'fl_x': FOCAL, 'fl_y': FOCAL, 'cx': CENTRE[0], 'cy': CENTRE[1], 'w': WIDTH, 'h': HEIGHT}
-    (source / 'transforms.json').write_text(json.dumps({**common, **changes, 'frames': frames}))
-
-
-def read_frames(source):
-    return json.loads((source / 'transforms.json').read_text())['frames']
-
-
-def converted(source, dest, *options):
-    run('convert', '--source', source, '--dest', dest, '--resolution', 60, *options)
-    return PosedImageDataset(dest, resolution=60)
-
-
 def test_convert_keeps_points_on_their_pixels(photographs, tmp_path):
     dataset = converted(photographs, tmp_path / 'set.zip')
     assert len(dataset) == 5
@@ -221,9 +161,10 @@ def test_undistort_moves_bent_points_back():
     picture = np.zeros((120, 100, 3), np.uint8)
     x, y = 0.3, -0.35  # where the point would be seen without distortion, at unit depth
     square = x * x + y * y
-    radial = 1 + k1 * square + k2 * square ** 2 + k3 * square ** 3
-    bent = np.array([x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x),
-                     y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y, 1])
+    radial = 1 + k1 * square + k2 * square**2 + k3 * square**3
+    bent = np.array(
+        [x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x), y * radial + p1 * (square + 2 * y * y) + 2 * p2 * x * y, 1]
+    )
     column, row = (intrinsics @ bent)[:2] * [100, 120]
     assert np.hypot(*((intrinsics @ (bent - [x, y, 1]))[:2] * [100, 120])) > 1.5  # or the test would show nothing
     grid_row, grid_column = np.mgrid[:120, :100] + 0.5
@@ -249,8 +190,10 @@ def test_convert_resizes_ready_sets_and_keeps_square_labels(tmp_path):
 
 def test_options_for_transforms_are_refused_on_ready_sets(tmp_path):
     run('demo', f'--dest={tmp_path}/a', '--images=2', '--resolution=16')
-    for options, line in ((['--radius=2.7'], '--radius has no effect on dataset.json: leave it out'),
-                          (['--axes=opengl', '--radius=3'], '--radius, --axes have no effect on dataset.json: leave them out')):
+    for options, line in (
+        (['--radius=2.7'], '--radius has no effect on dataset.json: leave it out'),
+        (['--axes=opengl', '--radius=3'], '--radius, --axes have no effect on dataset.json: leave them out'),
+    ):
         assert line in refused('convert', f'--source={tmp_path}/a', f'--dest={tmp_path}/b', '--resolution=8', *options)
     assert not (tmp_path / 'b').exists()
 
@@ -325,7 +268,10 @@ def test_two_at_once_do_not_write_over_each_other(tmp_path, name):
     picture, label = np.zeros((8, 8, 3), np.uint8), np.zeros(25)
     with DatasetWriter(tmp_path / name) as writer:
         writer.add(picture, label)
-        with pytest.raises(DatasetError, match='is being written by another process'), DatasetWriter(tmp_path / name, overwrite=True):
+        with (
+            pytest.raises(DatasetError, match='is being written by another process'),
+            DatasetWriter(tmp_path / name, overwrite=True),
+        ):
             pass
         writer.add(picture, label)
     assert len(ImageDataset(tmp_path / name)) == 2 and [path.name for path in tmp_path.iterdir()] == [name]
@@ -335,6 +281,7 @@ def test_what_appears_while_it_is_claimed_is_left_alone(tmp_path, monkeypatch):
     def finish_first(folder, **options):
         (tmp_path / 'set.zip').write_text('of another process')
         return FolderLock(folder, **options)
+
     monkeypatch.setattr(archive, 'FolderLock', finish_first)
     with pytest.raises(DatasetError, match='exists'), DatasetWriter(tmp_path / 'set.zip'):
         pass
@@ -366,7 +313,9 @@ def test_somebody_elses_folder_of_that_name_keeps_what_it_holds(tmp_path, monkey
     assert [path.name for path in theirs.iterdir()] == ['notes.txt']
 
 
-@pytest.mark.parametrize('dest, message', [('.', 'is not a data set'), ('/', 'names no file or folder'), ('..', 'names no file or folder')])
+@pytest.mark.parametrize(
+    'dest, message', [('.', 'is not a data set'), ('/', 'names no file or folder'), ('..', 'names no file or folder')]
+)
 def test_destinations_without_a_name(dest, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in refused('demo', '--dest', dest, '--images', 2, '--resolution', 16, '--overwrite')

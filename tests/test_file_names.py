@@ -58,8 +58,15 @@ def test_what_the_scripts_read_and_write(name, here):
     succeed(gen_samples.main, *common, '--shapes', '--shape-resolution=8', '--shape-level=0.2', f'--outdir={name}')
     succeed(gen_videos.main, *common, '--frames=2', f'--output={name}.MP4')
     succeed(gen_videos.main, *common, '--frames=2', '--epi', f'--output={name}.PNG')
-    succeed(calc_metrics.main, '--metrics=swd4', f'--network={name}.pkl', f'--data={name}.zip', '--branch=3d', '--workers=0',
-            f'--outdir={name}.out')
+    succeed(
+        calc_metrics.main,
+        '--metrics=swd4',
+        f'--network={name}.pkl',
+        f'--data={name}.zip',
+        '--branch=3d',
+        '--workers=0',
+        f'--outdir={name}.out',
+    )
     succeed(calc_metrics.main, 'plot', f'--output={name}.plot', '--', f'{name}.out')
     assert set(os.listdir()) == {f'{name}{suffix}' for suffix in ('', '.PNG', '.MP4', '.out', '.pkl', '.plot', '.zip')}
     assert {Image.open(f'{name}{suffix}').format for suffix in ('.PNG', '.plot')} == {'PNG'}

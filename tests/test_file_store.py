@@ -13,8 +13,9 @@ import dataset_tool
 from metrics.consistency.views import folder_views
 from metrics.real_statistics import content_hash
 from tests.helpers import deadline
+from tests.photographs import read_frames, run, write_transforms
 from tests.test_dataset import read_json, write_folder, write_labels, zip_folder
-from tests.test_dataset_tool import photographs, read_frames, refused, run, write_transforms  # noqa: F401 (a fixture)
+from tests.test_dataset_tool import refused
 from training.data.dataset import DatasetError, FileStore, ImageDataset, PosedImageDataset, image_names
 
 NAME = 'Fünf é.png'  # with letters that Unicode writes in two ways
@@ -164,7 +165,7 @@ def test_labels_in_other_spellings(folder):
     assert posed.notes == [] and [label[3] for _, label in labels][::-1] == pytest.approx(posed.labels[:, 3].tolist())
 
 
-def test_frames_in_other_spellings(photographs, tmp_path):  # noqa: F811
+def test_frames_in_other_spellings(photographs, tmp_path):
     frames = read_frames(photographs)
     spell = [
         lambda path: f'{photographs}/{path}.png',
@@ -221,7 +222,7 @@ def test_pictures_beside_the_set_are_counted(folder):
 
 
 @pytest.mark.parametrize('name', ['transforms.json', 'dataset.json'])
-def test_missing_images_are_refused_or_skipped(photographs, folder, tmp_path, name):  # noqa: F811
+def test_missing_images_are_refused_or_skipped(photographs, folder, tmp_path, name):
     source = photographs if name == 'transforms.json' else folder
     first, second = sorted(source.glob('*/*.png'))[:2]
     first.unlink()
@@ -298,7 +299,9 @@ def test_zips_within_and_no_pictures(tmp_path):
 
 def test_cameras_that_lie_deeper_are_pointed_at(folder):
     fails('has no dataset.json at its top, but dataset.json in set: give that folder', PosedImageDataset, folder.parent)
-    packed = zip_of(folder.parent / 'b.zip', {'top/a.png': next(folder.rglob('*.png')).read_bytes(), 'top/dataset.json': b'{}', 'README': b''})
+    packed = zip_of(
+        folder.parent / 'b.zip', {'top/a.png': next(folder.rglob('*.png')).read_bytes(), 'top/dataset.json': b'{}', 'README': b''}
+    )
     fails('but dataset.json in top: pack what is in it, and nothing else', PosedImageDataset, packed)
 
 

@@ -53,6 +53,7 @@ def test_swapping_takes_the_neighbours_camera(together):
 
     def draw(p):
         return draw_fake_inputs(4, labels, p, BatchRandom.keyed((3,), 64), together)
+
     assert torch.equal(draw(0.0).c_cond, draw(0.0).c)
     assert torch.equal(draw(1.0).c_cond, draw(1.0).c.roll(1, dims=0))
     some = draw(0.5)
@@ -63,7 +64,7 @@ def test_swapping_takes_the_neighbours_camera(together):
 def test_crop_is_slicing():
     images, corners = torch.randn(3, 2, 9, 9), torch.tensor([[0, 0], [5, 2], [1, 4]])
     for part, image, (top, left) in zip(crop(images, corners, 4), images, corners.tolist()):
-        assert torch.equal(part, image[:, top:top + 4, left:left + 4])
+        assert torch.equal(part, image[:, top : top + 4, left : left + 4])
 
 
 def test_corners_reach_every_place():
@@ -114,8 +115,11 @@ class Scene:
         names = set()
         for prefix, network in (('G', self.G), ('D', self.D), ('D_patch', self.D_patch)):
             if network is not None:
-                names |= {f'{prefix}.{name.split(".")[0]}' for name, p in network.named_parameters()
-                          if p.grad is not None and p.grad.abs().max() > 0}
+                names |= {
+                    f'{prefix}.{name.split(".")[0]}'
+                    for name, p in network.named_parameters()
+                    if p.grad is not None and p.grad.abs().max() > 0
+                }
         return names
 
 
@@ -227,7 +231,10 @@ class LinearDiscriminator:
 @pytest.mark.parametrize('name', ['D', 'D_patch'])
 def test_r1_is_taken_at_what_the_discriminator_receives(name):
     """A linear network's penalty at its inputs knows neither blur nor augmentation; at the images before them, it would."""
-    scene, linear = Scene(augment=lambda images, p, random: 3 * images.flip(3), blur_sigma=1.5, augment_p=1.0), LinearDiscriminator()
+    scene, linear = (
+        Scene(augment=lambda images, p, random: 3 * images.flip(3), blur_sigma=1.5, augment_p=1.0),
+        LinearDiscriminator(),
+    )
     scene.o.D = scene.o.D_patch = linear
     gamma = LossConfig().r1_gamma
     if name == 'D':
@@ -285,7 +292,9 @@ def test_learning_rates_can_be_scaled():
 
 def test_passes_are_averaged_and_only_one_network_learns():
     module, other = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False).requires_grad_(False)
-    noted = one_step(linear_state(module), 'generator', *(lambda x=x: other(module(torch.tensor([[x]]))).sum() for x in (1.0, 3.0)))
+    noted = one_step(
+        linear_state(module), 'generator', *(lambda x=x: other(module(torch.tensor([[x]]))).sum() for x in (1.0, 3.0))
+    )
     assert module.weight.grad.item() == pytest.approx(2 * other.weight.item())
     assert noted['gradients/G'] == pytest.approx(abs(2 * other.weight.item())) and noted['gradients/G_not_finite'] == 0
     assert not module.weight.requires_grad
@@ -305,8 +314,17 @@ def test_bad_steps_are_counted_in_a_row_and_raised_where_that_is_asked():
 
     def act(phase, factor):
         one_step(state, phase, lambda: module.weight.sum() * factor + module.bias.sum())
-    for phase, factor, expected in (('main', 1.0, 0), ('main', math.nan, 1), ('R1', 1.0, 1), ('main', math.inf, 2), ('main', 1.0, 0),
-                                    ('R1', math.nan, 1), ('main', 1.0, 1), ('R1', 1.0, 0)):
+
+    for phase, factor, expected in (
+        ('main', 1.0, 0),
+        ('main', math.nan, 1),
+        ('R1', 1.0, 1),
+        ('main', math.inf, 2),
+        ('main', 1.0, 0),
+        ('R1', math.nan, 1),
+        ('main', 1.0, 1),
+        ('R1', 1.0, 0),
+    ):
         act(phase, factor)
         assert max(map(int, state.bad_steps.values())) == expected
     state.strict = {'R1'}
@@ -333,6 +351,7 @@ def test_moving_average():
 def vgg_file(tmp_path_factory):
     """A file of torchvision's names and shapes, with random weights."""
     import torchvision
+
     path = tmp_path_factory.mktemp('vgg') / VGG_FILE
     torch.manual_seed(0)
     with torch.device('cpu'):
@@ -363,6 +382,7 @@ def test_lpips_weights_are_found_in_torchs_cache(vgg_file, monkeypatch):
 def test_lpips_weights_that_cannot_be_had(monkeypatch, tmp_path):
     def offline(*args, **kwargs):
         raise OSError('no network')
+
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
     with pytest.raises(WeightsError, match=f'{VGG_FILE}.*could not be downloaded.*--lpips-weights=FILE'):
@@ -377,14 +397,22 @@ def vgg_with(vgg_file, **changes):
     return {name: value for name, value in weights.items() if value is not None}
 
 
-@pytest.mark.parametrize('content, reason', [
-    (b'Dear Sir or Madam,\nthese are no weights.\n', 'it cannot be opened'), (b'', 'it cannot be opened'),
-    (pickle.dumps(print, protocol=2), 'it cannot be opened'), (b'PK\x03\x04 a zip?', 'it cannot be opened'),
-    ([torch.zeros(3)], 'but something else'), ({'a': 'b'}, 'but something else'), ({}, 'it lacks features.0.weight'),
-    (dict(features_28_bias=None), 'it lacks features.28.bias'),
-    (dict(features_0_weight=torch.zeros(64, 3, 1, 1)), r'features.0.weight measures \[64, 3, 1, 1\], not \[64, 3, 3, 3\]'),
-    (dict(features_5_bias=torch.zeros(1)), 'features.5.bias measures'),
-    (dict(features_5_bias=torch.full((128,), math.nan)), 'features.5.bias is not finite')])
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        (b'Dear Sir or Madam,\nthese are no weights.\n', 'it cannot be opened'),
+        (b'', 'it cannot be opened'),
+        (pickle.dumps(print, protocol=2), 'it cannot be opened'),
+        (b'PK\x03\x04 a zip?', 'it cannot be opened'),
+        ([torch.zeros(3)], 'but something else'),
+        ({'a': 'b'}, 'but something else'),
+        ({}, 'it lacks features.0.weight'),
+        (dict(features_28_bias=None), 'it lacks features.28.bias'),
+        (dict(features_0_weight=torch.zeros(64, 3, 1, 1)), r'features.0.weight measures \[64, 3, 1, 1\], not \[64, 3, 3, 3\]'),
+        (dict(features_5_bias=torch.zeros(1)), 'features.5.bias measures'),
+        (dict(features_5_bias=torch.full((128,), math.nan)), 'features.5.bias is not finite'),
+    ],
+)
 def test_wrong_lpips_weights_are_one_line(content, reason, vgg_file, tmp_path):
     path = tmp_path / 'other.pth'
     if isinstance(content, bytes):

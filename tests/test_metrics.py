@@ -75,12 +75,23 @@ def values(names, task):
 # Names
 
 
-@pytest.mark.parametrize('name, count, real', [
-    ('fid50k_full', 50000, 'all'), ('fid2k_full', 2000, 'all'), ('fid50k', 50000, 50000), ('fid3d9k_full', 9000, 'all'),
-    ('kid50k_full', 50000, 'all'),
-    ('kid7', 7, 7), ('pr50k3_full', 50000, 'all'), ('is50k', 50000, None), ('swd500', 500, 500), ('swd', None, 16384)])
+@pytest.mark.parametrize(
+    'name, count, real',
+    [
+        ('fid50k_full', 50000, 'all'),
+        ('fid2k_full', 2000, 'all'),
+        ('fid50k', 50000, 50000),
+        ('fid3d9k_full', 9000, 'all'),
+        ('kid50k_full', 50000, 'all'),
+        ('kid7', 7, 7),
+        ('pr50k3_full', 50000, 'all'),
+        ('is50k', 50000, None),
+        ('swd500', 500, 500),
+        ('swd', None, 16384),
+    ],
+)
 def test_names_say_how_many_images(name, count, real):
-    (_, [metric]), = registry.by_group([name])
+    ((_, [metric]),) = registry.by_group([name])
     assert (metric.name, metric.count, metric.real) == (name, count, real)
 
 
@@ -119,7 +130,7 @@ def test_moments_are_the_mean_and_the_unbiased_covariance(small):
     x = torch.randn(30, 12) * 5 + 3
     collector = FeatureMoments(detector.FEATURES).start(30, 32, CPU)
     for start in (0, 16):
-        collector.add(range(start, min(start + 16, 30)), None, {detector.FEATURES: x[start:start + 16]})
+        collector.add(range(start, min(start + 16, 30)), None, {detector.FEATURES: x[start : start + 16]})
     found = collector.finish()
     np.testing.assert_allclose(found['mean'], x.double().mean(dim=0), rtol=1e-12)
     np.testing.assert_allclose(found['covariance'], np.cov(x.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-9)
@@ -128,9 +139,21 @@ def test_moments_are_the_mean_and_the_unbiased_covariance(small):
 def fidelity(first, second, **options):
     """torch-fidelity's results on two folders, with the small extractor."""
     layers = {f'feature_layer_{metric}': detector.FEATURES for metric in ('fid', 'kid', 'prc')}
-    return calculate_metrics(input1=str(first), input2=str(second), cuda=False, fid=True, kid=True, prc=True, isc=True,
-                             feature_extractor='small', feature_layer_isc=detector.LOGITS, **layers, save_cpu_ram=True,
-                             verbose=False, **options)
+    return calculate_metrics(
+        input1=str(first),
+        input2=str(second),
+        cuda=False,
+        fid=True,
+        kid=True,
+        prc=True,
+        isc=True,
+        feature_extractor='small',
+        feature_layer_isc=detector.LOGITS,
+        **layers,
+        save_cpu_ram=True,
+        verbose=False,
+        **options,
+    )
 
 
 def test_metrics_agree_with_torch_fidelity_with_the_random_weights_of_a_small_detector(small, tmp_path):
@@ -139,8 +162,10 @@ def test_metrics_agree_with_torch_fidelity_with_the_random_weights_of_a_small_de
     data = write_set(tmp_path / 's', images)
     register_feature_extractor('small', SmallExtractor)
     theirs = fidelity(first, second, kid_subset_size=40)
-    records = {record['metric']: record for record in
-               evaluate(['fid50_full', 'kid50_full', 'pr503_full', 'is50'], stored_task(first, data, tmp_path, small))}
+    records = {
+        record['metric']: record
+        for record in evaluate(['fid50_full', 'kid50_full', 'pr503_full', 'is50'], stored_task(first, data, tmp_path, small))
+    }
     assert records['fid50_full']['value'] == pytest.approx(theirs['frechet_inception_distance'], rel=1e-5)
     assert records['kid50_full']['value'] == pytest.approx(theirs['kernel_inception_distance_mean'], rel=1e-6)
     assert records['pr503_full']['parts'] == pytest.approx({name: theirs[name] for name in ('precision', 'recall')})
@@ -199,6 +224,7 @@ def distance(real, tmp_path_factory):
         folder = tmp_path_factory.mktemp('swd')
         write_images(folder / f'{next(counter)}', change(images))
         return values(['swd'], stored_task(next(folder.iterdir()), real, folder))['swd']
+
     return measure
 
 
@@ -216,12 +242,16 @@ def test_swd_is_zero_for_the_same_set(distance):
     assert distance(lambda images: images) == 0
 
 
-@pytest.mark.parametrize('changes', [
-    [lambda images, radius=radius: blurred(images, radius) for radius in (1, 2, 4)],
-    [lambda images, strength=strength: noisy(images, strength) for strength in (4, 12, 36)],
-    [lambda images, modes=modes: images[torch.arange(40) % modes] for modes in (20, 6, 2)],
-    [lambda images, contrast=contrast: (images * contrast).to(torch.uint8) for contrast in (0.9, 0.7, 0.4)]],
-    ids=['blur', 'noise', 'missing modes', 'darkness'])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        [lambda images, radius=radius: blurred(images, radius) for radius in (1, 2, 4)],
+        [lambda images, strength=strength: noisy(images, strength) for strength in (4, 12, 36)],
+        [lambda images, modes=modes: images[torch.arange(40) % modes] for modes in (20, 6, 2)],
+        [lambda images, contrast=contrast: (images * contrast).to(torch.uint8) for contrast in (0.9, 0.7, 0.4)],
+    ],
+    ids=['blur', 'noise', 'missing modes', 'darkness'],
+)
 def test_swd_grows_with(changes, distance):
     found = [0.0, *map(distance, changes)]
     assert all(later > 1.2 * earlier for earlier, later in zip(found, found[1:])), found
@@ -267,9 +297,11 @@ def test_chance_in_images_is_keyed_by_their_numbers(sampling, noise_mode):
     planes = G.planes(G.mapping(z, c), noise_mode=noise_mode, random=random)
     expected = G.render(planes, c, branch='3d', sampling=sampling, random=random)['image']
     assert torch.equal(source.make(range(3)), (expected * 127.5 + 128).clamp(0, 255).to(torch.uint8))
-    others = [generated(Rendering(*other)).make(range(3)).int() for other in
-              {('stratified', 'random'), ('stratified', 'const'), ('deterministic', 'random'), ('deterministic', 'const')}
-              - {(sampling, noise_mode)}]
+    others = [
+        generated(Rendering(*other)).make(range(3)).int()
+        for other in {('stratified', 'random'), ('stratified', 'const'), ('deterministic', 'random'), ('deterministic', 'const')}
+        - {(sampling, noise_mode)}
+    ]
     assert all((source.make(range(3)).int() - other).abs().max() > 2 for other in others)
 
 
@@ -296,8 +328,10 @@ def test_the_frontal_camera_conditions_and_the_image_is_seen_from_its_label(monk
     assert (images.int() - usual.make(range(4)).int()).abs().max() > 2
 
 
-@pytest.mark.parametrize('branch, render_resolution, expected', [
-    ('2d', 16, 32), ('3d', 48, 48), ('coarse', 16, 16), ('2d', None, 32), ('3d', None, 32), ('coarse', None, 32)])
+@pytest.mark.parametrize(
+    'branch, render_resolution, expected',
+    [('2d', 16, 32), ('3d', 48, 48), ('coarse', 16, 16), ('2d', None, 32), ('3d', None, 32), ('coarse', None, 32)],
+)
 def test_the_resolution_is_that_of_the_images(branch, render_resolution, expected):
     source = generated(branch=branch, render_resolution=render_resolution)
     assert source.resolution == expected and source.make(range(1)).shape[-1] == expected
@@ -342,6 +376,7 @@ def test_generation_goes_on_while_features_are_computed(small):
     def slow_detector(images):
         seen.append(source.second_begun.wait(timeout=20))
         return {detector.FEATURES: torch.zeros(len(images), WIDTHS[detector.FEATURES])}
+
     collect(source, [(FeatureList(detector.FEATURES), 2)], slow_detector, Task(device=CPU, progress=False), '')
     assert seen == [True, True]
 
@@ -350,8 +385,11 @@ def test_generation_goes_on_while_features_are_computed(small):
 @pytest.mark.parametrize('branch', ['2d', '3d'])
 def test_features_beside_generation_are_those_after_it(small, branch):
     G = tiny_generator().eval().cuda()
-    source = GeneratedImages(Task(device=torch.device('cuda'), generator=G, branch=branch, batch=7, progress=False),
-                             view_label(G.config, torch.linspace(-0.5, 0.5, 9)), PUBLISHED)
+    source = GeneratedImages(
+        Task(device=torch.device('cuda'), generator=G, branch=branch, batch=7, progress=False),
+        view_label(G.config, torch.linspace(-0.5, 0.5, 9)),
+        PUBLISHED,
+    )
     extract = SmallExtractor('small', [detector.FEATURES])
     extract.first = extract.first.cuda()
     statistic = FeatureList(detector.FEATURES)
@@ -363,6 +401,7 @@ def test_features_beside_generation_are_those_after_it(small, branch):
 def test_errors_of_the_side_thread_come_out():
     def fail(images):
         raise UserError('broken')
+
     task = Task(device=CPU, generator=tiny_generator().eval(), branch='2d', progress=False)
     with pytest.raises(UserError, match='broken'):
         source = GeneratedImages(task, view_label(task.generator.config), PUBLISHED)
@@ -391,6 +430,7 @@ def cached(small, real, tmp_path, monkeypatch):
     def run(data=real, weights=small, name='fid33_full', **changes):
         passes.clear()
         return values([name], stored_task(folder, data, tmp_path, weights, **changes))[name], len(passes)
+
     run.folder = tmp_path / 'cache'
     return run
 
@@ -402,9 +442,9 @@ def test_real_images_are_looked_at_once(cached):
 
 def test_a_damaged_cache_is_rebuilt(cached):
     first, _ = cached()
-    path, = cached.folder.iterdir()
+    (path,) = cached.folder.iterdir()
     whole = path.read_bytes()
-    for damage in (whole[:len(whole) // 2], b'', b'nonsense', whole[:300] + bytes([whole[300] ^ 255]) + whole[301:]):
+    for damage in (whole[: len(whole) // 2], b'', b'nonsense', whole[:300] + bytes([whole[300] ^ 255]) + whole[301:]):
         path.write_bytes(damage)
         assert cached() == (first, 1)
         assert path.read_bytes() == whole or cached() == (first, 0)
@@ -414,6 +454,7 @@ def test_an_interrupted_cache_leaves_nothing_broken(cached, monkeypatch):
     def interrupted(file, **arrays):
         file.write(b'half of it')
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(np, 'savez', interrupted)
         cached()
@@ -424,6 +465,7 @@ def test_an_interrupted_cache_leaves_nothing_broken(cached, monkeypatch):
 def test_a_cache_that_cannot_be_written_costs_a_warning(cached, monkeypatch):
     def full(file, **arrays):
         raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr(np, 'savez', full)
     with pytest.warns(UserWarning, match='No space left on device.*--cache-dir'):
         cached()
@@ -432,8 +474,10 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(cached, monkeypatch):
 @pytest.fixture
 def homeless(monkeypatch):
     """A user without a home, as of a container's number."""
+
     def expand(path):
         raise RuntimeError('Could not determine home directory.')
+
     monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
     monkeypatch.setattr(Path, 'expanduser', expand)
     files._temporary_cache.cache_clear()
@@ -444,7 +488,10 @@ def test_without_a_home_the_cache_is_temporary_and_an_option_wins(homeless, cach
     task = stored_task(cached.folder.parent / 'a', real, tmp_path, small)
     task.options['cache_dir'] = None
     passes = []
-    with pytest.warns(UserWarning, match='no cache folder can be written .*home directory'), pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.warns(UserWarning, match='no cache folder can be written .*home directory'),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(real_statistics, 'collect', lambda *arguments: passes.append(1) or collect(*arguments))
         assert [values(['fid33_full'], task)['fid33_full'] for _ in range(2)] == [first[0]] * 2
     assert passes == [1]
@@ -479,8 +526,10 @@ def test_a_copy_of_the_data_is_the_same_data_as_zip_and_as_folder(real, tmp_path
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """An empty cache of torch's, and no network."""
+
     def offline(url, path, **options):
         raise OSError('no route to host')
+
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
     return tmp_path / 'hub' / 'checkpoints' / 'weights-inception-2015-12-05-6726825d.pth'
@@ -502,6 +551,7 @@ def test_weights_come_from_the_option_then_the_cache_then_a_download(hub, tmp_pa
     def download(url, path, hash_prefix, progress):
         downloads.append((url, hash_prefix))
         Path(path).write_bytes(content)
+
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     first, again = detector.find_weights(), detector.find_weights()
     assert first == again == (str(hub), detector.hashlib.sha256(content).hexdigest()) and len(downloads) == 1
@@ -523,8 +573,9 @@ class Trap:
         return print, ('executed',)
 
 
-@pytest.mark.parametrize('content', [b'', b'nonsense', pickle.dumps(Trap(), protocol=2), None],
-                         ids=['empty', 'nonsense', 'code', 'other tensors'])
+@pytest.mark.parametrize(
+    'content', [b'', b'nonsense', pickle.dumps(Trap(), protocol=2), None], ids=['empty', 'nonsense', 'code', 'other tensors']
+)
 def test_files_that_are_no_weights_are_refused_and_not_executed(content, tmp_path, capsys):
     path = tmp_path / 'weights.pth'
     torch.save({'x': torch.zeros(1)}, path) if content is None else path.write_bytes(content)
@@ -538,8 +589,18 @@ def test_files_that_are_no_weights_are_refused_and_not_executed(content, tmp_pat
 
 
 def record(value, kimg=1.0, branch='3d', metric='fid50k_full', label='run', **protocol):
-    return {'metric': metric, 'value': value, 'branch': branch, 'kimg': kimg, 'snapshot': f'{kimg}.pkl', 'label': label,
-            'data': 'a/b.zip', 'images': None, 'parts': {}, 'protocol': {'truncation_psi': 1.0, **protocol}}
+    return {
+        'metric': metric,
+        'value': value,
+        'branch': branch,
+        'kimg': kimg,
+        'snapshot': f'{kimg}.pkl',
+        'label': label,
+        'data': 'a/b.zip',
+        'images': None,
+        'parts': {},
+        'protocol': {'truncation_psi': 1.0, **protocol},
+    }
 
 
 def test_the_best_snapshot_is_chosen_among_results_of_the_same_kind():
@@ -575,12 +636,19 @@ def test_results_are_read_back_and_a_broken_line_costs_a_warning(tmp_path):
 
 
 def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
-    found = [record(5.0, 10.0), record(4.5, 20.0), record(4.4, 20.0), record(30.0, 20.0, metric='psnr_mv'),
-             record(7.0, branch='2d')]
+    found = [
+        record(5.0, 10.0),
+        record(4.5, 20.0),
+        record(4.4, 20.0),
+        record(30.0, 20.0, metric='psnr_mv'),
+        record(7.0, branch='2d'),
+    ]
     rows = tables.rows(found, published='ffhq512')
     measured = [row for row in rows if row['source'] == 'measured']
     assert [(row['method'], row.get('fid50k_full'), row.get('psnr_mv')) for row in measured] == [
-        ('run 3D branch', 4.4, 30.0), ('run 2D branch', 7.0, None)]
+        ('run 3D branch', 4.4, 30.0),
+        ('run 2D branch', 7.0, None),
+    ]
     text = tables.format_table(rows)
     assert '| Mimic3D 3D branch' in text and '5.37' in text and '37.8' in text and '5.14' not in text
     assert len({line.count('|') for line in text.split('\n\n')[0].splitlines()}) == 1
@@ -595,8 +663,14 @@ def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
 def test_the_published_results_are_those_of_the_paper():
     by_method = {(row['method'], row['data']): row for row in tables.published_rows('all')}
     assert len(by_method) == 33
-    assert by_method['EG3D', 'FFHQ 256'] == {'method': 'EG3D', 'data': 'FFHQ 256', 'source': 'published', 'fid50k_full': 4.80,
-                                             'psnr_mv': 34.0, 'ssim_mv': 0.928}
+    assert by_method['EG3D', 'FFHQ 256'] == {
+        'method': 'EG3D',
+        'data': 'FFHQ 256',
+        'source': 'published',
+        'fid50k_full': 4.80,
+        'psnr_mv': 34.0,
+        'ssim_mv': 0.928,
+    }
     assert by_method['GRAM-HD', 'Cats 512']['fid50k_full'] == 7.67 and 'psnr_mv' not in by_method['GRAM-HD', 'Cats 512']
 
 
@@ -607,7 +681,8 @@ def test_results_of_another_protocol_stand_under_a_heading_of_their_own():
     assert [[cell.strip() for cell in line.split('|')[1:-1]] for line in others.splitlines()[2:]] == [
         ['GSGAN', 'FFHQ 512', 'CGS-GAN, another protocol', '5.02', '10.5'],
         ['GGHead', 'FFHQ 512', 'CGS-GAN, another protocol', '4.34', '7.9'],
-        ['CGS-GAN', 'FFHQ 512', 'CGS-GAN, another protocol', '4.94', '4.94']]
+        ['CGS-GAN', 'FFHQ 512', 'CGS-GAN, another protocol', '4.94', '4.94'],
+    ]
     first, *_ = tables.rows(found, published='none')
     assert (first['fid50k_full'], first['fid3d50k_full']) == (5.0, 6.0)
     assert 'another protocol' not in tables.format_table(tables.rows(found, published='ffhq256'))
@@ -616,12 +691,21 @@ def test_results_of_another_protocol_stand_under_a_heading_of_their_own():
 
 def test_another_way_of_generating_images_has_a_column_of_its_own():
     published, exact = [dict(zip(('sampling', 'noise_mode'), rendering)) for rendering in (PUBLISHED, WITHOUT_CHANCE)]
-    found = [record(5.0, detector='x', **published), record(4.0, detector='x', **exact), record(3.0, metric='swd', **exact),
-             record(2.0, metric='swd', **published), record(30.0, metric='psnr_mv', **exact)]
-    row, = tables.rows(found)
+    found = [
+        record(5.0, detector='x', **published),
+        record(4.0, detector='x', **exact),
+        record(3.0, metric='swd', **exact),
+        record(2.0, metric='swd', **published),
+        record(30.0, metric='psnr_mv', **exact),
+    ]
+    (row,) = tables.rows(found)
     assert {name: value for name, value in row.items() if isinstance(value, float) and name not in ('kimg', 'psi')} == {
-        'fid50k_full': 5.0, 'fid50k_full (deterministic rays, const noise)': 4.0, 'swd': 3.0, 'psnr_mv': 30.0,
-        'swd (stratified rays, random noise)': 2.0}
+        'fid50k_full': 5.0,
+        'fid50k_full (deterministic rays, const noise)': 4.0,
+        'swd': 3.0,
+        'psnr_mv': 30.0,
+        'swd (stratified rays, random noise)': 2.0,
+    }
 
 
 def test_a_plot_needs_kimgs(tmp_path):
@@ -633,14 +717,34 @@ def test_a_plot_needs_kimgs(tmp_path):
 
 def test_records_are_plain_data_and_say_how_they_were_made(small, real, tmp_path):
     G = tiny_generator().eval()
-    task = Task(device=CPU, generator=G, branch='2d', data=real, workers=0, progress=False, truncation_psi=0.5, seed=3,
-                options={'detector': small, 'cache_dir': str(tmp_path)})
-    found, = evaluate(['fid33_full'], task, {'snapshot': 'x.pkl', 'kimg': 12.0, 'label': 'x'})
+    task = Task(
+        device=CPU,
+        generator=G,
+        branch='2d',
+        data=real,
+        workers=0,
+        progress=False,
+        truncation_psi=0.5,
+        seed=3,
+        options={'detector': small, 'cache_dir': str(tmp_path)},
+    )
+    (found,) = evaluate(['fid33_full'], task, {'snapshot': 'x.pkl', 'kimg': 12.0, 'label': 'x'})
     assert json.loads(json.dumps(found)) == found
     assert {'value', 'snapshot', 'kimg', 'branch', 'seconds', 'gpus', 'versions'} <= set(found)
-    expected = {'images': 33, 'real_images': 40, 'cameras': 'training labels', 'truncation_psi': 0.5, 'render_resolution': 8,
-                'samples_per_ray': [6, 4], 'sampling': 'stratified', 'noise_mode': 'random', 'conditioning_camera': 'rendering',
-                'skip': 0.0, 'seed': 3, 'detector': detector.NAME}
+    expected = {
+        'images': 33,
+        'real_images': 40,
+        'cameras': 'training labels',
+        'truncation_psi': 0.5,
+        'render_resolution': 8,
+        'samples_per_ray': [6, 4],
+        'sampling': 'stratified',
+        'noise_mode': 'random',
+        'conditioning_camera': 'rendering',
+        'skip': 0.0,
+        'seed': 3,
+        'detector': detector.NAME,
+    }
     assert {name: found['protocol'][name] for name in expected} == expected
     assert len(found['protocol']['detector_sha256']) == 64
 
@@ -651,16 +755,19 @@ NAMES = ('fid33_full', 'fid3d33_full', 'fid20', 'kid20', 'pr203_full', 'is20', '
 @pytest.fixture
 def evaluated(small, real, tmp_path):
     """A function that computes metrics of a generator's 3D branch: records by name."""
+
     def of_generator(G, names=NAMES, **changes):
         options = {'detector': small, 'cache_dir': str(tmp_path / 'cache')}
         task = Task(device=CPU, generator=G, data=real, workers=0, progress=False, options=options, **{'branch': '3d', **changes})
         return {record['metric']: record for record in evaluate(names, task)}
+
     return of_generator
 
 
 def test_every_metric_has_its_own_way_of_generating_images_and_says_so(evaluated):
     def ways(records):
         return {name: tuple(record['protocol'][part] for part in Rendering._fields) for name, record in records.items()}
+
     inception = dict.fromkeys(NAMES[:-1], tuple(PUBLISHED))
     assert ways(evaluated(noisy_generator())) == {**inception, 'fid3d33_full': tuple(FRONTAL), 'swd20': tuple(WITHOUT_CHANCE)}
     exact = {**dict.fromkeys(NAMES, tuple(WITHOUT_CHANCE)), 'fid3d33_full': ('deterministic', 'const', 'frontal')}
@@ -700,5 +807,3 @@ def test_stored_images_have_no_fid3d_and_name_no_way_of_generating_them(small, r
         values(['fid3d33_full'], task)
     for found in evaluate(['fid33_full', 'swd'], task):
         assert found['protocol']['sampling'] is None and found['protocol']['noise_mode'] is None
-
-

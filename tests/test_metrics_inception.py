@@ -42,9 +42,29 @@ def ours(folder, processes):
 
 
 def test_metrics_agree_with_torch_fidelitys_command_with_random_weights(folder):
-    command = [sys.executable, '-m', 'torch_fidelity.fidelity', '--cpu', '--fid', '--kid', '--prc', '--isc', '--json', '--silent',
-               '--kid-subset-size', '40', '--feature-extractor', 'inception-v3-compat', '--feature-extractor-weights-path',
-               str(folder / 'weights.pth'), '--input1', str(folder / 'evaluated'), '--input2', str(folder / 'real'), '--no-cache']
+    command = [
+        sys.executable,
+        '-m',
+        'torch_fidelity.fidelity',
+        '--cpu',
+        '--fid',
+        '--kid',
+        '--prc',
+        '--isc',
+        '--json',
+        '--silent',
+        '--kid-subset-size',
+        '40',
+        '--feature-extractor',
+        'inception-v3-compat',
+        '--feature-extractor-weights-path',
+        str(folder / 'weights.pth'),
+        '--input1',
+        str(folder / 'evaluated'),
+        '--input2',
+        str(folder / 'real'),
+        '--no-cache',
+    ]
     theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout)
     found = ours(folder, 1)
     assert found['fid40_full']['value'] == pytest.approx(theirs['frechet_inception_distance'], rel=1e-3)

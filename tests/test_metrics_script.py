@@ -28,8 +28,9 @@ def folder(tmp_path_factory):
     data = write_set(folder / 'set.zip', smooth_images(40, seed=1), view_label(G.config, torch.linspace(-0.5, 0.5, 40)))
     options = tiny_run(data, str(folder)).to_dict()
     save_snapshot(folder / 'stage2.pkl', {'G_ema': G}, {'stage': 2, 'images_seen': 12000, 'options': options})
-    save_snapshot(folder / 'stage1.pkl', {'G_ema': tiny_generator(residual=False)},
-                  {'stage': 1, 'images_seen': 8000, 'options': options})
+    save_snapshot(
+        folder / 'stage1.pkl', {'G_ema': tiny_generator(residual=False)}, {'stage': 1, 'images_seen': 8000, 'options': options}
+    )
     write_images(folder / 'images', smooth_images(40, seed=2))
     return folder
 
@@ -45,8 +46,9 @@ def succeed(*arguments):
 
 
 def test_both_branches_are_evaluated_on_the_data_of_the_training(folder, tmp_path):
-    result = succeed(tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--label=ours', '--samples=5',
-                     '--trunc=0.5')
+    result = succeed(
+        tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--label=ours', '--samples=5', '--trunc=0.5'
+    )
     first, second = results.read(tmp_path)
     assert [found['branch'] for found in (first, second)] == ['2d', '3d'] and first['value'] != second['value']
     assert (first['kimg'], first['label'], first['data']) == (12.0, 'ours', str(folder / 'set.zip'))
@@ -58,8 +60,13 @@ def test_the_published_way_of_generating_images_is_the_default_and_another_an_op
     common = ('--metrics=fid20_full,fid3d20_full,swd20', f'--network={folder / "stage2.pkl"}', *inception)
     succeed(tmp_path / 'default', *common)
     succeed(tmp_path / 'exact', *common, '--sampling=deterministic', '--noise-mode=const')
-    ways = [{(one['metric'], one['branch']): (one['protocol']['sampling'], one['protocol']['noise_mode'])
-             for one in results.read(tmp_path / outdir)} for outdir in ('default', 'exact')]
+    ways = [
+        {
+            (one['metric'], one['branch']): (one['protocol']['sampling'], one['protocol']['noise_mode'])
+            for one in results.read(tmp_path / outdir)
+        }
+        for outdir in ('default', 'exact')
+    ]
     chance, none = ('stratified', 'random'), ('deterministic', 'const')
     assert ways[0] == {(name, branch): none if name == 'swd20' else chance for name, branch in ways[1]}
     assert len(ways[1]) == 6 and set(ways[1].values()) == {none}
@@ -75,8 +82,9 @@ def test_a_network_of_stage_1_has_its_2d_branch_evaluated_and_says_so(folder, tm
 
 def test_a_folder_of_images_is_evaluated_and_put_in_tables(folder, tmp_path):
     for label in ('one', 'two'):
-        succeed(tmp_path / label, '--metrics=swd', f'--images={folder / "images"}', f'--data={folder / "set.zip"}',
-                f'--label={label}')
+        succeed(
+            tmp_path / label, '--metrics=swd', f'--images={folder / "images"}', f'--data={folder / "set.zip"}', f'--label={label}'
+        )
     result = CliRunner().invoke(calc_metrics.main, ['table', str(tmp_path / 'one'), str(tmp_path / 'two'), '--format=csv'])
     rows = list(csv.DictReader(result.output.splitlines()))
     assert [row['method'] for row in rows[:2]] == ['one', 'two'] and rows[0]['swd'] == rows[1]['swd'] != ''
@@ -88,12 +96,25 @@ def test_plain_folders_of_images_need_no_cameras(folder, tmp_path, inception):
     images, names = smooth_images(40, seed=1), ['fid40_full', 'fid20', 'kid40_full', 'pr403_full', 'is40', 'swd']
     write_images(tmp_path / 'plain', images)
     for data, cache in ((tmp_path / 'plain', 'a'), (folder / 'set.zip', 'b')):
-        succeed(tmp_path / cache, f'--metrics={",".join(names)}', f'--images={folder / "images"}', f'--data={data}',
-                '--mirror=true', inception[0], f'--cache-dir={tmp_path / f"cache-{cache}"}')
+        succeed(
+            tmp_path / cache,
+            f'--metrics={",".join(names)}',
+            f'--images={folder / "images"}',
+            f'--data={data}',
+            '--mirror=true',
+            inception[0],
+            f'--cache-dir={tmp_path / f"cache-{cache}"}',
+        )
     plain, posed = (results.read(tmp_path / outdir) for outdir in 'ab')
     assert [(one['metric'], one['value']) for one in plain] == [(other['metric'], other['value']) for other in posed]
     assert {one['metric']: one['protocol']['real_images'] for one in plain} == {
-        'fid40_full': 80, 'fid20': 20, 'kid40_full': 80, 'pr403_full': 80, 'is40': None, 'swd': 40}
+        'fid40_full': 80,
+        'fid20': 20,
+        'kid40_full': 80,
+        'pr403_full': 80,
+        'is40': None,
+        'swd': 40,
+    }
 
 
 def test_a_network_needs_the_cameras_of_the_data(folder, refused, tmp_path):
@@ -136,9 +157,26 @@ def test_a_result_that_cannot_be_printed_is_written(folder, tmp_path, monkeypatc
 
 def request_for(metrics, outdir, group_options, **changes):
     """A Request as the command line's defaults make it."""
-    values = dict(network=None, images=None, data=None, mirror=None, branch='both', label=None, seed=0, batch=16, trunc=1.0,
-                  trunc_cutoff=None, render_resolution=None, samples=None, importance_samples=None, sampling=None,
-                  skip=0.0, noise_mode=None, gpus=1, workers=0)
+    values = dict(
+        network=None,
+        images=None,
+        data=None,
+        mirror=None,
+        branch='both',
+        label=None,
+        seed=0,
+        batch=16,
+        trunc=1.0,
+        trunc_cutoff=None,
+        render_resolution=None,
+        samples=None,
+        importance_samples=None,
+        sampling=None,
+        skip=0.0,
+        noise_mode=None,
+        gpus=1,
+        workers=0,
+    )
     return calc_metrics.Request(metrics=metrics, outdir=outdir, group_options=group_options, **{**values, **changes})
 
 
@@ -161,8 +199,16 @@ def test_the_number_of_processes_changes_nothing(processes, folder, tmp_path):
     found, names = [], ['fid40_full', 'fid3d40_full', 'fid20', 'kid21_full', 'pr403_full', 'is40', 'swd']
     for count in (1, processes):
         options = {'detector': str(weights), 'cache_dir': str(tmp_path / f'cache{count}')}
-        request = request_for(names, tmp_path / str(count), options, network=str(folder / 'stage2.pkl'), mirror=True, branch='3d', batch=6,
-                              gpus=count)
+        request = request_for(
+            names,
+            tmp_path / str(count),
+            options,
+            network=str(folder / 'stage2.pkl'),
+            mirror=True,
+            branch='3d',
+            batch=6,
+            gpus=count,
+        )
         distributed.launch(functools.partial(compute_with_small_detector, request), count)
         found.append(results.read(tmp_path / str(count)))
     assert len(found[0]) == 7 and [record['processes'] for record in found[1]] == [processes] * 7
@@ -178,19 +224,22 @@ def test_the_number_of_processes_changes_nothing(processes, folder, tmp_path):
 @pytest.fixture
 def refused(folder, tmp_path):
     """A function that runs the script and returns the one line that it ends with."""
+
     def call(*arguments, data=True):
         result = run(tmp_path / 'out', *([f'--data={folder / "set.zip"}'] if data else []), *arguments)
         assert result.exit_code != 0 and isinstance(result.exception, SystemExit), result.output
-        line, = [line for line in result.output.splitlines() if line.startswith('Error: ')]
+        (line,) = [line for line in result.output.splitlines() if line.startswith('Error: ')]
         assert result.output.rstrip().endswith(line)
         assert not list((tmp_path / 'out').glob('metric-*'))
         return line
+
     return call
 
 
 def test_a_full_gpu_is_named(refused, folder, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError('CUDA out of memory')
+
     monkeypatch.setattr(calc_metrics, 'evaluate_branches', full)
     assert 'lower --batch' in refused('--metrics=swd', f'--network={folder / "stage2.pkl"}')
 
@@ -198,6 +247,7 @@ def test_a_full_gpu_is_named(refused, folder, monkeypatch):
 def test_missing_weights_are_named(refused, folder, tmp_path, monkeypatch):
     def offline(*arguments, **options):
         raise OSError('no route to host')
+
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
     assert '--detector=FILE' in refused('--metrics=fid40_full', f'--network={folder / "stage2.pkl"}')
@@ -256,8 +306,14 @@ def test_swd_refuses_renders_of_another_size_than_the_data(refused, folder, size
 
 
 def test_the_inception_metrics_take_renders_of_another_size_and_say_which(folder, tmp_path, inception):
-    succeed(tmp_path, '--metrics=fid20_full', f'--network={folder / "stage2.pkl"}', '--branch=3d', '--render-resolution=16',
-            *inception)
+    succeed(
+        tmp_path,
+        '--metrics=fid20_full',
+        f'--network={folder / "stage2.pkl"}',
+        '--branch=3d',
+        '--render-resolution=16',
+        *inception,
+    )
     protocol = results.read(tmp_path)[0]['protocol']
     assert (protocol['resolution'], protocol['render_resolution']) == (16, 16)
 
@@ -278,20 +334,32 @@ def test_contradictions_and_gaps_are_named(refused, folder):
     assert 'no such snapshot' in refused('--metrics=swd', '--network=nowhere.pkl')
 
 
-@pytest.mark.parametrize('arguments, idle', [
-    (['--metrics=swd', 'IMAGES', '--trunc=0.5', '--branch=both', '--noise-mode=const'],
-     '--branch, --trunc, --noise-mode have no effect on swd with --images: leave them out'),
-    (['--metrics=is20', 'IMAGES', '--mirror=true'], '--data, --mirror have no effect on is20 with --images'),
-    (['--metrics=swd', 'NETWORK', '--subjects=3', '--fit-steps=4'], '--subjects, --fit-steps have no effect on swd with --network'),
-    (['--metrics=swd', 'NETWORK', '--background=white'], '--background has no effect on swd with --network'),
-    (['--metrics=reproj', 'NETWORK', '--recipe=neus'], '--data, --recipe have no effect on reproj with --network'),
-    (['--metrics=psnr_mv', 'NETWORK', '--sampling=stratified', '--skip=0.01'],
-     '--data, --sampling, --skip have no effect on psnr_mv with --network'),
-    (['--metrics=ssim_mv,swd', 'NETWORK', '--box=2'], '--box has no effect on ssim_mv, swd with --network'),
-    (['--metrics=psnr_mv', '--views=.', '--trunc=0.5', '--yaw=0.1', 'IMAGES'],
-     '--images, --data, --trunc, --yaw have no effect on psnr_mv with --views'),
-    (['--metrics=swd', 'NETWORK', '--trunc-cutoff=8'], '--trunc-cutoff has no effect with --trunc=1'),
-])
+@pytest.mark.parametrize(
+    'arguments, idle',
+    [
+        (
+            ['--metrics=swd', 'IMAGES', '--trunc=0.5', '--branch=both', '--noise-mode=const'],
+            '--branch, --trunc, --noise-mode have no effect on swd with --images: leave them out',
+        ),
+        (['--metrics=is20', 'IMAGES', '--mirror=true'], '--data, --mirror have no effect on is20 with --images'),
+        (
+            ['--metrics=swd', 'NETWORK', '--subjects=3', '--fit-steps=4'],
+            '--subjects, --fit-steps have no effect on swd with --network',
+        ),
+        (['--metrics=swd', 'NETWORK', '--background=white'], '--background has no effect on swd with --network'),
+        (['--metrics=reproj', 'NETWORK', '--recipe=neus'], '--data, --recipe have no effect on reproj with --network'),
+        (
+            ['--metrics=psnr_mv', 'NETWORK', '--sampling=stratified', '--skip=0.01'],
+            '--data, --sampling, --skip have no effect on psnr_mv with --network',
+        ),
+        (['--metrics=ssim_mv,swd', 'NETWORK', '--box=2'], '--box has no effect on ssim_mv, swd with --network'),
+        (
+            ['--metrics=psnr_mv', '--views=.', '--trunc=0.5', '--yaw=0.1', 'IMAGES'],
+            '--images, --data, --trunc, --yaw have no effect on psnr_mv with --views',
+        ),
+        (['--metrics=swd', 'NETWORK', '--trunc-cutoff=8'], '--trunc-cutoff has no effect with --trunc=1'),
+    ],
+)
 def test_options_without_effect_are_named(refused, folder, arguments, idle):
     words = {'NETWORK': f'--network={folder / "stage2.pkl"}', 'IMAGES': f'--images={folder / "images"}'}
     assert idle in refused(*(words.get(argument, argument) for argument in arguments))

@@ -20,6 +20,7 @@ from training.training_loop import train
 def data(tmp_path_factory):
     """A demo set of 24 images of 32x32."""
     import dataset_tool
+
     path = tmp_path_factory.mktemp('data') / 'heads.zip'
     assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--resolution=32', '--images=24']).exit_code == 0
     return path
@@ -48,7 +49,13 @@ def test_snapshots_are_evaluated_and_the_best_is_kept(data, tmp_path):
     outdir = trained(data, tmp_path / 'run', ['swd8'])
     records = results.read(outdir)
     assert [(record['branch'], record['kimg']) for record in records] == [
-        ('2d', 0.008), ('2d', 0.016), ('2d', 0.024), ('3d', 0.024), ('2d', 0.032), ('3d', 0.032)]
+        ('2d', 0.008),
+        ('2d', 0.016),
+        ('2d', 0.024),
+        ('3d', 0.024),
+        ('2d', 0.032),
+        ('3d', 0.032),
+    ]
     assert (outdir / 'network-snapshot-best.pkl').exists() and 'the best snapshot so far' in (outdir / 'log.txt').read_text()
     last = json.loads((outdir / 'stats.jsonl').read_text().splitlines()[-1])
     assert 0 < last['share_of_time/metrics'] < 1
@@ -61,14 +68,23 @@ def test_snapshots_are_evaluated_as_the_published_numbers_were(data, tmp_path, m
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     (tmp_path / 'weights.pth').write_bytes(b'any')
     monitor = Monitor(['fid20_full', 'fid3d20_full'], str(data), False, str(tmp_path), str(tmp_path / 'weights.pth'), workers=0)
-    records = monitor.evaluate(tiny_generator().eval(), torch.device('cpu'), ('2d', '3d'), {'kimg': 1.0, 'label': 'run'}, pytest.fail)
+    records = monitor.evaluate(
+        tiny_generator().eval(), torch.device('cpu'), ('2d', '3d'), {'kimg': 1.0, 'label': 'run'}, pytest.fail
+    )
     assert [(record['metric'], record['branch']) for record in records] == [
-        ('fid20_full', '2d'), ('fid3d20_full', '2d'), ('fid20_full', '3d'), ('fid3d20_full', '3d')]
+        ('fid20_full', '2d'),
+        ('fid3d20_full', '2d'),
+        ('fid20_full', '3d'),
+        ('fid3d20_full', '3d'),
+    ]
     assert len({record['value'] for record in records}) == 4
     for record in records:
         camera = 'frontal' if '3d20' in record['metric'] else 'rendering'
         assert [record['protocol'][name] for name in ('sampling', 'noise_mode', 'conditioning_camera')] == [
-            'stratified', 'random', camera]
+            'stratified',
+            'random',
+            camera,
+        ]
 
 
 def test_metrics_every_so_many_snapshots(data, tmp_path):
@@ -97,13 +113,16 @@ def test_metrics_that_cannot_be_computed_do_not_end_the_training(data, tmp_path)
 @pytest.fixture
 def fragile(monkeypatch):
     """A function that makes a metric 'fragile' known, which fails in the branches named."""
+
     def make(*failing):
         def evaluate(metrics, task):
             if task.branch in failing:
                 raise UserError('it broke')
             return {'fragile': registry.Outcome(1.0)}
+
         family = registry.Family('fragile', registry.Group(evaluate), '', False, 'fragile', lambda match: match[0])
         monkeypatch.setitem(registry._FAMILIES, 'fragile', family)
+
     return make
 
 
@@ -125,12 +144,16 @@ def test_a_branch_that_fails_does_not_cost_the_other_and_the_best_is_not_chosen_
 
 def test_results_that_were_written_before_an_interruption_are_not_written_twice(tmp_path):
     monitor = Monitor(['swd8', 'swd9'], '', False, str(tmp_path))
-    records = [dict(metric='swd8', value=value, branch=branch, kimg=1.0, label='', parts={}, protocol={})
-               for branch, value in (('2d', 2.0), ('3d', 1.0))]
+    records = [
+        dict(metric='swd8', value=value, branch=branch, kimg=1.0, label='', parts={}, protocol={})
+        for branch, value in (('2d', 2.0), ('3d', 1.0))
+    ]
     (tmp_path / 'a.pkl').write_bytes(b'a')
     assert monitor.keep(records[:1], tmp_path / 'a.pkl', ('2d', '3d')) == ['swd8 2d 1 kimg: 2']
     assert monitor.keep(records, tmp_path / 'a.pkl', ('2d', '3d')) == [
-        'swd8 3d 1 kimg: 1', 'the best snapshot so far: network-snapshot-best.pkl']
+        'swd8 3d 1 kimg: 1',
+        'the best snapshot so far: network-snapshot-best.pkl',
+    ]
     assert monitor.keep(records, tmp_path / 'a.pkl', ('2d', '3d')) == []
     assert len(results.read(tmp_path)) == 2
 
@@ -149,13 +172,17 @@ def test_a_signal_during_metrics_ends_the_run_and_the_next_start_does_them_again
 @pytest.fixture
 def refused(data, tmp_path, monkeypatch):
     """A function that starts train.py with options, and returns the one line that it must end with before it writes anything."""
+
     def call(*options):
         monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
         monkeypatch.setattr(train_script, 'start', lambda *a: pytest.fail('it began to train'))
-        result = CliRunner().invoke(train_script.main, ['--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "run"}', *options])
+        result = CliRunner().invoke(
+            train_script.main, ['--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "run"}', *options]
+        )
         assert result.exit_code == 1 and result.output.startswith('Error: ') and result.output.count('\n') == 1, result.output
         assert not (tmp_path / 'run').exists()
         return result.output
+
     return call
 
 

@@ -16,7 +16,7 @@ from dnnlib.errors import UserError
 from torch_utils import custom_ops, distributed
 
 # Notes its process number, then makes the library, fails, or hangs if it is the first to run.
-COMPILER = textwrap.dedent('''
+COMPILER = textwrap.dedent("""
     import os, sys, time
     behaviour, notes, library = sys.argv[1:]
     first = not os.path.exists(notes)
@@ -27,7 +27,7 @@ COMPILER = textwrap.dedent('''
     if behaviour == 'fail':
         sys.exit('expected a semicolon')
     open(library, 'w').write('all of it')
-''')
+""")
 
 
 class Workshop:

@@ -25,7 +25,9 @@ def test_agrees_with_the_published_implementation(name):
     """`python -m tests.parity` prints the same rows."""
     rows = compare(name).rows
     assert rows and all(math.isfinite(row.allowed) for row in rows)
-    wrong = [f'{row.quantity}: {row.error:.2g}, allowed {row.allowed:.0e} {row.worst}' for row in rows if not row.error <= row.allowed]
+    wrong = [
+        f'{row.quantity}: {row.error:.2g}, allowed {row.allowed:.0e} {row.worst}' for row in rows if not row.error <= row.allowed
+    ]
     assert not wrong, f'{name}: ' + '; '.join(wrong)
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from dnnlib.pictures import PictureError, fits_proportions, picture_notes, read_header, read_picture
 from metrics.consistency.views import folder_views
+from tests.photographs import converted, run
 from tests.test_dataset import SIZE, write_folder
-from tests.test_dataset_tool import converted, photographs, refused, run  # noqa: F401 (a fixture)
+from tests.test_dataset_tool import refused
 from training.data.dataset import ImageDataset, PosedImageDataset
 
 QUARTERS = {
@@ -217,7 +218,7 @@ def turn(path, orientation=6):
     Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
 
 
-def test_phone_photographs_convert_as_upright_ones(photographs, tmp_path):  # noqa: F811
+def test_phone_photographs_convert_as_upright_ones(photographs, tmp_path):
     upright = converted(photographs, tmp_path / 'upright')
     for path in (photographs / 'images').iterdir():
         turn(path)
@@ -225,7 +226,7 @@ def test_phone_photographs_convert_as_upright_ones(photographs, tmp_path):  # no
     assert (turned.labels == upright.labels).all() and all((turned[i][0] == upright[i][0]).all() for i in range(5))
 
 
-def test_cameras_of_unturned_pictures_are_refused(photographs, tmp_path):  # noqa: F811
+def test_cameras_of_unturned_pictures_are_refused(photographs, tmp_path):
     path = photographs / 'images/2.png'
     exif = Image.Exif()
     exif[0x112] = 8
@@ -252,7 +253,7 @@ def test_labels_of_turned_pictures(tmp_path, upright):
         assert 'once its EXIF orientation is applied' in refused(*options)
 
 
-def test_declared_sizes_of_other_proportions_are_refused(photographs, tmp_path):  # noqa: F811
+def test_declared_sizes_of_other_proportions_are_refused(photographs, tmp_path):
     path = photographs / 'images/1.png'
     Image.open(path).crop((0, 0, 120, 120)).save(path)
     line = refused('convert', '--source', photographs, '--dest', tmp_path / 'out', '--resolution', 60)

@@ -107,7 +107,9 @@ def test_the_description_here_is_the_recorded_one(kind, recorded):
             continue
         mine = own['modules'][key]
         for table in ('parameters', 'buffers'):
-            assert sorted(map(str, mine[table])) == sorted(str(item if len(item) == 4 else [*item, False]) for item in module[table])
+            assert sorted(map(str, mine[table])) == sorted(
+                str(item if len(item) == 4 else [*item, False]) for item in module[table]
+            )
         classes = {entry['path']: entry for entry in mine['submodules']}
         assert classes.keys() == {entry['path'] for entry in module['submodules']}
         for entry in module['submodules']:
@@ -116,7 +118,9 @@ def test_the_description_here_is_the_recorded_one(kind, recorded):
             assert ours['class'].rpartition('.')[2] == name and ours.get('persistent') == entry.get('persistent')
             assert entry.get('persistent') or ours['class'] == entry['class']
             attributes, arguments = (set(names.split()) for names in files.CLASSES[name])
-            assert entry['attributes'].keys() <= attributes and (entry.get('init_kwargs', {}).keys() <= arguments or not entry['path'])
+            assert entry['attributes'].keys() <= attributes and (
+                entry.get('init_kwargs', {}).keys() <= arguments or not entry['path']
+            )
         assert classes['']['init_kwargs'] == module['submodules'][0]['init_kwargs']
 
 

@@ -19,15 +19,23 @@ from click.testing import CliRunner
 
 import train as train_script
 from dnnlib.errors import UserError
-from tests.interruption import assert_same_end, last_state, losses, start_in_child, train_and_die, train_and_watch_traffic, train_in_child
+from tests.interruption import (
+    assert_same_end,
+    last_state,
+    losses,
+    start_in_child,
+    train_and_die,
+    train_and_watch_traffic,
+    train_in_child,
+)
 from tests.tiny import tiny_run
 from torch_utils import distributed
 from torch_utils.checkpoint import StateFolder
 from torch_utils.interrupts import SAME_REQUEST_S
 from training import step
 from training.run import resuming
-from training.step import BadGradients
 from training.snapshots import newest_snapshot
+from training.step import BadGradients
 from training.training_loop import train
 
 STEPS = 5  # of each stage
@@ -37,6 +45,7 @@ STEPS = 5  # of each stage
 def data(tmp_path_factory):
     """A demo set of 24 images of 32x32."""
     import dataset_tool
+
     path = tmp_path_factory.mktemp('data') / 'heads.zip'
     result = CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--resolution=32', '--images=24'])
     assert result.exit_code == 0, result.output
@@ -47,8 +56,21 @@ def small_run(data, outdir, steps=STEPS, **changes):
     """A RunConfig of both stages that saves its state every second step and reports every third."""
     base = tiny_run(str(data), str(outdir))
     stages = {name: getattr(base, name).replace(kimg=steps * base.batch / 1000, ada_kimg=0.1) for name in ('stage1', 'stage2')}
-    return base.replace(**{**stages, **dict(threads=1, tick_kimg=0.024, snapshot_ticks=1, state_every='0.016kimg', augment='ada',
-                                            ada_interval=3, share_fakes=True), **changes})
+    return base.replace(
+        **{
+            **stages,
+            **dict(
+                threads=1,
+                tick_kimg=0.024,
+                snapshot_ticks=1,
+                state_every='0.016kimg',
+                augment='ada',
+                ada_interval=3,
+                share_fakes=True,
+            ),
+            **changes,
+        }
+    )
 
 
 def begin(config):
@@ -70,8 +92,18 @@ def whole(data, tmp_path_factory):
 def test_killed_anywhere_a_run_ends_with_the_same_bits(whole, data, tmp_path):
     """One run that is killed again and again: every restart goes on from the last whole state."""
     config = begin(small_run(data, tmp_path / 'run'))
-    moments = [('in a step', 1), ('writing a state', 1), ('after a step', 3), ('before a tick', 1), ('state written', 1),
-               ('stage 2 begins', 2), ('after a tick', 1), ('writing a state', 1), ('writing samples', 1), ('writing samples', 2)]
+    moments = [
+        ('in a step', 1),
+        ('writing a state', 1),
+        ('after a step', 3),
+        ('before a tick', 1),
+        ('state written', 1),
+        ('stage 2 begins', 2),
+        ('after a tick', 1),
+        ('writing a state', 1),
+        ('writing samples', 1),
+        ('writing samples', 2),
+    ]
     for moment in moments:
         assert train_in_child(config, moment) == (-signal.SIGKILL, ''), moment
     assert train_in_child(config) == (0, '')
@@ -140,6 +172,7 @@ def test_a_signal_finishes_the_step_and_saves(number, whole, data, tmp_path, mon
         if len(steps) == 3:
             os.kill(os.getpid(), number)
         return ordinary(*args)
+
     monkeypatch.setattr(step, 'discriminator_loss', signalled)
     former = signal.getsignal(number)
     assert train(config) is False and signal.getsignal(number) is former
@@ -167,13 +200,20 @@ def test_a_signal_while_the_script_starts(tmp_path):
 
 
 def script(*arguments, **options):
-    return subprocess.Popen([sys.executable, 'train.py', *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
+    return subprocess.Popen(
+        [sys.executable, 'train.py', *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        **options,
+    )
 
 
 @pytest.fixture(scope='module')
 def demo_data(tmp_path_factory):
     import dataset_tool
+
     path = tmp_path_factory.mktemp('data') / 'demo.zip'
     assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--images=32']).exit_code == 0
     return path
@@ -188,8 +228,15 @@ def wait_for(condition, is_alive, seconds=120):
 
 @pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_script_stops_at_a_signal_and_goes_on(processes, demo_data, tmp_path):
-    arguments = ('--preset=demo', f'--data={demo_data}', f'--outdir={tmp_path}', '--run-id=mine', '--tick=0.016', '--threads=1',
-                 f'--gpus={processes}')
+    arguments = (
+        '--preset=demo',
+        f'--data={demo_data}',
+        f'--outdir={tmp_path}',
+        '--run-id=mine',
+        '--tick=0.016',
+        '--threads=1',
+        f'--gpus={processes}',
+    )
     stats = tmp_path / 'mine' / 'stats.jsonl'
     process = script(*arguments)
     wait_for(stats.exists, lambda: process.poll() is None)
@@ -226,8 +273,19 @@ def free_port():
 
 def torchrun(port, *arguments):
     """A torchrun that stands for one of two machines, with two processes."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=2', '--max-restarts=3',
-               '--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{port}', '--rdzv-id=test', 'train.py', *map(str, arguments)]
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--nnodes=2',
+        '--nproc-per-node=2',
+        '--max-restarts=3',
+        '--rdzv-backend=c10d',
+        f'--rdzv-endpoint=localhost:{port}',
+        '--rdzv-id=test',
+        'train.py',
+        *map(str, arguments),
+    ]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'}  # see docs/cluster.md
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -240,8 +298,16 @@ def finish(machines):
 
 @pytest.mark.slow
 def test_two_torchrun_machines_one_dies(demo_data, tmp_path):
-    arguments = ['--preset=demo', f'--data={demo_data}', f'--outdir={tmp_path}', '--stage1-kimg=0.32', '--stage2-kimg=0.16',
-                 '--tick=0.08', '--snap=100', '--state-every=0.04kimg']
+    arguments = [
+        '--preset=demo',
+        f'--data={demo_data}',
+        f'--outdir={tmp_path}',
+        '--stage1-kimg=0.32',
+        '--stage2-kimg=0.16',
+        '--tick=0.08',
+        '--snap=100',
+        '--state-every=0.04kimg',
+    ]
     port = free_port()
     finish([torchrun(port, *arguments, '--run-id=whole') for _ in range(2)])
 
@@ -270,7 +336,7 @@ def flip(path, position):
 
 
 def cut(path, fraction):
-    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * fraction)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
 
 
 def states(folder):
@@ -311,7 +377,9 @@ def test_damage_that_a_run_recovers_from(name, copy, whole):
     assert not list(copy.glob('*.tmp'))
 
 
-@pytest.mark.parametrize('damage', [lambda path: path.unlink(), lambda path: path.write_text('{"preset"'), lambda path: path.write_text('[]')])
+@pytest.mark.parametrize(
+    'damage', [lambda path: path.unlink(), lambda path: path.write_text('{"preset"'), lambda path: path.write_text('[]')]
+)
 def test_lost_options_come_from_the_state(damage, copy):
     config = resuming.saved_config(str(copy))
     damage(copy / 'training_options.json')
@@ -328,7 +396,10 @@ REFUSED = {
     'all states damaged': (lambda run: [cut(path, 0.5) for path in states(run)], 'no training state is whole'),
     'all states gone': (remove_states, '--init-from='),
     'options and states gone': (lambda run: (remove_states(run), (run / 'training_options.json').unlink()), 'holds no run'),
-    'options of another version': (lambda run: (run / 'training_options.json').write_text('{"colour": "red"}'), 'no field colour'),
+    'options of another version': (
+        lambda run: (run / 'training_options.json').write_text('{"colour": "red"}'),
+        'no field colour',
+    ),
 }
 
 
@@ -393,9 +464,16 @@ def turn_one(folder, pictures):
     (folder / 'dataset.json').write_text(json.dumps(labels))
 
 
-@pytest.mark.parametrize('change, remove_what', [
-    (swap_two, 'nothing'), (repaint_one, 'nothing'), (turn_one, 'nothing'), (swap_two, 'training-state-*.pt'),
-    (swap_two, 'training_options.json')])
+@pytest.mark.parametrize(
+    'change, remove_what',
+    [
+        (swap_two, 'nothing'),
+        (repaint_one, 'nothing'),
+        (turn_one, 'nothing'),
+        (swap_two, 'training-state-*.pt'),
+        (swap_two, 'training_options.json'),
+    ],
+)
 def test_other_content_is_refused(change, remove_what, copy, data, tmp_path):
     shutil.unpack_archive(data, tmp_path / 'set')
     for path in copy.glob(remove_what):
@@ -439,7 +517,7 @@ def test_a_file_that_cannot_grow_leaves_the_last_state(whole, data, tmp_path):
     """The kernel refuses writes beyond a size, as a full disk does."""
     config = begin(small_run(data, tmp_path / 'run', snapshot_ticks=100))
     assert train_in_child(config, ('in a step', 4))[0] == -signal.SIGKILL
-    state, = [path for _, path in StateFolder(config.outdir).paths()]
+    (state,) = [path for _, path in StateFolder(config.outdir).paths()]
     before = open(state, 'rb').read()
     code, message = train_in_child(config, largest_file=len(before) // 2)
     assert code == 1 and message.startswith('UserError') and 'training-state' in message and 'File too large' in message
@@ -459,6 +537,7 @@ def test_a_dataset_that_vanishes_is_named(data, tmp_path, monkeypatch):
         if len(steps) == 3:
             shutil.rmtree(folder)
         return ordinary(*args)
+
     monkeypatch.setattr(step, 'discriminator_loss', vanish)
     with pytest.raises(UserError, match=str(folder)):
         train(config)
@@ -473,6 +552,7 @@ def test_a_killed_helper_is_named(data, tmp_path, monkeypatch):
         for process in multiprocessing.active_children():
             process.kill()
         return ordinary(*args)
+
     monkeypatch.setattr(step, 'discriminator_loss', kill_the_helper)
     with pytest.raises(UserError, match='a process that reads images was killed'):
         train(config)
@@ -493,6 +573,7 @@ def test_weights_for_the_next_stage_survive_a_restart(whole, data, tmp_path):
 
 def test_a_run_in_use_is_refused(copy, monkeypatch):
     from dnnlib.files import FolderLock
+
     lock = FolderLock(str(copy))
     with pytest.raises(UserError, match='in use by another process'):
         FolderLock(str(copy), patience=0.0)
@@ -511,6 +592,7 @@ def test_gradients_that_stay_bad_stop_the_run(data, tmp_path, monkeypatch):
         calls.append(1)
         loss = ordinary(*args)
         return loss * float('nan') if len(calls) > 4 else loss
+
     monkeypatch.setattr(step, 'discriminator_loss', spoiled)
     with pytest.raises(BadGradients) as caught:
         train(config)
@@ -529,6 +611,7 @@ def test_bad_gradients_of_one_phase_stop_the_run_though_others_are_good(data, tm
     def spoiled(*args):
         loss, fakes = ordinary(*args)
         return loss * float('nan'), fakes
+
     monkeypatch.setattr(step, 'generator_loss', spoiled)
     with pytest.raises(BadGradients, match='phase generator: the gradients of G'):
         train(config)
@@ -543,6 +626,7 @@ def test_a_few_bad_gradients_do_not(data, tmp_path, monkeypatch):
         calls.append(1)
         loss = ordinary(*args)
         return loss * float('inf') if len(calls) in (2, 4) else loss
+
     monkeypatch.setattr(step, 'discriminator_loss', spoiled)
     assert train(config)
     assert all(torch.isfinite(value).all() for value in last_state(config.outdir)['stage']['networks']['D'].values())
@@ -555,8 +639,21 @@ def invoke(*arguments):
     return CliRunner().invoke(train_script.main, [str(a) for a in arguments])
 
 
-@pytest.mark.parametrize('option', ['--glr=0.5', '--batch=16', '--seed=3', '--preset=ffhq512', '--plane-resolution=32', '--gamma=7',
-                                    '--stage1-kimg=3', '--augment=none', '--mirror=true', '--precision=bf16'])
+@pytest.mark.parametrize(
+    'option',
+    [
+        '--glr=0.5',
+        '--batch=16',
+        '--seed=3',
+        '--preset=ffhq512',
+        '--plane-resolution=32',
+        '--gamma=7',
+        '--stage1-kimg=3',
+        '--augment=none',
+        '--mirror=true',
+        '--precision=bf16',
+    ],
+)
 def test_an_option_that_would_change_the_run_is_refused_by_name(option, copy):
     result = invoke(f'--resume={copy}', option, '--dry-run')
     assert result.exit_code == 1 and option.split('=')[0] in result.output
@@ -575,8 +672,17 @@ def test_options_that_make_no_sense_alone_are_refused_by_name(copy):
 
 
 def test_options_that_change_nothing_are_taken(copy, data):
-    result = invoke('--preset=demo', f'--data={data}', f'--run-dir={copy}', '--workers=2', '--stage2-kimg=0.08', '--gpus=2', '--seed=0',
-                    '--state-every=3kimg', '--dry-run')
+    result = invoke(
+        '--preset=demo',
+        f'--data={data}',
+        f'--run-dir={copy}',
+        '--workers=2',
+        '--stage2-kimg=0.08',
+        '--gpus=2',
+        '--seed=0',
+        '--state-every=3kimg',
+        '--dry-run',
+    )
     assert result.exit_code == 0, result.output
     config = json.loads(result.output)
     assert (config['workers'], config['gpus'], config['state_every'], config['stage2']['kimg']) == (2, 2, '3kimg', 0.08)
@@ -591,25 +697,46 @@ def test_a_run_may_be_the_current_folder(data, tmp_path, monkeypatch):
 
 
 def test_the_same_options_again_are_no_change(data, tmp_path):
-    arguments = ['--preset=demo', f'--data={data}', f'--outdir={tmp_path}', '--run-id=a', '--gamma=2', '--gamma-patch=3', '--swap=0.3',
-                 '--near=2', '--far=4', '--stage1-kimg=0', '--blur-fade=3', '--dry-run']
+    arguments = [
+        '--preset=demo',
+        f'--data={data}',
+        f'--outdir={tmp_path}',
+        '--run-id=a',
+        '--gamma=2',
+        '--gamma-patch=3',
+        '--swap=0.3',
+        '--near=2',
+        '--far=4',
+        '--stage1-kimg=0',
+        '--blur-fade=3',
+        '--dry-run',
+    ]
     first = invoke(*arguments)
     assert first.exit_code == 0, first.output
     from training.config import RunConfig
+
     begin(RunConfig.from_dict(json.loads(first.output)))
     again = invoke(*arguments)
     assert again.exit_code == 0 and json.loads(again.output) == json.loads(first.output)
     assert json.loads(invoke(f'--resume={tmp_path / "a"}', '--dry-run').output) == json.loads(first.output)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--resume=absent'], 'no such folder'), (['--resume=latest'], 'there is no run in'), (['--resume=EMPTY'], 'holds no run: name'),
-    (['--resume=EMPTY', '--preset=demo', '--data=d'], 'holds no run: name'), (['--run-id='], '--run-id= names no run'),
-    (['--run-id=.'], '--run-id=. names no run'),
-    (['--resume=latest', '--run-id=x'], 'name the run twice'), (['--data=d'], '--preset is missing'),
-    (['--preset=demo'], '--data is missing'), (['--preset=demo', '--data=d', '--state-every=often'], '--state-every=often'),
-    (['--preset=demo', '--data=d', '--state-every=0min'], '--state-every=0min'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--resume=absent'], 'no such folder'),
+        (['--resume=latest'], 'there is no run in'),
+        (['--resume=EMPTY'], 'holds no run: name'),
+        (['--resume=EMPTY', '--preset=demo', '--data=d'], 'holds no run: name'),
+        (['--run-id='], '--run-id= names no run'),
+        (['--run-id=.'], '--run-id=. names no run'),
+        (['--resume=latest', '--run-id=x'], 'name the run twice'),
+        (['--data=d'], '--preset is missing'),
+        (['--preset=demo'], '--data is missing'),
+        (['--preset=demo', '--data=d', '--state-every=often'], '--state-every=often'),
+        (['--preset=demo', '--data=d', '--state-every=0min'], '--state-every=0min'),
+    ],
+)
 def test_bad_ways_to_name_a_run(arguments, message, tmp_path):
     (tmp_path / 'elsewhere' / 'empty').mkdir(parents=True)
     arguments = [argument.replace('EMPTY', str(tmp_path / 'elsewhere' / 'empty')) for argument in arguments]

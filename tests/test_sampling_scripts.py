@@ -32,9 +32,19 @@ IMAGE, RAW = 16, 8  # pixels per side
 def tiny_generator(**changes):
     torch.manual_seed(0)
     config = GeneratorConfig(
-        z_dim=16, w_dim=16, image_resolution=IMAGE, render_resolution=RAW, plane_resolution=8,
-        channel_base=64, channel_max=16, sr_input_resolution=8, sr_channels=(8, 8), decoder_hidden=8, precision='fp32',
-        rendering=RenderingConfig(depth_samples=6, importance_samples=4, box_size=1.2)).replace(**changes)
+        z_dim=16,
+        w_dim=16,
+        image_resolution=IMAGE,
+        render_resolution=RAW,
+        plane_resolution=8,
+        channel_base=64,
+        channel_max=16,
+        sr_input_resolution=8,
+        sr_channels=(8, 8),
+        decoder_hidden=8,
+        precision='fp32',
+        rendering=RenderingConfig(depth_samples=6, importance_samples=4, box_size=1.2),
+    ).replace(**changes)
     return Generator(config).eval()
 
 
@@ -92,11 +102,24 @@ def test_samples_write_grids_depth_and_shapes(networks, tmp_path):
     G = networks['stage2']
     subject = subjects.make_subject(G, subjects.seed_ws(G, [3], 0.7))
     level = float(np.median(density_grid(G, subject.planes, 12, progress=False)))
-    succeed(gen_samples, '--network=stage2.pkl', '--seeds=3,4,5', '--views=-0.4/0,0.4/0.1', '--batch=2', '--depth',
-            '--shapes', '--shape-resolution=12', f'--shape-level={level}', f'--outdir={tmp_path}')
+    succeed(
+        gen_samples,
+        '--network=stage2.pkl',
+        '--seeds=3,4,5',
+        '--views=-0.4/0,0.4/0.1',
+        '--batch=2',
+        '--depth',
+        '--shapes',
+        '--shape-resolution=12',
+        f'--shape-level={level}',
+        f'--outdir={tmp_path}',
+    )
     assert sizes(tmp_path) == {
-        'samples_2d.png': (2 * IMAGE, 3 * IMAGE), 'samples_3d.png': (2 * IMAGE, 3 * IMAGE),
-        'samples_2d_depth.png': (2 * RAW, 3 * RAW), 'samples_3d_depth.png': (2 * IMAGE, 3 * IMAGE)}
+        'samples_2d.png': (2 * IMAGE, 3 * IMAGE),
+        'samples_3d.png': (2 * IMAGE, 3 * IMAGE),
+        'samples_2d_depth.png': (2 * RAW, 3 * RAW),
+        'samples_3d_depth.png': (2 * IMAGE, 3 * IMAGE),
+    }
     for suffix in ('ply', 'glb'):
         mesh = trimesh.load(tmp_path / f'seed0003.{suffix}', force='mesh')
         assert 0 < np.abs(mesh.vertices).max() <= G.config.rendering.box_size / 2
@@ -106,23 +129,31 @@ def test_single_pictures_are_the_cells_of_the_grid(networks, tmp_path):
     common = ['--network=stage2.pkl', '--seeds=3-4', '--views=0/0,0.4/0', '--branch=3d', f'--outdir={tmp_path}']
     succeed(gen_samples, *common)
     succeed(gen_samples, *common, '--no-grid', '--batch=1')
-    assert set(sizes(tmp_path)) == {'samples_3d.png', 'seed0003_view00_3d.png', 'seed0003_view01_3d.png',
-                                    'seed0004_view00_3d.png', 'seed0004_view01_3d.png'}
+    assert set(sizes(tmp_path)) == {
+        'samples_3d.png',
+        'seed0003_view00_3d.png',
+        'seed0003_view01_3d.png',
+        'seed0004_view00_3d.png',
+        'seed0004_view01_3d.png',
+    }
     grid = np.asarray(Image.open(tmp_path / 'samples_3d.png')).astype(int)
     for row, seed in enumerate([3, 4]):
         for column in range(2):
             single = np.asarray(Image.open(tmp_path / f'seed{seed:04d}_view{column:02d}_3d.png'))
-            cell = grid[row * IMAGE:(row + 1) * IMAGE, column * IMAGE:(column + 1) * IMAGE]
+            cell = grid[row * IMAGE : (row + 1) * IMAGE, column * IMAGE : (column + 1) * IMAGE]
             assert np.abs(cell - single).max() <= 1  # the batch size may move a float's last bit
     assert np.abs(grid[:IMAGE, :IMAGE] - grid[IMAGE:, :IMAGE]).max() > 1
     assert np.abs(grid[:IMAGE, :IMAGE] - grid[:IMAGE, IMAGE:]).max() > 1
 
 
 def test_render_resolution_sets_the_size_of_volume_renders(networks, tmp_path):
-    succeed(gen_samples, '--network=stage2.pkl', '--seeds=0', '--render-resolution=12', '--depth',
-            f'--outdir={tmp_path}')
-    assert sizes(tmp_path) == {'samples_2d.png': (IMAGE, IMAGE), 'samples_3d.png': (12, 12),
-                               'samples_2d_depth.png': (12, 12), 'samples_3d_depth.png': (12, 12)}
+    succeed(gen_samples, '--network=stage2.pkl', '--seeds=0', '--render-resolution=12', '--depth', f'--outdir={tmp_path}')
+    assert sizes(tmp_path) == {
+        'samples_2d.png': (IMAGE, IMAGE),
+        'samples_3d.png': (12, 12),
+        'samples_2d_depth.png': (12, 12),
+        'samples_3d_depth.png': (12, 12),
+    }
 
 
 @pytest.mark.parametrize('script, output', [(gen_samples, 'outdir'), (gen_videos, 'output')])
@@ -142,30 +173,43 @@ def test_stage_1_has_no_3d_branch(networks, tmp_path):
 
 
 def test_one_subject_without_surface_does_not_cost_the_others(networks, tmp_path):
-    result = run(gen_samples, '--network=stage2.pkl', '--seeds=1-2', '--branch=3d', '--shapes', '--shape-resolution=8',
-                 '--shape-level=1e6', f'--outdir={tmp_path}')
+    result = run(
+        gen_samples,
+        '--network=stage2.pkl',
+        '--seeds=1-2',
+        '--branch=3d',
+        '--shapes',
+        '--shape-resolution=8',
+        '--shape-level=1e6',
+        f'--outdir={tmp_path}',
+    )
     assert_one_clear_line(result, '2 of 2 subjects have no mesh; seed 1: no surface at density 1e+06')
     assert set(sizes(tmp_path)) == {'samples_3d.png'}
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--seeds=5-3'], "'5-3': a range runs upwards"),
-    (['--seeds=zero'], "'zero' is neither a number nor a range"),
-    (['--seeds=0-99999999'], 'more than 1000000 seeds'),
-    (['--seeds=0', '--views=1'], 'yaw/pitch'),
-    (['--seeds=0', '--branch=4d'], "'4d' is not one of"),
-    (['--seeds=0', '--network=nowhere.pkl'], 'nowhere.pkl: no such'),
-    (['--seeds=0', '--device=toaster'], '--device=toaster cannot be used'),
-    (['--seeds=0', '--trunc=nan'], "'--trunc': nan is not a finite number"),
-    (['--seeds=0', '--shape-level=inf'], "'--shape-level': inf is not a finite number"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--seeds=5-3'], "'5-3': a range runs upwards"),
+        (['--seeds=zero'], "'zero' is neither a number nor a range"),
+        (['--seeds=0-99999999'], 'more than 1000000 seeds'),
+        (['--seeds=0', '--views=1'], 'yaw/pitch'),
+        (['--seeds=0', '--branch=4d'], "'4d' is not one of"),
+        (['--seeds=0', '--network=nowhere.pkl'], 'nowhere.pkl: no such'),
+        (['--seeds=0', '--device=toaster'], '--device=toaster cannot be used'),
+        (['--seeds=0', '--trunc=nan'], "'--trunc': nan is not a finite number"),
+        (['--seeds=0', '--shape-level=inf'], "'--shape-level': inf is not a finite number"),
+    ],
+)
 def test_bad_input_is_one_clear_line(networks, tmp_path, arguments, message):
     result = run(gen_samples, '--network=stage2.pkl', f'--outdir={tmp_path}', *arguments)
     assert_one_clear_line(result, message)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('script, output', [(gen_samples, '--outdir=o'), (gen_videos, '--output=o.mp4'), (gen_videos, '--output=o.png --epi')])
+@pytest.mark.parametrize(
+    'script, output', [(gen_samples, '--outdir=o'), (gen_videos, '--output=o.mp4'), (gen_videos, '--output=o.png --epi')]
+)
 @pytest.mark.parametrize('device', ['meta', 'cuda:99', 'hpu', ''])
 def test_a_device_that_cannot_compute_is_one_clear_line(script, output, device, networks):
     result = CliRunner().invoke(script.main, ['--network=stage2.pkl', '--seeds=0', f'--device={device}', *output.split()])
@@ -251,46 +295,77 @@ def test_texture_images_of_both_branches_stand_side_by_side(networks, tmp_path):
 def test_texture_image_is_a_line_of_every_yaw_of_the_move(networks, tmp_path):
     G = networks['stage2']
     path = tmp_path / 'texture.png'
-    succeed(gen_videos, '--network=stage2.pkl', '--seeds=3', '--epi', '--frames=3', '--yaw-range=0.5', '--epi-line=0.25',
-            '--branch=3d', f'--output={path}')
+    succeed(
+        gen_videos,
+        '--network=stage2.pkl',
+        '--seeds=3',
+        '--epi',
+        '--frames=3',
+        '--yaw-range=0.5',
+        '--epi-line=0.25',
+        '--branch=3d',
+        f'--output={path}',
+    )
     subject = subjects.make_subject(G, subjects.seed_ws(G, [3], 0.7))
     for row, yaw in enumerate((-0.5, 0, 0.5)):
         frame = to_uint8(subjects.render_subjects(G, [subject], view_label(G.config, yaw), '3d')['image'])[0]
         assert np.array_equal(np.asarray(Image.open(path))[row], frame[:, IMAGE // 4].T.numpy())
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--output=texture.mp4'], 'must end in .png with --epi'),
-    (['--output=texture.png', '--full-orbit'], '--full-orbit has no effect with --epi: leave it out'),
-    (['--output=texture.png', '--mode=orbit'], '--mode has no effect with --epi: leave it out'),
-    (['--output=texture.png', '--grid=2x1', '--fps=25', '--crf=3', '--pitch-range=0'],
-     '--grid, --fps, --pitch-range, --crf have no effect with --epi: leave them out'),
-    (['--output=texture.png', '--upscale=2', '--upscale-filter=nearest'], '--upscale, --upscale-filter have no effect with --epi'),
-    (['--output=texture.png', '--render-resolution=1'], '--render-resolution=1 leaves one pixel of a line'),
-    (['--output=texture.png', '--render-resolution=1', '--branch=3d'], '--render-resolution=1 leaves one pixel of a line'),
-    (['--output=texture.png', '--frames=1'], '--frames=1 is too few'),
-    (['--output=texture.png', '--yaw-range=nan'], "'--yaw-range': nan is not a finite number"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--output=texture.mp4'], 'must end in .png with --epi'),
+        (['--output=texture.png', '--full-orbit'], '--full-orbit has no effect with --epi: leave it out'),
+        (['--output=texture.png', '--mode=orbit'], '--mode has no effect with --epi: leave it out'),
+        (
+            ['--output=texture.png', '--grid=2x1', '--fps=25', '--crf=3', '--pitch-range=0'],
+            '--grid, --fps, --pitch-range, --crf have no effect with --epi: leave them out',
+        ),
+        (
+            ['--output=texture.png', '--upscale=2', '--upscale-filter=nearest'],
+            '--upscale, --upscale-filter have no effect with --epi',
+        ),
+        (['--output=texture.png', '--render-resolution=1'], '--render-resolution=1 leaves one pixel of a line'),
+        (['--output=texture.png', '--render-resolution=1', '--branch=3d'], '--render-resolution=1 leaves one pixel of a line'),
+        (['--output=texture.png', '--frames=1'], '--frames=1 is too few'),
+        (['--output=texture.png', '--yaw-range=nan'], "'--yaw-range': nan is not a finite number"),
+    ],
+)
 def test_bad_texture_images_are_one_clear_line(networks, arguments, message):
     assert_one_clear_line(run(gen_videos, '--network=stage2.pkl', '--seeds=0', '--epi', *arguments), message)
 
 
-@pytest.mark.parametrize('script, arguments, message', [
-    (gen_videos, ['--output=film.mp4', '--epi-line=0.5'], '--epi-line has no effect without --epi: leave it out'),
-    (gen_videos, ['--output=film.mp4', '--full-orbit', '--yaw-range=1'], '--yaw-range has no effect with --full-orbit'),
-    (gen_videos, ['--output=film.mp4', '--upscale-filter=nearest'], '--upscale-filter has no effect without --upscale'),
-    (gen_videos, ['--output=film.mp4', '--trunc=1', '--trunc-cutoff=3'], '--trunc-cutoff has no effect with --trunc=1'),
-    (gen_samples, ['--outdir=o', '--shape-level=10', '--shape-format=ply'],
-     '--shape-level, --shape-format have no effect without --shapes: leave them out'),
-    (gen_samples, ['--outdir=o', '--trunc=1', '--trunc-cutoff=3'], '--trunc-cutoff has no effect with --trunc=1'),
-])
+@pytest.mark.parametrize(
+    'script, arguments, message',
+    [
+        (gen_videos, ['--output=film.mp4', '--epi-line=0.5'], '--epi-line has no effect without --epi: leave it out'),
+        (gen_videos, ['--output=film.mp4', '--full-orbit', '--yaw-range=1'], '--yaw-range has no effect with --full-orbit'),
+        (gen_videos, ['--output=film.mp4', '--upscale-filter=nearest'], '--upscale-filter has no effect without --upscale'),
+        (gen_videos, ['--output=film.mp4', '--trunc=1', '--trunc-cutoff=3'], '--trunc-cutoff has no effect with --trunc=1'),
+        (
+            gen_samples,
+            ['--outdir=o', '--shape-level=10', '--shape-format=ply'],
+            '--shape-level, --shape-format have no effect without --shapes: leave them out',
+        ),
+        (gen_samples, ['--outdir=o', '--trunc=1', '--trunc-cutoff=3'], '--trunc-cutoff has no effect with --trunc=1'),
+    ],
+)
 def test_options_without_effect_are_one_clear_line(script, arguments, message, networks):
     assert_one_clear_line(run(script, '--network=stage2.pkl', '--seeds=0', *arguments), message)
 
 
 def test_one_line_of_pixels_of_the_2d_branch_has_its_full_width(networks, tmp_path):
-    succeed(gen_videos, '--network=stage2.pkl', '--seeds=0', '--epi', '--frames=3', '--render-resolution=1', '--branch=2d',
-            f'--output={tmp_path / "texture.png"}')
+    succeed(
+        gen_videos,
+        '--network=stage2.pkl',
+        '--seeds=0',
+        '--epi',
+        '--frames=3',
+        '--render-resolution=1',
+        '--branch=2d',
+        f'--output={tmp_path / "texture.png"}',
+    )
     assert Image.open(tmp_path / 'texture.png').size == (IMAGE, 3)
 
 
@@ -378,8 +453,11 @@ def test_orbits_close_and_keep_their_range():
 
 def test_full_orbit_looks_down_on_the_subject(networks, tmp_path, monkeypatch):
     labels = []
-    monkeypatch.setattr(videos, 'render_subjects', lambda G, cast, label, *rest: labels.append(label) or {
-        'image': torch.zeros(1, 3, IMAGE, IMAGE)})
+    monkeypatch.setattr(
+        videos,
+        'render_subjects',
+        lambda G, cast, label, *rest: labels.append(label) or {'image': torch.zeros(1, 3, IMAGE, IMAGE)},
+    )
     film(tmp_path, '--seeds=0', '--frames=4', '--full-orbit', '--pitch-range=0.3', '--branch=2d')
     origins = split_label(torch.cat(labels))[0][:, :3, 3]
     assert (origins[:, 1] > 0.4).all()
@@ -435,6 +513,7 @@ def nowhere(tmp_path):
 def forbid(monkeypatch, module):
     def rendered(*_):
         raise AssertionError('this was to be found out before')
+
     monkeypatch.setattr(module, 'render_subjects', rendered)
 
 
@@ -471,12 +550,17 @@ def test_an_encoder_that_fails_is_one_line_and_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('script, module, arguments, cure', [
-    (gen_samples, samples, ['--outdir=out'], 'lower --batch'),
-    (gen_videos, videos, ['--output=out/film.mp4'], 'lower --render-resolution')])
+@pytest.mark.parametrize(
+    'script, module, arguments, cure',
+    [
+        (gen_samples, samples, ['--outdir=out'], 'lower --batch'),
+        (gen_videos, videos, ['--output=out/film.mp4'], 'lower --render-resolution'),
+    ],
+)
 def test_a_full_gpu_is_one_clear_line(script, module, arguments, cure, networks, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError('CUDA out of memory')
+
     monkeypatch.setattr(module, 'render_subjects', full)
     monkeypatch.chdir(tmp_path)
     network = f'--network={tmp_path / "network.pkl"}'

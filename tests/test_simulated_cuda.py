@@ -58,18 +58,28 @@ def test_both_stages_train_and_no_step_waits(tmp_path, monkeypatch, precision, n
     assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={data}', '--resolution=32', '--images=8']).exit_code == 0
     discriminator = tiny_discriminator_config(precision=precision, conv_clamp=256.0)
     rendering = RenderingConfig(depth_samples=4, importance_samples=2, near=near, far=far, white_background=True)
-    config = tiny_run(str(data), str(run), threads=1, batch=4, tick_kimg=0.004, grid_size=(1, 1),
-                      discriminator=discriminator, patch_discriminator=discriminator.replace(resolution=8, c_dim=0),
-                      generator=tiny_config(precision=precision, conv_clamp=256.0, rendering=rendering))
+    config = tiny_run(
+        str(data),
+        str(run),
+        threads=1,
+        batch=4,
+        tick_kimg=0.004,
+        grid_size=(1, 1),
+        discriminator=discriminator,
+        patch_discriminator=discriminator.replace(resolution=8, c_dim=0),
+        generator=tiny_config(precision=precision, conv_clamp=256.0, rendering=rendering),
+    )
     stages = {name: getattr(config, name).replace(kimg=0.004) for name in ('stage1', 'stage2')}
     step, steps = training_loop.training_step, []
     with simulated_cuda() as simulation:
+
         @functools.wraps(step)
         def watched(*arguments):
             before = len(simulation.waits)
             seen = step(*arguments)
             steps.append(simulation.waits[before:])
             return seen
+
         monkeypatch.setattr(training_loop, 'training_step', watched)
         batches = training_loop.real_batches  # without the thread that pins memory, for which CUDA must be there
         monkeypatch.setattr(training_loop, 'real_batches', lambda *arguments: batches(*arguments[:4]))

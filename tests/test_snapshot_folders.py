@@ -23,7 +23,9 @@ NEWEST = 'network-snapshot-000100.pkl'
 
 @pytest.fixture
 def data(tmp_path):
-    return write_set(tmp_path / 'set.zip', smooth_images(8, seed=1), view_label(tiny_generator().config, torch.linspace(-0.5, 0.5, 8)))
+    return write_set(
+        tmp_path / 'set.zip', smooth_images(8, seed=1), view_label(tiny_generator().config, torch.linspace(-0.5, 0.5, 8))
+    )
 
 
 @pytest.fixture
@@ -42,10 +44,14 @@ def run_folder(tmp_path, data):
 def doors(folder, tmp_path, data):
     """(command, arguments) of everything that takes a snapshot."""
     return {
-        'gen_samples': (gen_samples.main, [f'--network={folder}', '--seeds=0', '--branch=2d', '--device=cpu',
-                                           f'--outdir={tmp_path / "o"}']),
-        'gen_videos': (gen_videos.main, [f'--network={folder}', '--seeds=0', '--frames=1', '--branch=2d', '--device=cpu',
-                                         f'--output={tmp_path / "o.mp4"}']),
+        'gen_samples': (
+            gen_samples.main,
+            [f'--network={folder}', '--seeds=0', '--branch=2d', '--device=cpu', f'--outdir={tmp_path / "o"}'],
+        ),
+        'gen_videos': (
+            gen_videos.main,
+            [f'--network={folder}', '--seeds=0', '--frames=1', '--branch=2d', '--device=cpu', f'--output={tmp_path / "o.mp4"}'],
+        ),
         'calc_metrics': (calc_metrics.main, [f'--network={folder}', '--metrics=swd4', '--branch=2d', '--workers=0']),
         'train': (train.main, ['--preset=demo', f'--data={data}', f'--init-from={folder}', '--dry-run', f'--outdir={tmp_path}']),
     }
@@ -61,7 +67,7 @@ def test_a_run_folder_stands_for_its_newest_snapshot(door, run_folder, tmp_path,
     assert result.exit_code == 0, result.output
     assert result.stderr.count(f'{run_folder}: {NEWEST} is its newest snapshot') == 1
     if door == 'calc_metrics':  # the result lies beside the snapshot and names it
-        record, = results.read(run_folder)
+        (record,) = results.read(run_folder)
         assert (record['snapshot'], record['kimg'], record['label']) == (str(run_folder / NEWEST), 100.0, run_folder.name)
     if door == 'train':
         assert json.loads(result.stdout)['init_from'] == str(run_folder / NEWEST)
@@ -74,15 +80,22 @@ def test_a_folder_without_snapshots_is_one_line(door, tmp_path, data):
     command, arguments = doors(folder, tmp_path, data)[door]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
-    assert result.output.startswith(f'Error: {folder} is a folder without a network-snapshot-*.pkl') and result.output.count('\n') == 1
+    assert (
+        result.output.startswith(f'Error: {folder} is a folder without a network-snapshot-*.pkl')
+        and result.output.count('\n') == 1
+    )
 
 
-@pytest.mark.parametrize('names, newest', [
-    (['network-snapshot-000009.pkl', 'network-snapshot-000010.pkl'], 'network-snapshot-000010.pkl'),
-    (['network-snapshot-999999.pkl', 'network-snapshot-1000000.pkl'], 'network-snapshot-1000000.pkl'),
-    (['network-snapshot-000001k016.pkl', 'network-snapshot-000001.pkl'], 'network-snapshot-000001k016.pkl'),
-    (['network-snapshot-best.pkl', 'network-snapshot-000000.pkl'], 'network-snapshot-000000.pkl'),
-    (['network-snapshot-best.pkl'], 'network-snapshot-best.pkl')])
+@pytest.mark.parametrize(
+    'names, newest',
+    [
+        (['network-snapshot-000009.pkl', 'network-snapshot-000010.pkl'], 'network-snapshot-000010.pkl'),
+        (['network-snapshot-999999.pkl', 'network-snapshot-1000000.pkl'], 'network-snapshot-1000000.pkl'),
+        (['network-snapshot-000001k016.pkl', 'network-snapshot-000001.pkl'], 'network-snapshot-000001k016.pkl'),
+        (['network-snapshot-best.pkl', 'network-snapshot-000000.pkl'], 'network-snapshot-000000.pkl'),
+        (['network-snapshot-best.pkl'], 'network-snapshot-best.pkl'),
+    ],
+)
 def test_the_numbers_in_the_names_decide(names, newest, tmp_path):
     for name in names:
         (tmp_path / name).touch()

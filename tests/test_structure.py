@@ -24,9 +24,12 @@ def test_nothing_imports_a_script():
 
 
 def test_the_measures_see_what_is_wrong(tmp_path, monkeypatch):
-    files = {'dnnlib/low.py': 'def f():\n    from training import loop\n', 'training/loop.py': 'import dnnlib.low\n',
-             'training/beside.py': 'import importlib\nx = importlib.import_module(\n    "train")\n',
-             'train.py': '"""Text\n\nof it."""\n# x\n\ny = 1\n'}
+    files = {
+        'dnnlib/low.py': 'def f():\n    from training import loop\n',
+        'training/loop.py': 'import dnnlib.low\n',
+        'training/beside.py': 'import importlib\nx = importlib.import_module(\n    "train")\n',
+        'train.py': '"""Text\n\nof it."""\n# x\n\ny = 1\n',
+    }
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)

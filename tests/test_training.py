@@ -33,6 +33,7 @@ def data(tmp_path_factory):
 
 def _dataset_tool():
     import dataset_tool
+
     return dataset_tool.main
 
 
@@ -54,8 +55,15 @@ def finished(data, tmp_path_factory):
 def test_a_run_leaves_its_files(finished):
     outdir, snapshot, statistics = finished
     names = {path.name for path in outdir.iterdir()}
-    assert {'log.txt', 'stats.jsonl', 'reals.png', 'fakes000000_2d.png', 'fakes000000_depth.png', 'fakes000000_raw.png',
-            'network-snapshot-000000.pkl'} <= names
+    assert {
+        'log.txt',
+        'stats.jsonl',
+        'reals.png',
+        'fakes000000_2d.png',
+        'fakes000000_depth.png',
+        'fakes000000_raw.png',
+        'network-snapshot-000000.pkl',
+    } <= names
     late = {f'fakes000000k032_{name}.png' for name in ('2d', 'depth', 'raw', '3d')} | {'network-snapshot-000000k032.pkl'}
     assert late <= names and sorted(names & {*late, 'network-snapshot-000000.pkl'})[-1] == 'network-snapshot-000000k032.pkl'
     assert any(name.startswith('events.out.tfevents') for name in names)
@@ -147,6 +155,7 @@ def test_init_from_takes_weights(finished, data, tmp_path):
 def init_from(path, data, tmp_path, **changes):
     """What train.py prints before it would start a run with the weights of a snapshot."""
     from dnnlib.cli import friendly_errors
+
     config = tiny_run(str(data), str(tmp_path / 'run'), init_from=str(path), **changes)
     command = click.command()(friendly_errors(lambda: train_script.check_inputs(config) and None))
     return CliRunner().invoke(command, [])
@@ -204,8 +213,15 @@ def invoke(*arguments):
 
 
 def test_dry_run_prints_the_resolved_configuration(tmp_path):
-    result = invoke('--preset=ffhq256', '--data=absent.zip', '--dry-run', '--gpus=8', '--gamma=2', '--stage1-kimg=0',
-                    f'--outdir={tmp_path / "runs"}')
+    result = invoke(
+        '--preset=ffhq256',
+        '--data=absent.zip',
+        '--dry-run',
+        '--gpus=8',
+        '--gamma=2',
+        '--stage1-kimg=0',
+        f'--outdir={tmp_path / "runs"}',
+    )
     assert result.exit_code == 0
     config = RunConfig.from_dict(json.loads(result.output))
     assert config.gpus == 8 and config.stage1.kimg == 0 and config.stage2.loss.r1_gamma == config.stage2.loss.r1_gamma_patch == 2
@@ -213,11 +229,37 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
     assert not (tmp_path / 'runs').exists()
 
 
-SURFACE = [option for option in train_script.main.params if option.name not in ('preset', 'data', 'outdir', 'run_id', 'run_dir', 'resume', 'dry_run')]
-SAMPLES = {'g_channel_base': 16384, 'd_channel_base': 16384, 'ada_target': 0.3, 'swap': 0.3, 'augment': 'none', 'near': '0.5', 'far': '9', 'gpus': 2, 'batch': 16, 'batch_gpu': 4, 'render_resolution': 32,
-           'init_from': 'x.pkl', 'lpips_weights': 'x.pth', 'plane_resolution': 64, 'samples': 9, 'state_every': '5kimg', 'metrics': 'swd'}
-NEEDED = {'far': ['--near=0.5'], 'fresh_schedules': ['--init-from=x.pkl'], 'ada_target': ['--augment=ada'],
-          'metrics_every': ['--metrics=swd'], 'detector': ['--metrics=swd']}  # options that make no sense alone
+SURFACE = [
+    option
+    for option in train_script.main.params
+    if option.name not in ('preset', 'data', 'outdir', 'run_id', 'run_dir', 'resume', 'dry_run')
+]
+SAMPLES = {
+    'g_channel_base': 16384,
+    'd_channel_base': 16384,
+    'ada_target': 0.3,
+    'swap': 0.3,
+    'augment': 'none',
+    'near': '0.5',
+    'far': '9',
+    'gpus': 2,
+    'batch': 16,
+    'batch_gpu': 4,
+    'render_resolution': 32,
+    'init_from': 'x.pkl',
+    'lpips_weights': 'x.pth',
+    'plane_resolution': 64,
+    'samples': 9,
+    'state_every': '5kimg',
+    'metrics': 'swd',
+}
+NEEDED = {
+    'far': ['--near=0.5'],
+    'fresh_schedules': ['--init-from=x.pkl'],
+    'ada_target': ['--augment=ada'],
+    'metrics_every': ['--metrics=swd'],
+    'detector': ['--metrics=swd'],
+}  # options that make no sense alone
 
 
 @pytest.mark.parametrize('option', SURFACE, ids=lambda option: option.name)
@@ -227,22 +269,29 @@ def test_every_option_reaches_the_configuration(option):
     base = resolve('ffhq512', 'd', 'o').to_dict()
     resolved = []
     for value in [*values, *(['false'] if option.type.name == 'boolean' else [])]:
-        result = invoke('--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}',
-                        *NEEDED.get(option.name, []))
+        result = invoke(
+            '--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}', *NEEDED.get(option.name, [])
+        )
         assert result.exit_code == 0, result.output
         resolved.append(json.loads(result.output))
     assert any(entry != json.loads(json.dumps(base)) for entry in resolved)
 
 
-@pytest.mark.parametrize('options, message', [
-    (['--outdir=x', '--run-dir=o'], '--outdir has no effect where the folder of the run itself is named: leave it out'),
-    (['--ada-target=0.6'], '--ada-target has no effect without --augment=ada'),
-    (['--metrics=none', '--metrics-every=2', '--detector=x'], '--metrics-every, --detector have no effect without --metrics'),
-    (['--pose-conditioning=false', '--swap=0.5'], '--swap has no effect without --pose-conditioning'),
-    (['--stage2-kimg=0', '--imitation=pyramid', '--patch-weight=1'], '--imitation, --patch-weight have no effect without stage 2'),
-    (['--imitation=none', '--imitation-weight=1'], '--imitation-weight has no effect with --imitation=none'),
-    (['--imitation=pyramid', '--lpips-weights=x'], '--lpips-weights has no effect with --imitation=pyramid'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--outdir=x', '--run-dir=o'], '--outdir has no effect where the folder of the run itself is named: leave it out'),
+        (['--ada-target=0.6'], '--ada-target has no effect without --augment=ada'),
+        (['--metrics=none', '--metrics-every=2', '--detector=x'], '--metrics-every, --detector have no effect without --metrics'),
+        (['--pose-conditioning=false', '--swap=0.5'], '--swap has no effect without --pose-conditioning'),
+        (
+            ['--stage2-kimg=0', '--imitation=pyramid', '--patch-weight=1'],
+            '--imitation, --patch-weight have no effect without stage 2',
+        ),
+        (['--imitation=none', '--imitation-weight=1'], '--imitation-weight has no effect with --imitation=none'),
+        (['--imitation=pyramid', '--lpips-weights=x'], '--lpips-weights has no effect with --imitation=pyramid'),
+    ],
+)
 def test_options_without_effect_are_refused(options, message):
     result = invoke('--preset=ffhq512', '--data=d', '--dry-run', *options)
     assert result.exit_code == 1 and result.output.startswith(f'Error: {message}'), result.output
@@ -255,15 +304,19 @@ def test_renders_that_super_resolution_would_not_resize_are_refused_before_train
 
 
 def test_training_everything_from_the_first_image_keeps_the_ramps():
-    config = json.loads(invoke('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').output)['stage2']
+    config = json.loads(invoke('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').output)[
+        'stage2'
+    ]
     assert (config['loss']['blur_fade_kimg'], config['loss']['swap_start'], config['ema_rampup']) == (123, 1.0, 0.05)
 
 
 def schedules(*options):
     """(blur, beginning of the swap, ramp of the average, ADA's speed) of both stages."""
     config = json.loads(invoke('--preset=afhq512', '--data=d', '--dry-run', *options).output)
-    return [(stage['loss']['blur_fade_kimg'], stage['loss']['swap_start'], stage['ema_rampup'], stage['ada_kimg'])
-            for stage in (config['stage1'], config['stage2'])]
+    return [
+        (stage['loss']['blur_fade_kimg'], stage['loss']['swap_start'], stage['ema_rampup'], stage['ada_kimg'])
+        for stage in (config['stage1'], config['stage2'])
+    ]
 
 
 def test_given_weights_need_no_ramps():
@@ -274,7 +327,10 @@ def test_given_weights_need_no_ramps():
     assert schedules('--init-from=x.pkl', '--fresh-schedules') == [ramps, none]
     assert schedules('--init-from=x.pkl', '--fresh-schedules=true', '--stage1-kimg=0')[1] == ramps
     assert schedules('--init-from=x.pkl', '--blur-fade=7', '--swap=0.8') == [(7, 0.8, None, 100), (0, 0.8, None, 100)]
-    assert '--fresh-schedules is for runs with --init-from' in invoke('--preset=demo', '--data=d', '--dry-run', '--fresh-schedules').output
+    assert (
+        '--fresh-schedules is for runs with --init-from'
+        in invoke('--preset=demo', '--data=d', '--dry-run', '--fresh-schedules').output
+    )
 
 
 def test_schedules_of_given_weights_stay_when_the_run_goes_on(data, tmp_path, finished):
@@ -290,30 +346,33 @@ def broken(path, content=b'not a snapshot'):
     return path
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--preset=ffhq1024'], "Invalid value for '--preset'"),
-    (['--preset=demo', '--colour=red'], 'No such option'),
-    (['--preset=demo', '--batch=10', '--gpus=4'], '--batch=10 does not divide by --gpus=4'),
-    (['--preset=demo', '--batch=8', '--batch-gpu=3'], '--batch-gpu=3'),
-    (['--preset=demo', '--batch=12', '--batch-gpu=6'], 'minibatch statistics'),
-    (['--preset=demo', '--stage1-kimg=0', '--stage2-kimg=0'], 'nothing to train'),
-    (['--preset=demo', '--near=3', '--far=2'], 'below far'),
-    (['--preset=demo', '--near=close'], 'neither a finite number'),
-    (['--preset=ffhq512', '--g-channel-base=8'], 'channel_base'),
-    (['--preset=ffhq512', '--d-channel-max=0'], 'channel_max'),
-    (['--preset=demo', '--stage2-kimg=inf'], "'--stage2-kimg': inf is not a finite number"),
-    (['--preset=demo', '--gamma=nan'], "'--gamma': nan is not a finite number"),
-    (['--preset=demo', '--far=inf'], "inf is neither a finite number nor 'auto'"),
-    (['--preset=demo', '--stage1-kimg=1e300'], '--stage1-kimg and --stage2-kimg can be'),
-    (['--preset=demo', '--tick=1e300'], '--tick=1e+300'),
-    (['--preset=demo', '--timeout=1e300'], '--timeout=1e+300'),
-    (['--preset=demo', '--data=absent.zip'], 'absent.zip'),
-    (['--preset=ffhq512'], 'choose a --preset of 32 pixels'),
-    (['--preset=demo', '--init-from=BROKEN'], 'is no snapshot'),
-    (['--preset=demo', '--init-from=absent.pkl'], 'absent.pkl'),
-    (['--preset=demo', '--imitation=lpips', '--lpips-weights=absent.pth'], 'absent.pth'),
-    (['--preset=demo', '--imitation=lpips', '--lpips-weights=BROKEN'], "holds no weights of torchvision's VGG-16"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--preset=ffhq1024'], "Invalid value for '--preset'"),
+        (['--preset=demo', '--colour=red'], 'No such option'),
+        (['--preset=demo', '--batch=10', '--gpus=4'], '--batch=10 does not divide by --gpus=4'),
+        (['--preset=demo', '--batch=8', '--batch-gpu=3'], '--batch-gpu=3'),
+        (['--preset=demo', '--batch=12', '--batch-gpu=6'], 'minibatch statistics'),
+        (['--preset=demo', '--stage1-kimg=0', '--stage2-kimg=0'], 'nothing to train'),
+        (['--preset=demo', '--near=3', '--far=2'], 'below far'),
+        (['--preset=demo', '--near=close'], 'neither a finite number'),
+        (['--preset=ffhq512', '--g-channel-base=8'], 'channel_base'),
+        (['--preset=ffhq512', '--d-channel-max=0'], 'channel_max'),
+        (['--preset=demo', '--stage2-kimg=inf'], "'--stage2-kimg': inf is not a finite number"),
+        (['--preset=demo', '--gamma=nan'], "'--gamma': nan is not a finite number"),
+        (['--preset=demo', '--far=inf'], "inf is neither a finite number nor 'auto'"),
+        (['--preset=demo', '--stage1-kimg=1e300'], '--stage1-kimg and --stage2-kimg can be'),
+        (['--preset=demo', '--tick=1e300'], '--tick=1e+300'),
+        (['--preset=demo', '--timeout=1e300'], '--timeout=1e+300'),
+        (['--preset=demo', '--data=absent.zip'], 'absent.zip'),
+        (['--preset=ffhq512'], 'choose a --preset of 32 pixels'),
+        (['--preset=demo', '--init-from=BROKEN'], 'is no snapshot'),
+        (['--preset=demo', '--init-from=absent.pkl'], 'absent.pkl'),
+        (['--preset=demo', '--imitation=lpips', '--lpips-weights=absent.pth'], 'absent.pth'),
+        (['--preset=demo', '--imitation=lpips', '--lpips-weights=BROKEN'], "holds no weights of torchvision's VGG-16"),
+    ],
+)
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, data, tmp_path, monkeypatch):
     arguments = [a.replace('BROKEN', str(broken(tmp_path / 'broken.pkl'))) for a in arguments]
     defaults = [a for a in (f'--data={data}', f'--outdir={tmp_path / "runs"}') if not any(b.startswith(a[:6]) for b in arguments)]
@@ -333,8 +392,17 @@ def test_no_option_takes_numbers_that_are_not_finite():
                 assert result.exit_code == 2 and f"Invalid value for '{option.opts[0]}'" in result.output
 
 
-@pytest.mark.parametrize('part, field', [('generator.rendering', 'far'), ('generator.rendering', 'camera_pivot'), ('stage1', 'kimg'),
-                                         ('stage2.loss', 'r1_gamma'), ('optimizer', 'g_lr'), ('', 'tick_kimg')])
+@pytest.mark.parametrize(
+    'part, field',
+    [
+        ('generator.rendering', 'far'),
+        ('generator.rendering', 'camera_pivot'),
+        ('stage1', 'kimg'),
+        ('stage2.loss', 'r1_gamma'),
+        ('optimizer', 'g_lr'),
+        ('', 'tick_kimg'),
+    ],
+)
 @pytest.mark.parametrize('number', [float('inf'), float('nan')])
 def test_saved_numbers_must_be_finite(part, field, number):
     values = tiny_run('d', 'o').to_dict()
@@ -353,7 +421,7 @@ def with_a_broken_image(data, path):
         damaged = [name for name in names if name.endswith('.png')][-1]
         for name in names:
             content = source.read(name)
-            target.writestr(name, content[:len(content) // 2] if name == damaged else content)
+            target.writestr(name, content[: len(content) // 2] if name == damaged else content)
     return path, damaged
 
 
@@ -368,7 +436,14 @@ def test_a_broken_image_is_found_before_anything_is_written(data, tmp_path, monk
 def test_a_broken_image_met_in_training_is_one_line(processes, workers, data, tmp_path):
     path, name = with_a_broken_image(data, tmp_path / 'broken.zip')
     with pytest.raises(UserError) as caught:
-        run(path, tmp_path / 'run', processes=processes, gpus=processes, workers=workers, stage1=tiny_run('', '').stage1.replace(kimg=0.1))
+        run(
+            path,
+            tmp_path / 'run',
+            processes=processes,
+            gpus=processes,
+            workers=workers,
+            stage1=tiny_run('', '').stage1.replace(kimg=0.1),
+        )
     assert name in str(caught.value) and 'Traceback' not in str(caught.value)
     assert not multiprocessing.active_children()  # a helper that stays would keep the process from ending
 
@@ -383,6 +458,7 @@ def test_an_unwritable_run_folder_is_named(data, tmp_path, monkeypatch):
 def test_a_full_gpu_is_one_line_with_the_cure(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError('CUDA out of memory')
+
     monkeypatch.setattr(distributed, 'pick_device', full)
     with pytest.raises(UserError, match='too little memory; lower --batch-gpu'):
         train(tiny_run('', str(tmp_path)))
@@ -424,7 +500,7 @@ def test_a_truncated_snapshot_is_refused(finished, tmp_path):
     whole = (finished[0] / 'network-snapshot-000000k032.pkl').read_bytes()
     for keep in (0.3, 0.9, 0.999):
         with pytest.raises(SnapshotError, match='cut.pkl'):
-            load_networks(broken(tmp_path / 'cut.pkl', whole[:int(len(whole) * keep)]))
+            load_networks(broken(tmp_path / 'cut.pkl', whole[: int(len(whole) * keep)]))
 
 
 def test_a_snapshot_of_other_content_is_refused(tmp_path):
@@ -439,6 +515,7 @@ def test_saving_leaves_the_old_file_when_it_fails(finished, tmp_path, monkeypatc
 
     def fail(*args, **kwargs):
         raise OSError('disk full')
+
     monkeypatch.setattr(torch, 'save', fail)
     with pytest.raises(OSError):
         save_snapshot(path, {}, {})

@@ -11,8 +11,8 @@ from PIL import Image
 from dataset_prep.convert import load_views, view_picture
 from dataset_prep.lenses import folds
 from dnnlib.errors import UserError
-from tests.test_dataset_tool import (FOCAL, HEIGHT, WIDTH, convert_error, converted, photographs, read_frames,  # noqa: F401
-                                     run, write_transforms)
+from tests.photographs import FOCAL, HEIGHT, WIDTH, converted, read_frames, run, write_transforms
+from tests.test_dataset_tool import convert_error
 
 OPENGL = np.diag([1.0, -1, -1, 1])
 
@@ -57,14 +57,17 @@ def test_opengl_axes_are_not_taken_for_opencv_ones(photographs):
     assert '--axes=opengl' in failure(photographs, axes='opencv')
 
 
-@pytest.mark.parametrize('change, message', [
-    (np.transpose, "last row is not 0 0 0 1; this looks like column-major matrices"),
-    (lambda pose: pose @ np.diag([-1, 1, 1, 1]), 'this looks like mirrored axes'),
-    (lambda pose: np.diag([1, -1, 1, 1]) @ pose, 'this looks like mirrored axes'),
-    (lambda pose: pose @ np.diag([1, 1.2, 1, 1]), 'no rotation'),
-    (np.linalg.inv, 'if these are world-to-camera matrices'),
-    (lambda pose: np.linalg.inv(pose @ OPENGL), 'if these are world-to-camera matrices and OpenCV axes'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (np.transpose, 'last row is not 0 0 0 1; this looks like column-major matrices'),
+        (lambda pose: pose @ np.diag([-1, 1, 1, 1]), 'this looks like mirrored axes'),
+        (lambda pose: np.diag([1, -1, 1, 1]) @ pose, 'this looks like mirrored axes'),
+        (lambda pose: pose @ np.diag([1, 1.2, 1, 1]), 'no rotation'),
+        (np.linalg.inv, 'if these are world-to-camera matrices'),
+        (lambda pose: np.linalg.inv(pose @ OPENGL), 'if these are world-to-camera matrices and OpenCV axes'),
+    ],
+)
 def test_slips_of_poses_are_named(photographs, change, message):
     turn(photographs, lambda pose: pose - [[0, 0, 0, 3], [0, 0, 0, -2], [0, 0, 0, 5], [0, 0, 0, 0]])  # around the file's origin
     turn(photographs, change)
@@ -91,12 +94,26 @@ def test_a_scale_of_the_world_and_of_the_matrix_changes_nothing(photographs, sca
 # Lenses
 
 
-@pytest.mark.parametrize('keys', [
-    {'camera_model': 'OPENCV_FISHEYE', 'k1': 0.02}, {'camera_model': 'THIN_PRISM_FISHEYE'}, {'camera_model': 'VR180_L'},
-    {'camera_model': 'SPHERICAL'}, {'camera_model': ''}, {'camera_model': None}, {'camera_model': 7}, {'camera_model': ['PINHOLE']},
-    {'is_fisheye': True}, {'fisheye': 1}, {'latlong': True}, {'k4': 0.1}, {'k6': -0.1}, {'ftheta_p1': 0.3},
-    {'distortion_params': [0.1, 0, 0, 0]},
-])
+@pytest.mark.parametrize(
+    'keys',
+    [
+        {'camera_model': 'OPENCV_FISHEYE', 'k1': 0.02},
+        {'camera_model': 'THIN_PRISM_FISHEYE'},
+        {'camera_model': 'VR180_L'},
+        {'camera_model': 'SPHERICAL'},
+        {'camera_model': ''},
+        {'camera_model': None},
+        {'camera_model': 7},
+        {'camera_model': ['PINHOLE']},
+        {'is_fisheye': True},
+        {'fisheye': 1},
+        {'latlong': True},
+        {'k4': 0.1},
+        {'k6': -0.1},
+        {'ftheta_p1': 0.3},
+        {'distortion_params': [0.1, 0, 0, 0]},
+    ],
+)
 def test_other_camera_models_are_refused(photographs, keys):
     name = next(iter(keys))
     write_transforms(photographs, read_frames(photographs), **keys)
@@ -107,10 +124,16 @@ def test_other_camera_models_are_refused(photographs, keys):
     assert f'the frame of images/3.png in transforms.json has "{name}"' in failure(photographs)
 
 
-@pytest.mark.parametrize('model, keys, extra', [
-    ('PINHOLE', {}, 'k1'), ('SIMPLE_PINHOLE', {'k1': 0}, 'p1'), ('SIMPLE_RADIAL', {'k1': 0.1}, 'k2'), ('RADIAL', {'k2': 0.02}, 'p2'),
-    ('opencv', {'k1': 0.1, 'p2': 0.01, 'k3': 0.02, 'k4': 0, 'is_fisheye': False}, None),
-])
+@pytest.mark.parametrize(
+    'model, keys, extra',
+    [
+        ('PINHOLE', {}, 'k1'),
+        ('SIMPLE_PINHOLE', {'k1': 0}, 'p1'),
+        ('SIMPLE_RADIAL', {'k1': 0.1}, 'k2'),
+        ('RADIAL', {'k2': 0.02}, 'p2'),
+        ('opencv', {'k1': 0.1, 'p2': 0.01, 'k3': 0.02, 'k4': 0, 'is_fisheye': False}, None),
+    ],
+)
 def test_known_camera_models_and_their_parameters(photographs, model, keys, extra):
     write_transforms(photographs, read_frames(photographs), camera_model=model, **keys)
     assert views_of(photographs)[1].distortion == tuple(keys.get(key, 0) for key in ('k1', 'k2', 'p1', 'p2', 'k3'))
@@ -139,7 +162,7 @@ def test_a_lens_that_folds_the_picture_is_refused(photographs, distortion):
 
 def test_lenses_fold_where_the_distance_from_the_middle_no_longer_grows():
     # r (1 + k r^2) grows up to r = 1 / sqrt(-3 k); the corners of this frame lie at r = 1.
-    intrinsics = np.array([[2 ** -0.5, 0, 0.5], [0, 2 ** -0.5, 0.5], [0, 0, 1]])
+    intrinsics = np.array([[2**-0.5, 0, 0.5], [0, 2**-0.5, 0.5], [0, 0, 1]])
     assert not folds(intrinsics, (-0.31, 0, 0, 0, 0)) and folds(intrinsics, (-0.36, 0, 0, 0, 0))
 
 
@@ -150,14 +173,25 @@ def test_lenses_fold_where_the_distance_from_the_middle_no_longer_grows():
 ANGLES = {'camera_angle_x': 2 * np.arctan(WIDTH / 2 / FOCAL), 'camera_angle_y': 2 * np.arctan(HEIGHT / 2 / FOCAL)}
 
 
-@pytest.mark.parametrize('keys', [
-    {'fl_x': FOCAL}, {'fl_y': FOCAL}, {'camera_angle_x': ANGLES['camera_angle_x']}, {'camera_angle_y': ANGLES['camera_angle_y']}, ANGLES,
-    {'fl_x': FOCAL, **ANGLES}, {'fl_x': 2 * FOCAL, 'w': 2 * WIDTH}, {'fl_y': FOCAL / 4, 'h': HEIGHT / 4, 'cx': WIDTH / 8},
-])
+@pytest.mark.parametrize(
+    'keys',
+    [
+        {'fl_x': FOCAL},
+        {'fl_y': FOCAL},
+        {'camera_angle_x': ANGLES['camera_angle_x']},
+        {'camera_angle_y': ANGLES['camera_angle_y']},
+        ANGLES,
+        {'fl_x': FOCAL, **ANGLES},
+        {'fl_x': 2 * FOCAL, 'w': 2 * WIDTH},
+        {'fl_y': FOCAL / 4, 'h': HEIGHT / 4, 'cx': WIDTH / 8},
+    ],
+)
 def test_focal_lengths_come_in_several_forms(photographs, keys):
     frames = read_frames(photographs)
     (photographs / 'transforms.json').write_text(json.dumps({**keys, 'frames': frames}))
-    np.testing.assert_allclose(views_of(photographs)[0].intrinsics, [[FOCAL / WIDTH, 0, 0.5], [0, FOCAL / HEIGHT, 0.5], [0, 0, 1]])
+    np.testing.assert_allclose(
+        views_of(photographs)[0].intrinsics, [[FOCAL / WIDTH, 0, 0.5], [0, FOCAL / HEIGHT, 0.5], [0, 0, 1]]
+    )
 
 
 @pytest.mark.parametrize('own', [{'fl_x': 2 * FOCAL}, {'camera_angle_x': 2 * np.arctan(WIDTH / 4 / FOCAL)}])
@@ -171,13 +205,23 @@ def test_the_focal_length_of_a_frame_wins_in_any_form(photographs, own, common):
     np.testing.assert_allclose(focals[3], [FOCAL / WIDTH, FOCAL / HEIGHT])
 
 
-@pytest.mark.parametrize('keys, message', [
-    ({'camera_angle_x': 0.9}, 'remove the wrong one'), ({'camera_angle_y': 40}, 'no angle of view in radians'),
-    ({'fl_x': FOCAL / WIDTH, 'fl_y': FOCAL / HEIGHT, 'cx': 0.5, 'cy': 0.5}, 'divided by the image size twice'),
-    ({'cx': 200}, 'principal point lies outside'), ({'fl_x': -FOCAL}, 'not positive'), ({'fl_y': 0}, 'not positive'),
-    ({'w': 0, 'h': 0}, 'correct "w" and "h"'), ({'p1': float('nan')}, '"p1": nan'), ({'cx': 'left'}, '"cx": left'),
-    ({'fl_x': [1]}, '"fl_x": [1]'), ({'k2': 10 ** 400}, '"k2": 1000'), ({'cy': None}, '"cy": None'),
-])
+@pytest.mark.parametrize(
+    'keys, message',
+    [
+        ({'camera_angle_x': 0.9}, 'remove the wrong one'),
+        ({'camera_angle_y': 40}, 'no angle of view in radians'),
+        ({'fl_x': FOCAL / WIDTH, 'fl_y': FOCAL / HEIGHT, 'cx': 0.5, 'cy': 0.5}, 'divided by the image size twice'),
+        ({'cx': 200}, 'principal point lies outside'),
+        ({'fl_x': -FOCAL}, 'not positive'),
+        ({'fl_y': 0}, 'not positive'),
+        ({'w': 0, 'h': 0}, 'correct "w" and "h"'),
+        ({'p1': float('nan')}, '"p1": nan'),
+        ({'cx': 'left'}, '"cx": left'),
+        ({'fl_x': [1]}, '"fl_x": [1]'),
+        ({'k2': 10**400}, '"k2": 1000'),
+        ({'cy': None}, '"cy": None'),
+    ],
+)
 def test_numbers_that_cannot_be_right_are_refused(photographs, keys, message):
     write_transforms(photographs, read_frames(photographs), **keys)
     assert message in failure(photographs)
@@ -194,12 +238,14 @@ def test_numbers_that_cannot_be_right_are_refused(photographs, keys, message):
 def mask_of(left, value=255, size=(WIDTH, HEIGHT), mode='L'):
     """A mask that shows the picture from column `left` on."""
     mask = np.zeros(size[::-1], np.uint8)
-    mask[:, left * size[0] // WIDTH:] = value
+    mask[:, left * size[0] // WIDTH :] = value
     return Image.fromarray(mask).convert(mode)
 
 
 @pytest.mark.parametrize('path', ['masks/one.png', './masks\\one.png'])
-@pytest.mark.parametrize('mask', [mask_of(60), mask_of(60, value=1), mask_of(60, size=(WIDTH // 2, HEIGHT // 2)), mask_of(60, mode='RGB')])
+@pytest.mark.parametrize(
+    'mask', [mask_of(60), mask_of(60, value=1), mask_of(60, size=(WIDTH // 2, HEIGHT // 2)), mask_of(60, mode='RGB')]
+)
 def test_masks_are_applied(photographs, path, mask):
     (photographs / 'masks').mkdir()
     mask.save(photographs / 'masks/one.png')
@@ -239,8 +285,14 @@ def test_a_folder_of_masks_is_applied(photographs, form, tmp_path):
     assert 'the frame of images/4.png in transforms.json has no mask' in failure(photographs)
 
 
-@pytest.mark.parametrize('path, size, message', [('masks/none.png', None, '"mask_path": \'masks/none.png\', which does not exist'),
-                                                 (3, None, '"mask_path": 3, which does not exist'), ('mask.png', (50, 50), '50x50')])
+@pytest.mark.parametrize(
+    'path, size, message',
+    [
+        ('masks/none.png', None, '"mask_path": \'masks/none.png\', which does not exist'),
+        (3, None, '"mask_path": 3, which does not exist'),
+        ('mask.png', (50, 50), '50x50'),
+    ],
+)
 def test_masks_that_cannot_be_applied_are_refused(photographs, path, size, message, tmp_path):
     if size:
         mask_of(0, size=size).save(photographs / 'mask.png')
@@ -254,7 +306,9 @@ def test_masks_that_cannot_be_applied_are_refused(photographs, path, size, messa
 # Files and keys
 
 
-@pytest.mark.parametrize('parts', [{'train': [0, 2, 4], 'test': [1, 3]}, {'train': [1], 'val': [0, 3], 'test': [2, 4]}, {'val': range(5)}])
+@pytest.mark.parametrize(
+    'parts', [{'train': [0, 2, 4], 'test': [1, 3]}, {'train': [1], 'val': [0, 3], 'test': [2, 4]}, {'val': range(5)}]
+)
 def test_split_files_become_one_set(photographs, parts):
     expected = labels(views_of(photographs))
     content = json.loads((photographs / 'transforms.json').read_text())
@@ -280,9 +334,19 @@ def test_splits_have_cameras_of_their_own(photographs):
 
 def test_keys_that_place_or_describe_the_scene_change_nothing(photographs):
     expected = labels(views_of(photographs))
-    frames = [{**frame, 'sharpness': 3.0, 'colmap_im_id': 4, 'depth_file_path': 'depth/0.png'} for frame in read_frames(photographs)]
-    write_transforms(photographs, frames, aabb_scale=16, scale=0.3, offset=[1, 2, 3], ply_file_path='points.ply', applied_scale=0.1,
-                     applied_transform=[[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]])
+    frames = [
+        {**frame, 'sharpness': 3.0, 'colmap_im_id': 4, 'depth_file_path': 'depth/0.png'} for frame in read_frames(photographs)
+    ]
+    write_transforms(
+        photographs,
+        frames,
+        aabb_scale=16,
+        scale=0.3,
+        offset=[1, 2, 3],
+        ply_file_path='points.ply',
+        applied_scale=0.1,
+        applied_transform=[[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]],
+    )
     _, views, notes = load_views(photographs, 2.7)
     np.testing.assert_array_equal(labels(views), expected)
     assert not notes

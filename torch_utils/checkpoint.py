@@ -63,7 +63,7 @@ class StateFolder:
         paths = self.paths()
         later = [path for number, path in paths if number > images_seen]
         earlier = [path for number, path in paths if number <= images_seen]
-        for path in later + earlier[self.keep:]:
+        for path in later + earlier[self.keep :]:
             remove(path)
 
     def load(self, log=print):
@@ -78,8 +78,10 @@ class StateFolder:
             except StateError as error:
                 log(f'{error}; trying the one before')
         if paths:
-            raise StateError(f'{self.folder}: no training state is whole ({len(paths)} damaged); remove them to start the run '
-                             'from its first image, or start another with --init-from=<its last snapshot>')
+            raise StateError(
+                f'{self.folder}: no training state is whole ({len(paths)} damaged); remove them to start the run '
+                'from its first image, or start another with --init-from=<its last snapshot>'
+            )
         return None
 
 

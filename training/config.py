@@ -33,7 +33,14 @@ NOISE_MODES = ('const', 'random', 'none')
 
 POSITIVE, NOT_NEGATIVE, COUNT = FiniteRange(0, min_open=True), FiniteRange(0), click.IntRange(1)
 GROUPS = TRAINING, LOSSES, SCHEDULES, NETWORKS, RENDERING, MACHINE, OUTPUT = (  # headings of train.py --help
-    'Training', 'Losses', 'Schedules', 'Networks', 'Rendering and cameras', 'Machine', 'Saving and metrics')
+    'Training',
+    'Losses',
+    'Schedules',
+    'Networks',
+    'Rendering and cameras',
+    'Machine',
+    'Saving and metrics',
+)
 
 _LARGEST_CLAMP = 1e30  # in fp32, times a layer's gain
 _LARGEST_INTEGER = 2**53  # up to which a float is exact
@@ -65,7 +72,9 @@ def near_or_far(value):
 
 
 def _precision():
-    return setting('fp16', 'precision', click.Choice(PRECISIONS), 'Of S2D and the highest resolutions of the discriminators.', MACHINE)
+    return setting(
+        'fp16', 'precision', click.Choice(PRECISIONS), 'Of S2D and the highest resolutions of the discriminators.', MACHINE
+    )
 
 
 class Config:
@@ -83,7 +92,10 @@ class Config:
         hints = typing.get_type_hints(cls)
         values = {name: _restore(hints[name], value) for name, value in values.items()}
         for name, value in values.items():
-            check(_is_of_type(value, hints[name]), f'{cls.__name__} has {name}={str(value)[:40]!r}, which is not of type {hints[name]}')
+            check(
+                _is_of_type(value, hints[name]),
+                f'{cls.__name__} has {name}={str(value)[:40]!r}, which is not of type {hints[name]}',
+            )
         return cls(**values)
 
     def replace(self, **changes):
@@ -117,7 +129,9 @@ def _is_of_type(value, hint):
 class RenderingConfig(Config):
     """Volume rendering and the cameras of the data (docs/method.md, sections 2 and 4)."""
 
-    near: float | str = setting(2.25, 'near', near_or_far, "Where rays start, world units, or 'auto': where they enter the box.", RENDERING)
+    near: float | str = setting(
+        2.25, 'near', near_or_far, "Where rays start, world units, or 'auto': where they enter the box.", RENDERING
+    )
     far: float | str = setting(3.3, 'far', near_or_far, "Where rays end, world units, or 'auto'.", RENDERING)
     box_size: float = setting(1.0, 'box', POSITIVE, 'Side of the cube that the tri-planes cover, world units.', RENDERING)
     depth_samples: int = setting(48, 'samples', click.INT, 'Stratified samples per ray.', RENDERING)
@@ -127,7 +141,9 @@ class RenderingConfig(Config):
     camera_pivot: tuple = (0.0, 0.0, 0.2)  # viewer cameras: the point looked at
     focal: float = setting(FFHQ_FOCAL, 'focal', POSITIVE, 'Viewer cameras: focal length, image widths.', RENDERING)
     # What the fused renderer may round to; the PyTorch renderer computes in fp32 throughout.
-    precision: str = setting('fp32', 'render_precision', click.Choice(RENDER_PRECISIONS), 'Of the fused renderer, where it runs.', RENDERING)
+    precision: str = setting(
+        'fp32', 'render_precision', click.Choice(RENDER_PRECISIONS), 'Of the fused renderer, where it runs.', RENDERING
+    )
 
     def __post_init__(self):
         self.check_finite()
@@ -136,8 +152,10 @@ class RenderingConfig(Config):
             check(0 <= self.near < self.far, f'near ({self.near}) must be at least 0 and below far ({self.far})')
         check(self.box_size > 0, f'box_size must be positive, got {self.box_size}')
         check(self.depth_samples >= 4, f'depth_samples must be at least 4, got {self.depth_samples}')
-        check(self.precision in RENDER_PRECISIONS, f'precision must be one of {", ".join(RENDER_PRECISIONS)}, '
-              f'got {self.precision!r}')
+        check(
+            self.precision in RENDER_PRECISIONS,
+            f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {self.precision!r}',
+        )
         check(self.importance_samples >= 0, f'importance_samples cannot be negative, got {self.importance_samples}')
         check(len(self.camera_pivot) == 3, f'camera_pivot must be a point of three coordinates, got {self.camera_pivot}')
 
@@ -159,10 +177,12 @@ class GeneratorConfig(Config):
     pose_conditioning: bool = setting(True, 'pose_conditioning', click.BOOL, 'Condition the generator on the camera.', NETWORKS)
     conditioning_scale: float = 1.0
     image_resolution: int = 512
-    render_resolution: int = setting(64, 'render_resolution', click.INT, "Pixels per side of the 2D branch's volume render and of a patch.",
-                                     NETWORKS)
-    plane_resolution: int = setting(256, 'plane_resolution', click.INT,
-                                    'Side of the coarse tri-planes; the residual ones have twice that.', NETWORKS)
+    render_resolution: int = setting(
+        64, 'render_resolution', click.INT, "Pixels per side of the 2D branch's volume render and of a patch.", NETWORKS
+    )
+    plane_resolution: int = setting(
+        256, 'plane_resolution', click.INT, 'Side of the coarse tri-planes; the residual ones have twice that.', NETWORKS
+    )
     plane_channels: int = 32
     plane_order: str = 'mimic3d'
     plane_activation: str = 'linear'
@@ -185,28 +205,47 @@ class GeneratorConfig(Config):
 
     def __post_init__(self):
         self.check_finite()
-        check(self.conv_clamp is None or 0 < self.conv_clamp < _LARGEST_CLAMP, f'conv_clamp must be positive or None, got {self.conv_clamp}')
-        check(self.sr_noise_mode in NOISE_MODES, f'sr_noise_mode must be one of {", ".join(NOISE_MODES)}, got {self.sr_noise_mode!r}')
+        check(
+            self.conv_clamp is None or 0 < self.conv_clamp < _LARGEST_CLAMP,
+            f'conv_clamp must be positive or None, got {self.conv_clamp}',
+        )
+        check(
+            self.sr_noise_mode in NOISE_MODES,
+            f'sr_noise_mode must be one of {", ".join(NOISE_MODES)}, got {self.sr_noise_mode!r}',
+        )
         for name in ('image_resolution', 'plane_resolution', 'sr_input_resolution'):
             value = getattr(self, name)
             check(is_power_of_two(value) and value >= 4, f'{name} must be a power of two from 4 up, got {value}')
         check(self.plane_order in PLANE_AXES, f'plane_order must be one of {", ".join(PLANE_AXES)}, got {self.plane_order!r}')
         check(self.plane_activation in PLANE_ACTIVATIONS, f'plane_activation must be one of {", ".join(PLANE_ACTIVATIONS)}')
         check(self.precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
-        check(self.channel_base >= self.plane_resolution and self.channel_max >= 1, "the generator's channel_base must be at "
-              f'least plane_resolution ({self.plane_resolution}) and channel_max at least 1')
+        check(
+            self.channel_base >= self.plane_resolution and self.channel_max >= 1,
+            "the generator's channel_base must be at "
+            f'least plane_resolution ({self.plane_resolution}) and channel_max at least 1',
+        )
         ratio = self.image_resolution // self.sr_input_resolution
-        check(ratio in (2, 4), f'image_resolution must be 2 or 4 times sr_input_resolution, got {self.image_resolution} '
-              f'and {self.sr_input_resolution}')
+        check(
+            ratio in (2, 4),
+            f'image_resolution must be 2 or 4 times sr_input_resolution, got {self.image_resolution} '
+            f'and {self.sr_input_resolution}',
+        )
         check(self.plane_channels >= 3 or not self.residual, 'plane_channels must be at least 3')
-        check(not (self.aware_stream and self.aware_latent),
-              'aware_stream and aware_latent exclude each other; set one to False')
-        check(self.residual <= (self.aware_stream or self.aware_latent), 'residual needs aware_stream or aware_latent: S3D continues it')
-        check(self.render_resolution <= self.image_resolution, f'render_resolution ({self.render_resolution}) must not exceed '
-              f'image_resolution ({self.image_resolution})')
+        check(not (self.aware_stream and self.aware_latent), 'aware_stream and aware_latent exclude each other; set one to False')
+        check(
+            self.residual <= (self.aware_stream or self.aware_latent),
+            'residual needs aware_stream or aware_latent: S3D continues it',
+        )
+        check(
+            self.render_resolution <= self.image_resolution,
+            f'render_resolution ({self.render_resolution}) must not exceed image_resolution ({self.image_resolution})',
+        )
         largest = self.largest_s2d_render
-        check(self.render_resolution <= largest, f'render_resolution ({self.render_resolution}) must not exceed {largest}, '
-              'the input of S2D, which does not resize larger renders here (sr_resize_larger is False)')
+        check(
+            self.render_resolution <= largest,
+            f'render_resolution ({self.render_resolution}) must not exceed {largest}, '
+            'the input of S2D, which does not resize larger renders here (sr_resize_larger is False)',
+        )
 
     @property
     def largest_s2d_render(self):
@@ -234,10 +273,14 @@ class DiscriminatorConfig(Config):
     raw_resize: str | float = 'antialiased'
 
     def __post_init__(self):
-        check(is_power_of_two(self.resolution) and self.resolution >= 8,
-              f'a discriminator needs a resolution that is a power of two from 8 up, got {self.resolution}')
-        check(self.channel_base >= self.resolution and self.channel_max >= 1, "the discriminator's channel_base must be at "
-              f'least its resolution ({self.resolution}) and channel_max at least 1')
+        check(
+            is_power_of_two(self.resolution) and self.resolution >= 8,
+            f'a discriminator needs a resolution that is a power of two from 8 up, got {self.resolution}',
+        )
+        check(
+            self.channel_base >= self.resolution and self.channel_max >= 1,
+            f"the discriminator's channel_base must be at least its resolution ({self.resolution}) and channel_max at least 1",
+        )
         check(self.precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
         known = self.raw_resize in RAW_RESIZE_FILTERS or (isinstance(self.raw_resize, float) and 0 < self.raw_resize < 1)
         check(known, f'raw_resize must be one of {", ".join(RAW_RESIZE_FILTERS)} or a number between 0 and 1')
@@ -248,7 +291,9 @@ class LossConfig(Config):
     """The objectives of one stage (docs/method.md, sections 1 and 5)."""
 
     r1_gamma: float = setting(1.0, 'gamma', NOT_NEGATIVE, 'R1 weight of both discriminators.', LOSSES)
-    r1_gamma_patch: float = setting(1.0, 'gamma_patch', NOT_NEGATIVE, 'R1 weight of the patch discriminator, where it differs.', LOSSES)
+    r1_gamma_patch: float = setting(
+        1.0, 'gamma_patch', NOT_NEGATIVE, 'R1 weight of the patch discriminator, where it differs.', LOSSES
+    )
     imitation: str = setting('lpips', 'imitation', click.Choice(IMITATIONS), 'What the 3D branch imitates with.', LOSSES)
     imitation_weight: float = setting(1.0, 'imitation_weight', NOT_NEGATIVE, 'Weight of the imitation loss.', LOSSES)
     patch_weight: float = setting(0.1, 'patch_weight', NOT_NEGATIVE, "lambda_p, of the generator's patch term.", LOSSES)
@@ -256,10 +301,17 @@ class LossConfig(Config):
     density_spread: float = 0.004  # standard deviation of the perturbation, world units
     density_points: int = 1000
     blur_init_sigma: float = 10.0  # pixels
-    blur_fade_kimg: float = setting(200.0, 'blur_fade', NOT_NEGATIVE, 'Thousands of images over which the blur fades (times batch / 32); '
-                                    '0: no blur.', SCHEDULES)
+    blur_fade_kimg: float = setting(
+        200.0,
+        'blur_fade',
+        NOT_NEGATIVE,
+        'Thousands of images over which the blur fades (times batch / 32); 0: no blur.',
+        SCHEDULES,
+    )
     swap_start: float = 1.0  # probability that the mapping network gets the neighbour's camera
-    swap_end: float = setting(0.5, 'swap', FiniteRange(0, 1), "Probability of conditioning on a neighbour's camera, after its ramp.", SCHEDULES)
+    swap_end: float = setting(
+        0.5, 'swap', FiniteRange(0, 1), "Probability of conditioning on a neighbour's camera, after its ramp.", SCHEDULES
+    )
     swap_fade_kimg: float = 1000.0
 
     def __post_init__(self):
@@ -274,8 +326,14 @@ class StageConfig(Config):
     """One stage of a run: how long, and what changes between the stages (docs/method.md, section 5)."""
 
     loss: LossConfig
-    kimg: float = setting(dataclasses.MISSING, '{}_kimg', NOT_NEGATIVE, 'Length of {}, thousands of images; --stage1-kimg=0 '
-                          'trains both branches from the start.', TRAINING, resumable=('stage2',))
+    kimg: float = setting(
+        dataclasses.MISSING,
+        '{}_kimg',
+        NOT_NEGATIVE,
+        'Length of {}, thousands of images; --stage1-kimg=0 trains both branches from the start.',
+        TRAINING,
+        resumable=('stage2',),
+    )
     ema_rampup: float | None = 0.05  # None: no ramp
     ada_kimg: float = 500.0
 
@@ -295,8 +353,9 @@ class OptimizerConfig(Config):
     eps: float = 1e-8
     density_interval: int = 4
     r1_interval: int = 16
-    lr_rampup_kimg: float = setting(0.0, 'lr_rampup', NOT_NEGATIVE, "Thousands of images over which a stage's learning rates rise.",
-                                    SCHEDULES)
+    lr_rampup_kimg: float = setting(
+        0.0, 'lr_rampup', NOT_NEGATIVE, "Thousands of images over which a stage's learning rates rise.", SCHEDULES
+    )
 
     def __post_init__(self):
         self.check_finite()
@@ -317,42 +376,96 @@ class RunConfig(Config):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch: int = setting(32, 'batch', COUNT, 'Images per step over all processes.', TRAINING)
     # None: all of a process's images at once.
-    batch_gpu: int | None = setting(None, 'batch_gpu', COUNT, 'Images per process and pass; smaller saves memory.', MACHINE, resumable=True)
-    gpus: int = setting(1, 'gpus', COUNT, 'Processes, one per GPU (on a machine without: CPU processes).', MACHINE, resumable=True)
+    batch_gpu: int | None = setting(
+        None, 'batch_gpu', COUNT, 'Images per process and pass; smaller saves memory.', MACHINE, resumable=True
+    )
+    gpus: int = setting(
+        1, 'gpus', COUNT, 'Processes, one per GPU (on a machine without: CPU processes).', MACHINE, resumable=True
+    )
     seed: int = setting(0, 'seed', click.IntRange(0, 2**32 - 1), 'Random seed.', TRAINING)
     mirror: bool = setting(False, 'mirror', click.BOOL, 'Double the set by mirrored copies.', TRAINING)
     workers: int = setting(3, 'workers', click.IntRange(0), 'Processes that read images.', MACHINE, resumable=True)
     augment: str = setting('none', 'augment', click.Choice(AUGMENTATIONS), 'Augmentation of what the discriminators see.', LOSSES)
     ada_target: float = setting(0.6, 'ada_target', FiniteRange(0, 1), "ADA's target for sign(D(real)).", LOSSES)
     ada_interval: int = 4
-    ema_kimg: float | None = setting(None, 'ema_kimg', NOT_NEGATIVE, "Half-life of the generator's average (default: batch * 10 / 32).",
-                                     SCHEDULES)
-    share_fakes: bool = setting(False, 'share_fakes', click.BOOL, 'All networks of a step learn from the same fakes: one generator pass '
-                                'instead of three.', TRAINING)
+    ema_kimg: float | None = setting(
+        None, 'ema_kimg', NOT_NEGATIVE, "Half-life of the generator's average (default: batch * 10 / 32).", SCHEDULES
+    )
+    share_fakes: bool = setting(
+        False,
+        'share_fakes',
+        click.BOOL,
+        'All networks of a step learn from the same fakes: one generator pass instead of three.',
+        TRAINING,
+    )
     tf32: bool = setting(False, 'tf32', click.BOOL, 'TF32 matrix products and convolutions.', MACHINE)
     tick_kimg: float = setting(4.0, 'tick', POSITIVE, 'Thousands of images between status lines.', OUTPUT, resumable=True)
     snapshot_ticks: int = setting(50, 'snap', COUNT, 'Ticks between snapshots and sample grids.', OUTPUT, resumable=True)
-    init_from: str | None = setting(None, 'init_from', UserPath(), 'Snapshot whose weights the run starts from; of a folder, the newest one.',
-                                    TRAINING, metavar='PATH')
-    fresh_schedules: bool = setting(False, 'fresh_schedules', click.BOOL, 'With --init-from: blur, ramps and ADA begin as in a run from '
-                                    'nothing.', SCHEDULES, flag=True)
-    lpips_weights: str | None = setting(None, 'lpips_weights', UserPath(), "torchvision's VGG-16 weights for LPIPS; else torch's cache or "
-                                        'a download.', LOSSES, metavar='FILE', resumable=True)
+    init_from: str | None = setting(
+        None,
+        'init_from',
+        UserPath(),
+        'Snapshot whose weights the run starts from; of a folder, the newest one.',
+        TRAINING,
+        metavar='PATH',
+    )
+    fresh_schedules: bool = setting(
+        False,
+        'fresh_schedules',
+        click.BOOL,
+        'With --init-from: blur, ramps and ADA begin as in a run from nothing.',
+        SCHEDULES,
+        flag=True,
+    )
+    lpips_weights: str | None = setting(
+        None,
+        'lpips_weights',
+        UserPath(),
+        "torchvision's VGG-16 weights for LPIPS; else torch's cache or a download.",
+        LOSSES,
+        metavar='FILE',
+        resumable=True,
+    )
     grid_size: tuple | None = None  # columns and rows of the sample grids; None: by the image size
     threads: int | None = setting(None, 'threads', COUNT, 'CPU threads per process.', MACHINE, resumable=True)
-    state_every: str = setting('15min', 'state_every', click.STRING, 'How often to save the training state, such as 15min or 50kimg.',
-                               OUTPUT, metavar='INTERVAL', resumable=True)
+    state_every: str = setting(
+        '15min',
+        'state_every',
+        click.STRING,
+        'How often to save the training state, such as 15min or 50kimg.',
+        OUTPUT,
+        metavar='INTERVAL',
+        resumable=True,
+    )
     keep_states: int = setting(2, 'keep_states', COUNT, 'Training states that are kept.', OUTPUT, resumable=True)
-    max_minutes: float | None = setting(None, 'max_minutes', NOT_NEGATIVE, 'Stop after so long, to be resumed (exit code 75); 0: never.',
-                                        MACHINE, resumable=True)
-    max_bad_steps: int = setting(50, 'max_bad_steps', COUNT, 'Steps in a row whose gradients may be not finite.', MACHINE, resumable=True)
-    timeout_minutes: float = setting(30.0, 'timeout', POSITIVE, 'Minutes that a process waits for the others.', MACHINE, resumable=True)
+    max_minutes: float | None = setting(
+        None, 'max_minutes', NOT_NEGATIVE, 'Stop after so long, to be resumed (exit code 75); 0: never.', MACHINE, resumable=True
+    )
+    max_bad_steps: int = setting(
+        50, 'max_bad_steps', COUNT, 'Steps in a row whose gradients may be not finite.', MACHINE, resumable=True
+    )
+    timeout_minutes: float = setting(
+        30.0, 'timeout', POSITIVE, 'Minutes that a process waits for the others.', MACHINE, resumable=True
+    )
     # Names of metrics that are computed for snapshots; the first one decides which is the best.
-    metrics: tuple = setting((), 'metrics', NameList(), 'Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd; or none.',
-                             OUTPUT, resumable=True)
+    metrics: tuple = setting(
+        (),
+        'metrics',
+        NameList(),
+        'Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd; or none.',
+        OUTPUT,
+        resumable=True,
+    )
     metrics_every: int = setting(1, 'metrics_every', COUNT, 'Snapshots from one evaluation to the next.', OUTPUT, resumable=True)
-    detector: str | None = setting(None, 'detector', UserPath(), "The metrics' feature detector; else torch-fidelity's cache or a download.",
-                                   OUTPUT, metavar='FILE', resumable=True)
+    detector: str | None = setting(
+        None,
+        'detector',
+        UserPath(),
+        "The metrics' feature detector; else torch-fidelity's cache or a download.",
+        OUTPUT,
+        metavar='FILE',
+        resumable=True,
+    )
     data_content: str | None = None  # PosedImageDataset.content_hash of the data, which the run itself finds out
 
     def __post_init__(self):
@@ -360,23 +473,40 @@ class RunConfig(Config):
         check(self.batch >= 1 and self.gpus >= 1, '--batch and --gpus must be at least 1')
         check(self.batch % self.gpus == 0, f'--batch={self.batch} does not divide by --gpus={self.gpus}; choose a multiple')
         per_pass = self.batch_per_pass
-        check(self.batch % (self.gpus * per_pass) == 0, f'--batch={self.batch} does not divide by --gpus={self.gpus} times '
-              f'--batch-gpu={per_pass}; choose a --batch-gpu that divides {self.batch // self.gpus}')
+        check(
+            self.batch % (self.gpus * per_pass) == 0,
+            f'--batch={self.batch} does not divide by --gpus={self.gpus} times '
+            f'--batch-gpu={per_pass}; choose a --batch-gpu that divides {self.batch // self.gpus}',
+        )
         for name, config in (('D2D', self.discriminator), ('D3D', self.patch_discriminator)):
             group = config.minibatch_group
-            check(per_pass % min(group, per_pass) == 0, f'{per_pass} images per pass do not divide into the groups of {group} '
-                  f"of {name}'s minibatch statistics; choose --batch and --batch-gpu so that they do")
-        check(self.discriminator.resolution == self.generator.image_resolution, 'discriminator.resolution must be the image resolution')
-        check(self.patch_discriminator.resolution == self.generator.render_resolution, "patch_discriminator.resolution must be the patch's")
+            check(
+                per_pass % min(group, per_pass) == 0,
+                f'{per_pass} images per pass do not divide into the groups of {group} '
+                f"of {name}'s minibatch statistics; choose --batch and --batch-gpu so that they do",
+            )
+        check(
+            self.discriminator.resolution == self.generator.image_resolution,
+            'discriminator.resolution must be the image resolution',
+        )
+        check(
+            self.patch_discriminator.resolution == self.generator.render_resolution,
+            "patch_discriminator.resolution must be the patch's",
+        )
         check(self.augment in AUGMENTATIONS, f'--augment must be one of {", ".join(AUGMENTATIONS)}, got {self.augment!r}')
         check(self.keep_states >= 1 and self.max_bad_steps >= 1, '--keep-states and --max-bad-steps must be at least 1')
         check(self.metrics_every >= 1, '--metrics-every must be at least 1')
         parse_interval(self.state_every)
         check(0 < self.tick_kimg <= MOST_KIMG, f'--tick={self.tick_kimg} must be above 0 and at most {MOST_KIMG:.0f}')
-        check(0 < self.timeout_minutes <= MOST_MINUTES, f'--timeout={self.timeout_minutes} must be above 0 and at most {MOST_MINUTES:.0f}')
+        check(
+            0 < self.timeout_minutes <= MOST_MINUTES,
+            f'--timeout={self.timeout_minutes} must be above 0 and at most {MOST_MINUTES:.0f}',
+        )
         check(self.stage1.kimg >= 0 and self.stage2.kimg >= 0, '--stage1-kimg and --stage2-kimg cannot be negative')
-        check(self.init_from is not None or not self.fresh_schedules, '--fresh-schedules is for runs with --init-from; leave it out: '
-              'a run from nothing has these schedules anyway')
+        check(
+            self.init_from is not None or not self.fresh_schedules,
+            '--fresh-schedules is for runs with --init-from; leave it out: a run from nothing has these schedules anyway',
+        )
         check(self.stage1.kimg + self.stage2.kimg > 0, 'nothing to train: --stage1-kimg and --stage2-kimg are both 0')
 
     def steps_of(self, stage):
@@ -415,7 +545,9 @@ class Interval(NamedTuple):
 def parse_interval(text):
     """'10min' or '50kimg' as an Interval. Raises ConfigError for anything else."""
     match = re.fullmatch(r'(\d+(?:\.\d+)?)(min|kimg)', text)
-    check(match and float(match[1]) > 0, f'--state-every={text} is no interval; write minutes or '
-          'thousands of images, such as 15min or 50kimg')
+    check(
+        match and float(match[1]) > 0,
+        f'--state-every={text} is no interval; write minutes or thousands of images, such as 15min or 50kimg',
+    )
     amount = float(match[1])
     return Interval(math.inf, amount * 60) if match[2] == 'min' else Interval(amount * 1000, math.inf)

@@ -1,7 +1,7 @@
 """Checkpoints of the published EG3D and Mimic3D releases: look into them, convert them, rebuild their networks.
 
-    python -m training.legacy info IN.pkl [--lenient]
-    python -m training.legacy convert IN.pkl OUT.pkl [--safetensors OUT.safetensors] [--lenient]
+python -m training.legacy info IN.pkl [--lenient]
+python -m training.legacy convert IN.pkl OUT.pkl [--safetensors OUT.safetensors] [--lenient]
 """
 
 import json

@@ -23,8 +23,17 @@ AWARE = ('stream', 'latent')
 
 _FFHQ_CAMERAS = dict(near=2.25, far=3.3, box_size=1.0, camera_radius=2.7, camera_pivot=(0.0, 0.0, 0.2))
 _AFHQ_CAMERAS = dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, -0.06))
-_CARS = dict(near=0.1, far=2.6, box_size=1.6, depth_samples=64, importance_samples=64, white_background=True,
-             camera_radius=1.7, camera_pivot=(0.0, 0.0, 0.0), focal=SHAPENET_FOCAL)
+_CARS = dict(
+    near=0.1,
+    far=2.6,
+    box_size=1.6,
+    depth_samples=64,
+    importance_samples=64,
+    white_background=True,
+    camera_radius=1.7,
+    camera_pivot=(0.0, 0.0, 0.0),
+    focal=SHAPENET_FOCAL,
+)
 _SR = {
     512: dict(sr_input_resolution=128, sr_channels=(256, 128)),
     256: dict(sr_input_resolution=128, sr_channels=(128, 64), sr_resize_larger=False),
@@ -51,14 +60,31 @@ class Preset:
 
 
 _DEMO = Preset(  # minutes on two CPU cores: small networks, high learning rates, no pretrained weights, objects on white
-    resolution=64, gamma=0.3, patch_weight=0.2, stage1_kimg=12, stage2_kimg=5,
+    resolution=64,
+    gamma=0.3,
+    patch_weight=0.2,
+    stage1_kimg=12,
+    stage2_kimg=5,
     rendering=dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, 0.0), depth_samples=8, importance_samples=6, white_background=True),
-    generator=dict(z_dim=64, w_dim=128, render_resolution=16, plane_resolution=16, plane_channels=16, channel_base=512,
-                   channel_max=64, decoder_hidden=32, sr_input_resolution=16, sr_channels=(16, 8), precision='fp32', conv_clamp=None),
+    generator=dict(
+        z_dim=64,
+        w_dim=128,
+        render_resolution=16,
+        plane_resolution=16,
+        plane_channels=16,
+        channel_base=512,
+        channel_max=64,
+        decoder_hidden=32,
+        sr_input_resolution=16,
+        sr_channels=(16, 8),
+        precision='fp32',
+        conv_clamp=None,
+    ),
     discriminator=dict(channel_base=512, channel_max=64, mapping_layers=2, precision='fp32', conv_clamp=None),
     loss=dict(imitation='pyramid', blur_fade_kimg=2.0, swap_fade_kimg=12.0, density_points=200),
     optimizer=dict(g_lr=0.008, d_lr=0.006, lr_rampup_kimg=0.5),
-    run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=4, ema_kimg=0.3, share_fakes=True, workers=0, grid_size=(8, 4)))
+    run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=4, ema_kimg=0.3, share_fakes=True, workers=0, grid_size=(8, 4)),
+)
 
 PRESETS = {
     'ffhq512': Preset(512, _FFHQ_CAMERAS, gamma=1, patch_weight=0.1),
@@ -86,9 +112,18 @@ def resolve(name, data, outdir):
     loss = LossConfig(r1_gamma=row.gamma, r1_gamma_patch=row.gamma, patch_weight=row.patch_weight).replace(**row.loss)
     stage1 = StageConfig(kimg=row.stage1_kimg, loss=loss)
     return RunConfig(
-        preset=name, data=str(data), outdir=str(outdir), generator=generator, discriminator=discriminator,
-        patch_discriminator=patch, optimizer=OptimizerConfig(**row.optimizer), augment=row.augment,
-        stage1=stage1, stage2=second_stage(stage1, row.stage2_kimg), **row.run)
+        preset=name,
+        data=str(data),
+        outdir=str(outdir),
+        generator=generator,
+        discriminator=discriminator,
+        patch_discriminator=patch,
+        optimizer=OptimizerConfig(**row.optimizer),
+        augment=row.augment,
+        stage1=stage1,
+        stage2=second_stage(stage1, row.stage2_kimg),
+        **row.run,
+    )
 
 
 def continuing(stage):

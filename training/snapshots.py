@@ -68,16 +68,21 @@ def read_snapshot(path):
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception:  # a damaged file fails in many ways, and torch's advice would be to trust it
         raise SnapshotError(f'{path} is no snapshot of this project, or is damaged; give a network-snapshot-*.pkl') from None
-    if not isinstance(content, dict) or content.get('format') != FORMAT or not all(
-            isinstance(content.get(key), kind) for key, kind in (('version', int), ('about', dict), ('networks', dict))):
+    if (
+        not isinstance(content, dict)
+        or content.get('format') != FORMAT
+        or not all(isinstance(content.get(key), kind) for key, kind in (('version', int), ('about', dict), ('networks', dict)))
+    ):
         raise SnapshotError(f'{path} holds no networks of this project; give a network-snapshot-*.pkl')
     if content['version'] > VERSION:
-        raise SnapshotError(f'{path} was written by a newer version of this project (format {content["version"]}); update to open it')
+        raise SnapshotError(
+            f'{path} was written by a newer version of this project (format {content["version"]}); update to open it'
+        )
     return content
 
 
 def moment(images_seen):
-    """How files are named after a moment of a run: '000012' for 12 000 images, '000012k345' for 12 345. In order, as names are sorted."""
+    """How files are named after a moment of a run: '000012' for 12 000 images, '000012k345' for 12 345; names sort by time."""
     kimg, rest = divmod(images_seen, 1000)
     return f'{kimg:06d}' + (f'k{rest:03d}' if rest else '')
 
@@ -89,10 +94,14 @@ def newest_snapshot(path):
     """
     if not os.path.isdir(path):
         return path
-    names = [entry.name for entry in os.scandir(path) if entry.is_file() and re.fullmatch(r'network-snapshot-.+\.pkl', entry.name)]
+    names = [
+        entry.name for entry in os.scandir(path) if entry.is_file() and re.fullmatch(r'network-snapshot-.+\.pkl', entry.name)
+    ]
     if not names:
-        raise SnapshotError(f'{path} is a folder without a network-snapshot-*.pkl; name the folder of a run that has written one, '
-                            'or a snapshot itself')
+        raise SnapshotError(
+            f'{path} is a folder without a network-snapshot-*.pkl; name the folder of a run that has written one, '
+            'or a snapshot itself'
+        )
     newest = max(names, key=lambda name: [int(digits) for digits in re.findall(r'\d+', name)])  # 'best' comes before all others
     click.echo(f'{path}: {newest} is its newest snapshot', err=True)
     return os.path.join(path, newest)

@@ -64,9 +64,15 @@ class TrainingState:
     def to_dict(self):
         """Plain data for a restart. Every process must call it."""
         signs = distributed.average(torch.stack(self.real_signs)).tolist() if self.real_signs else []
-        return {'number': self.number, 'start': self.start, 'steps': self.steps, 'augment_p': self.augment_p, 'real_signs': signs,
-                'networks': self.weights(),
-                'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
+        return {
+            'number': self.number,
+            'start': self.start,
+            'steps': self.steps,
+            'augment_p': self.augment_p,
+            'real_signs': signs,
+            'networks': self.weights(),
+            'optimizers': {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+        }
 
     def restore(self, saved):
         """Go on from what `to_dict` gave. Every process must call it; the first one's has the tensors.
@@ -99,14 +105,18 @@ class TrainingState:
             given = weights.get(name, {})
             taken, left = copy_matching(module, given) if module is not None else ([], [])
             unused = [tensor for tensor in given if tensor not in taken]
-            log(f'{name}: took {len(taken)} tensors'
+            log(
+                f'{name}: took {len(taken)} tensors'
                 + (f'; {len(left)} start anew: {_summary(left)}' if left else '')
-                + (f'; {len(unused)} not used: {_summary(unused)}' if unused else ''))
+                + (f'; {len(unused)} not used: {_summary(unused)}' if unused else '')
+            )
 
     def lacking(self, weights):
         """The part of {name: state dict} that no network here has a tensor for."""
         own = self.weights()
-        missing = {name: {key: value for key, value in given.items() if key not in own.get(name, {})} for name, given in weights.items()}
+        missing = {
+            name: {key: value for key, value in given.items() if key not in own.get(name, {})} for name, given in weights.items()
+        }
         return {name: given for name, given in missing.items() if given}
 
 
@@ -118,19 +128,32 @@ def build_state(config, number, device, labels, vgg_weights=None):
     stage = config.stage1 if number == 1 else config.stage2
     networks = build_networks(config, number, device)
     rates = {'G': config.optimizer.g_lr, 'D': config.optimizer.d_lr, 'D_patch': config.optimizer.d_lr}
-    lazy = {'G': (stage.loss.density_weight, config.optimizer.density_interval), 'D': (stage.loss.r1_gamma, config.optimizer.r1_interval),
-            'D_patch': (stage.loss.r1_gamma_patch, config.optimizer.r1_interval)}
+    lazy = {
+        'G': (stage.loss.density_weight, config.optimizer.density_interval),
+        'D': (stage.loss.r1_gamma, config.optimizer.r1_interval),
+        'D_patch': (stage.loss.r1_gamma_patch, config.optimizer.r1_interval),
+    }
     optimizers, learning_rates = {}, {}
     for name in rates:
         if networks[name] is not None:
             weight, interval = lazy[name]
-            optimizers[name], learning_rates[name] = build_optimizer(networks[name], rates[name], config.optimizer,
-                                                                     interval if weight > 0 else None)
+            optimizers[name], learning_rates[name] = build_optimizer(
+                networks[name], rates[name], config.optimizer, interval if weight > 0 else None
+            )
     return TrainingState(
-        config, number, stage, device, labels, networks, optimizers, learning_rates,
+        config,
+        number,
+        stage,
+        device,
+        labels,
+        networks,
+        optimizers,
+        learning_rates,
         imitation=build_imitation(stage.loss.imitation, vgg_weights, device) if number == 2 else None,
         augment=augment_images if config.augment == 'ada' else None,
-        passes=config.batch // (distributed.world_size() * config.batch_per_pass), ema_kimg=config.ema_half_life_kimg)
+        passes=config.batch // (distributed.world_size() * config.batch_per_pass),
+        ema_kimg=config.ema_half_life_kimg,
+    )
 
 
 def build_networks(config, number, device):
@@ -147,8 +170,9 @@ def build_optimizer(network, lr, config, interval):
     A step with the regularisation comes on top of every `interval` steps, which the ratio makes up for (StyleGAN2, appendix B).
     """
     ratio = interval / (interval + 1) if interval else 1.0
-    adam = torch.optim.Adam(network.parameters(), lr=lr * ratio, eps=config.eps, fused=True,
-                            betas=(config.beta1**ratio, config.beta2**ratio))
+    adam = torch.optim.Adam(
+        network.parameters(), lr=lr * ratio, eps=config.eps, fused=True, betas=(config.beta1**ratio, config.beta2**ratio)
+    )
     return adam, lr * ratio
 
 

@@ -102,8 +102,16 @@ def training_step(state, real, real_c):
     stage_images = step * config.batch
     swap_p = swap_probability(loss, stage_images)
     passes = split(state, real, real_c)
-    o = Objective(G, D, D_patch, loss, imitation=state.imitation, augment=state.augment, augment_p=state.augment_p,
-                  blur_sigma=blur_sigma(loss, stage_images, config.batch))
+    o = Objective(
+        G,
+        D,
+        D_patch,
+        loss,
+        imitation=state.imitation,
+        augment=state.augment,
+        augment_p=state.augment_p,
+        blur_sigma=blur_sigma(loss, stage_images, config.batch),
+    )
     scale_learning_rates(state, ramp(0.0, 1.0, stage_images + config.batch, config.optimizer.lr_rampup_kimg * 1000))
 
     # G: L_total = L_imitation + lambda_p L_adv_3D + L_adv_2D (equation 8)
@@ -253,8 +261,15 @@ def generate(o, inputs, random, image=False, patch=False, corners=None):
         if corners is None:
             corners = draw_corners(random, config.image_resolution, config.render_resolution)
         part = o.G.render(planes, inputs.c, '3d', patch=corners, sampling=o.sampling, random=random)
-    return Fakes(inputs.c, whole.get('image'), whole.get('image_raw'), part.get('image'), corners,
-                 part.get('image_depth', whole.get('image_depth')), ws[:, 0].detach().mean(dim=0))
+    return Fakes(
+        inputs.c,
+        whole.get('image'),
+        whole.get('image_raw'),
+        part.get('image'),
+        corners,
+        part.get('image_depth', whole.get('image_depth')),
+        ws[:, 0].detach().mean(dim=0),
+    )
 
 
 @torch.no_grad()
@@ -307,8 +322,10 @@ def split(state, real, real_c):
     count, processes, rank = state.passes, distributed.world_size(), distributed.rank()
     real = real.to(state.device, non_blocking=True).float() / 127.5 - 1
     real_c = real_c.to(state.device, non_blocking=True)
-    return [Pass(k, count, slice(rank + processes * k, None, count * processes), real[k::count], real_c[k::count])
-            for k in range(count)]
+    return [
+        Pass(k, count, slice(rank + processes * k, None, count * processes), real[k::count], real_c[k::count])
+        for k in range(count)
+    ]
 
 
 def draws(state, phase, rows=slice(None), part=1):
@@ -345,8 +362,11 @@ def optimize(state, name, phase, passes, o):
     state.bad_steps[phase] = torch.where(norm.isfinite(), 0, state.bad_steps.get(phase, 0) + 1)
     if phase in state.strict and state.bad_steps[phase] > state.config.max_bad_steps:
         bad = [key for key, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        raise BadGradients(f'phase {phase}: the gradients of {name} are not finite, {int(state.bad_steps[phase])} times in a row, in '
-                           + ', '.join(bad[:5]) + (f' and {len(bad) - 5} more' if len(bad) > 5 else ''))
+        raise BadGradients(
+            f'phase {phase}: the gradients of {name} are not finite, {int(state.bad_steps[phase])} times in a row, in '
+            + ', '.join(bad[:5])
+            + (f' and {len(bad) - 5} more' if len(bad) > 5 else '')
+        )
     for gradient in gradients:
         torch.nan_to_num(gradient, **FINITE, out=gradient)
     optimizer.step()
@@ -368,8 +388,9 @@ def adapt_augmentation(state, o):
     if state.steps % config.ada_interval == 0:
         sign = distributed.average(torch.stack(state.real_signs).mean()).item()
         state.real_signs.clear()
-        state.augment_p = adapt_probability(state.augment_p, sign, config.batch * config.ada_interval, config.ada_target,
-                                            state.stage.ada_kimg)
+        state.augment_p = adapt_probability(
+            state.augment_p, sign, config.batch * config.ada_interval, config.ada_target, state.stage.ada_kimg
+        )
         o.note('augment/p', torch.tensor(state.augment_p, dtype=torch.float64))
 
 

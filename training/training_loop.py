@@ -31,8 +31,13 @@ def train(config, vgg_weights=None, monitor=None):
     config.outdir what docs/training.md lists.
     Returns whether the run is finished; if not, a signal or --max-minutes stopped it. Raises UserError.
     """
-    with (distributed.joined(config.timeout_minutes), naming_memory('lower --batch-gpu, which may change as the run goes on'),
-          naming_files(config.outdir), StopRequests() as requests, TrainingRun(config, vgg_weights, monitor, requests) as run):
+    with (
+        distributed.joined(config.timeout_minutes),
+        naming_memory('lower --batch-gpu, which may change as the run goes on'),
+        naming_files(config.outdir),
+        StopRequests() as requests,
+        TrainingRun(config, vgg_weights, monitor, requests) as run,
+    ):
         return run.go()
 
 
@@ -42,8 +47,10 @@ def naming_files(outdir):
     try:
         yield
     except OSError as error:
-        raise UserError(f'{error.filename or outdir}: {error.strerror or error}; what was whole in {outdir} '
-                        'stays so: mend the cause, and the same command goes on') from None
+        raise UserError(
+            f'{error.filename or outdir}: {error.strerror or error}; what was whole in {outdir} '
+            'stays so: mend the cause, and the same command goes on'
+        ) from None
 
 
 class TrainingRun:
@@ -61,8 +68,12 @@ class TrainingRun:
             self._prepare(config)
 
     def _prepare(self, config):
-        self.dataset = PosedImageDataset(config.data, resolution=config.generator.image_resolution, mirror=config.mirror,
-                                         background=config.generator.rendering.background)
+        self.dataset = PosedImageDataset(
+            config.data,
+            resolution=config.generator.image_resolution,
+            mirror=config.mirror,
+            background=config.generator.rendering.background,
+        )
         self.config = config = config.replace(data_content=self._data_content())
         self.labels = self.dataset.labels.to(self.device)
         self.statistics = Statistics(self.device)
@@ -133,8 +144,10 @@ class TrainingRun:
                     if self.stopping:
                         return
         except (distributed.LostContact, BadGradients) as error:
-            raise type(error)(f'{error}, in step {state.steps} of stage {number}; the last training state is kept, and the '
-                              'same command goes on from it') from error
+            raise type(error)(
+                f'{error}, in step {state.steps} of stage {number}; the last training state is kept, and the '
+                'same command goes on from it'
+            ) from error
         self.images_seen, self.augment_p = state.images_seen, state.augment_p
         for name, weights in state.weights().items():  # what this stage does not have stays as --init-from gave it
             self.inherited[name] = {**self.inherited.get(name, {}), **weights}
@@ -159,8 +172,10 @@ class TrainingRun:
         return state
 
     def _greet(self):
-        self.log(f'{len(self.dataset)} images of {self.dataset.resolution}x{self.dataset.resolution} from {self.config.data}; '
-                 f'{distributed.world_size()} process(es) on {self.device.type}')
+        self.log(
+            f'{len(self.dataset)} images of {self.dataset.resolution}x{self.dataset.resolution} from {self.config.data}; '
+            f'{distributed.world_size()} process(es) on {self.device.type}'
+        )
         for line in self.dataset.notes:
             self.log(line)
         if self.saved:
@@ -242,8 +257,12 @@ class TrainingRun:
         with self.clock.measure('grids'), distributed.together():
             pictures = self.grid.draw(state.networks['G_ema'])
         if self.first:
-            about = {'stage': state.number, 'images_seen': state.images_seen, 'augment_p': state.augment_p,
-                     'options': self.config.to_dict()}
+            about = {
+                'stage': state.number,
+                'images_seen': state.images_seen,
+                'augment_p': state.augment_p,
+                'options': self.config.to_dict(),
+            }
             with self.clock.measure('saving'):
                 self.saver.save_samples(state.images_seen, pictures, self.grid.columns, describe_all(state.networks), about)
 
@@ -274,6 +293,11 @@ class TrainingRun:
 
     def _content(self, state, to_be_shown):
         """Everything that a restart needs, on the CPU. Every process must call it."""
-        content = {'images_seen': state.images_seen, 'statistics': self.statistics.state(), 'stage': state.to_dict(),
-                 'inherited': self.inherited, 'to_be_shown': to_be_shown}
+        content = {
+            'images_seen': state.images_seen,
+            'statistics': self.statistics.state(),
+            'stage': state.to_dict(),
+            'inherited': self.inherited,
+            'to_be_shown': to_be_shown,
+        }
         return copy_to_cpu({**content, **self.saver.about(), 'reporter': self.reporter.position()}) if self.first else None

@@ -44,8 +44,12 @@ def evaluate_reconstruction(metrics, task):
     for index in range(distributed.rank(), len(run.names), distributed.world_size()):
         run.work_on(index)
     records = run.collect()
-    parts = {'psnr_std': _deviation(records, 'psnr'), 'ssim_std': _deviation(records, 'ssim'), 'subjects': len(records),
-             'seconds_per_subject': _mean(records, 'seconds')}
+    parts = {
+        'psnr_std': _deviation(records, 'psnr'),
+        'ssim_std': _deviation(records, 'ssim'),
+        'subjects': len(records),
+        'seconds_per_subject': _mean(records, 'seconds'),
+    }
     protocol = {**run.protocol, 'subjects': run.names}
     details = {'content': run.subjects.fingerprint, 'folder': run.folder.name}
     return {metric: _outcome(metric, records, parts, protocol, details) for metric in metrics}
@@ -77,9 +81,16 @@ class Reconstructions:
         self.recipe_changes = {name: value for name, value in given.items() if value is not None}
         # What the recipe is at the subjects' own size stands in their files.
         recipe = make_recipe(self.options['recipe'], 256, **self.recipe_changes).to_dict()
-        self.protocol = {**self.subjects.about(), **FIXED_CHOICES, 'recipe': self.options['recipe'],
-                         'recipe_at_256_pixels': recipe, 'recipe_changes': self.recipe_changes, 'background': self.background,
-                         'held_out': self.options['held_out'], 'fit_seed': task.seed}
+        self.protocol = {
+            **self.subjects.about(),
+            **FIXED_CHOICES,
+            'recipe': self.options['recipe'],
+            'recipe_at_256_pixels': recipe,
+            'recipe_changes': self.recipe_changes,
+            'background': self.background,
+            'held_out': self.options['held_out'],
+            'fit_seed': task.seed,
+        }
         depends_on = json.dumps([self.protocol, self.subjects.fingerprint], sort_keys=True)
         key = hashlib.blake2b(depends_on.encode(), digest_size=4).hexdigest()
         self.folder = Path(task.outdir) / f'consistency-{task.branch or "views"}-{key}'
@@ -108,8 +119,10 @@ class Reconstructions:
                 time.sleep(_POLL_SECONDS)
         failures = [path.read_text() for path in sorted(self.folder.glob('*.error'))]
         if failures:
-            raise UserError(f'{len(failures)} of {len(self.names)} subjects could not be scored; {failures[0]} (the others '
-                            f'are kept in {self.folder})')
+            raise UserError(
+                f'{len(failures)} of {len(self.names)} subjects could not be scored; {failures[0]} (the others '
+                f'are kept in {self.folder})'
+            )
         if distributed.rank() == 0:
             self._write_page()
         return [json.loads(self._file(index, '.json').read_text()) for index in range(len(self.names))]
@@ -129,11 +142,19 @@ class Reconstructions:
         fitted_after = time.perf_counter() - start
         record, picture = score_views(reconstruction, views.subset(scored))
         save_png(picture, self._file(index, '.png'))
-        record = {'subject': self.names[index], **record, 'scored_views': scored, 'size': list(views.size),
-                  'box_size': views.box_size, 'recipe': recipe.to_dict(),
-                  'sharpness': reconstruction.fields.sharpness().item(), 'seconds': time.perf_counter() - start,
-                  'seconds_views': rendered_after, 'seconds_fit': fitted_after - rendered_after,
-                  'device': str(self.task.device)}
+        record = {
+            'subject': self.names[index],
+            **record,
+            'scored_views': scored,
+            'size': list(views.size),
+            'box_size': views.box_size,
+            'recipe': recipe.to_dict(),
+            'sharpness': reconstruction.fields.sharpness().item(),
+            'seconds': time.perf_counter() - start,
+            'seconds_views': rendered_after,
+            'seconds_fit': fitted_after - rendered_after,
+            'device': str(self.task.device),
+        }
         _write(self._file(index, '.json'), json.dumps(record, indent=1))
         if self.options['meshes']:
             save_mesh(extract_surface(reconstruction), self._file(index, '.ply'))
@@ -152,11 +173,13 @@ def split_views(count, held_out):
     everything = list(range(count))
     if not held_out:
         return everything, everything
-    scored = everything[held_out // 2::held_out]
+    scored = everything[held_out // 2 :: held_out]
     trained = [index for index in everything if index not in scored]
     if not scored or len(trained) < 2:
-        raise UserError(f'--held-out={held_out} leaves {len(trained)} of {count} views to train on and {len(scored)} to score: '
-                        'choose a number from 2 up and below the number of views')
+        raise UserError(
+            f'--held-out={held_out} leaves {len(trained)} of {count} views to train on and {len(scored)} to score: '
+            'choose a number from 2 up and below the number of views'
+        )
     return trained, scored
 
 
@@ -166,8 +189,11 @@ def score_views(reconstruction, views):
     given = views.images.float() / 255
     per_view = {'psnr_views': psnr(rgb, given), 'ssim_views': ssim(rgb, given)}
     shown = len(views) // 4  # neither frontal nor at the end of the range
-    record = {'psnr': per_view['psnr_views'].mean().item(), 'ssim': per_view['ssim_views'].mean().item(),
-              **{name: [round(value, 5) for value in values.tolist()] for name, values in per_view.items()}}
+    record = {
+        'psnr': per_view['psnr_views'].mean().item(),
+        'ssim': per_view['ssim_views'].mean().item(),
+        **{name: [round(value, 5) for value in values.tolist()] for name, values in per_view.items()},
+    }
     return record, pictures.strip(given[shown], rgb[shown], normal[shown])
 
 

@@ -58,8 +58,13 @@ class OutsideField(nn.Module):
     def __init__(self, levels=10, finest=512, table=16):
         super().__init__()
         self.grid = HashGrid(levels, 8, finest, table)
-        self.network = nn.Sequential(nn.Linear(self.grid.width + 3, _OUTSIDE_HIDDEN), nn.ReLU(),
-                                     nn.Linear(_OUTSIDE_HIDDEN, _OUTSIDE_HIDDEN), nn.ReLU(), nn.Linear(_OUTSIDE_HIDDEN, 4))
+        self.network = nn.Sequential(
+            nn.Linear(self.grid.width + 3, _OUTSIDE_HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_OUTSIDE_HIDDEN, _OUTSIDE_HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_OUTSIDE_HIDDEN, 4),
+        )
 
     def forward(self, points, directions):
         output = self.network(torch.cat([self.grid(contract(points) / 2), directions], dim=-1))
@@ -104,11 +109,17 @@ class GridFields(_Fields):
         self.view_frequencies = recipe.view_frequencies
         self.distances = nn.ParameterList([nn.Parameter(torch.zeros([n + 1] * 3)) for n in self.voxels])
         self.distances[0].data.copy_(_sphere(self.voxels[0] + 1, recipe.initial_radius))
-        self.features = HashGrid(recipe.feature_levels, recipe.coarsest_voxels, recipe.finest_feature_voxels,
-                                 recipe.feature_table)
+        self.features = HashGrid(
+            recipe.feature_levels, recipe.coarsest_voxels, recipe.finest_feature_voxels, recipe.feature_table
+        )
         width = self.features.width + 3 + frequency_width(3, recipe.view_frequencies)
-        self.network = nn.Sequential(nn.Linear(width, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, recipe.hidden),
-                                     nn.ReLU(), nn.Linear(recipe.hidden, 3))
+        self.network = nn.Sequential(
+            nn.Linear(width, recipe.hidden),
+            nn.ReLU(),
+            nn.Linear(recipe.hidden, recipe.hidden),
+            nn.ReLU(),
+            nn.Linear(recipe.hidden, 3),
+        )
 
     def build(self, progress=1.0):
         """The Scene. progress: share of the steps done; finer grids join one after the other over the first half."""
@@ -174,7 +185,7 @@ def look_up_around(grid, points, step):
     axes = step * torch.eye(3, dtype=points.dtype, device=points.device)
     points = points.clamp(step - 1, 1 - step)
     found = look_up(grid, torch.cat([points, *(points + axes[:, None]), *(points - axes[:, None])]))
-    return found[:len(points)], found[len(points):].reshape(2, 3, -1)
+    return found[: len(points)], found[len(points) :].reshape(2, 3, -1)
 
 
 def central_differences(around, step):
@@ -203,8 +214,13 @@ class NetworkFields(_Fields):
 
     def build(self, progress=1.0):
         """The Scene; these networks have no schedule of their own, `progress` has no say."""
-        return Scene(lambda points: self.distance_network(points)[:, 0], lambda points: self._differentiate(points)[1],
-                     self._shade, self.sharpness(), self.outside)
+        return Scene(
+            lambda points: self.distance_network(points)[:, 0],
+            lambda points: self._differentiate(points)[1],
+            self._shade,
+            self.sharpness(),
+            self.outside,
+        )
 
     def _differentiate(self, points):
         """The network's output [P, 1 + hidden] at points and the distance's gradients there [P, 3]."""
@@ -212,7 +228,7 @@ class NetworkFields(_Fields):
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             output = self.distance_network(points)
-            gradients, = torch.autograd.grad(output[:, 0].sum(), points, create_graph=training)
+            (gradients,) = torch.autograd.grad(output[:, 0].sum(), points, create_graph=training)
         return (output, gradients) if training else (output.detach(), gradients)
 
     def _shade(self, points, directions):
@@ -248,7 +264,7 @@ class DistanceNetwork(nn.Module):
         nn.init.normal_(layer.weight, 0, (2 / outputs) ** 0.5)
         nn.init.zeros_(layer.bias)
         if index in (0, self.SKIP):  # sines and cosines have no say at first: a sphere needs the position alone
-            layer.weight.data[:, inputs - encoded + 3:] = 0
+            layer.weight.data[:, inputs - encoded + 3 :] = 0
         return layer
 
     @staticmethod

@@ -29,21 +29,35 @@ class ViewSource(click.ParamType):
 
 OPTIONS = (
     click.option('--subjects', type=int, default=50, help='Consistency: subjects of a network, from --seed on.'),
-    click.option('--views', type=ViewSource(), default=30, metavar='N|DIR',
-                 help="Consistency: views per subject of a network; or a folder or zip of any method's views or photographs, "
-                      'with dataset.json or transforms.json (or a folder of such folders).'),
+    click.option(
+        '--views',
+        type=ViewSource(),
+        default=30,
+        metavar='N|DIR',
+        help="Consistency: views per subject of a network; or a folder or zip of any method's views or photographs, "
+        'with dataset.json or transforms.json (or a folder of such folders).',
+    ),
     click.option('--yaw', type=FiniteRange(0), default=0.4, help='Consistency: views lie within +- this yaw, radians.'),
-    click.option('--pitch', type=FiniteRange(0, 1.5), default=0.0,
-                 help='Consistency: views lie within +- this pitch, radians.'),
+    click.option('--pitch', type=FiniteRange(0, 1.5), default=0.0, help='Consistency: views lie within +- this pitch, radians.'),
     click.option('--recipe', type=click.Choice(RECIPES), default=RECIPES[0], help='Consistency: how NeuS is trained.'),
-    click.option('--background', type=click.Choice(BACKGROUNDS),
-                 help="Consistency: what empty space shows.  [default: the network's; learned for stored views]  White or black is "
-                      "also what transparent pixels of stored images are composited on.  [default: the network's, or black]"),
-    click.option('--box', type=FiniteRange(0, min_open=True),
-                 help="Consistency: side of stored views' scene, world units.  [default: by the cameras]"),
+    click.option(
+        '--background',
+        type=click.Choice(BACKGROUNDS),
+        help="Consistency: what empty space shows.  [default: the network's; learned for stored views]  White or black is "
+        "also what transparent pixels of stored images are composited on.  [default: the network's, or black]",
+    ),
+    click.option(
+        '--box',
+        type=FiniteRange(0, min_open=True),
+        help="Consistency: side of stored views' scene, world units.  [default: by the cameras]",
+    ),
     click.option('--view-size', type=PixelSize(), metavar='WxH', help='Consistency: resize stored views, in pixels.'),
-    click.option('--held-out', type=click.IntRange(0), default=0,
-                 help='Consistency: score every Nth view, and do not train on it; 0: train on and score all.'),
+    click.option(
+        '--held-out',
+        type=click.IntRange(0),
+        default=0,
+        help='Consistency: score every Nth view, and do not train on it; 0: train on and score all.',
+    ),
     click.option('--fit-steps', type=click.IntRange(1), help="Consistency: steps of NeuS.  [default: the recipe's]"),
     click.option('--fit-rays', type=click.IntRange(1), help="Consistency: rays per step.  [default: the recipe's]"),
     click.option('--meshes', is_flag=True, help="Consistency: write every subject's surface, too."),
@@ -64,8 +78,11 @@ def evaluate_reprojection(metrics, task):
     if failures:
         raise UserError(f'{len(failures)} of {len(subjects.names)} subjects could not be scored; {failures[0]}')
     _, scores, shares = zip(*found)
-    protocol = {**subjects.about(), 'depth_tolerance': DEPTH_TOLERANCE,
-                'psnr': 'over visible pixels of neighbours in the order of the views, both ways; mean over pairs, then subjects'}
+    protocol = {
+        **subjects.about(),
+        'depth_tolerance': DEPTH_TOLERANCE,
+        'psnr': 'over visible pixels of neighbours in the order of the views, both ways; mean over pairs, then subjects',
+    }
     details = {'content': subjects.fingerprint, 'per_subject': dict(zip(subjects.names, scores))}
     return {'reproj': Outcome(sum(scores) / len(scores), {'visible': sum(shares) / len(shares)}, protocol, details)}
 

@@ -72,10 +72,27 @@ def published(**changes):
     """The networks, samples, losses and schedule of NeuS as published (Wang et al. 2021, section 4.1 and supplement;
     docs/method.md, section 7); up-sampling is this package's own (rendering.possible_weights)."""
     recipe = Recipe(
-        name='neus', fields='mlp', steps=300_000, rays=512, coarse_samples=64, rounds=4, samples_per_round=16,
-        first_round_sharpness=64, negligible_weight=0.0, most_shaded=0, initial_radius=0.5, initial_variance=0.3,
-        color_loss='l1', eikonal_weight=0.1, eikonal_points=0, smoothness_weight=0.0, warmup=5000 / 300_000,
-        final_rate=0.05, network_rate=5e-4, variance_rate=5e-4)
+        name='neus',
+        fields='mlp',
+        steps=300_000,
+        rays=512,
+        coarse_samples=64,
+        rounds=4,
+        samples_per_round=16,
+        first_round_sharpness=64,
+        negligible_weight=0.0,
+        most_shaded=0,
+        initial_radius=0.5,
+        initial_variance=0.3,
+        color_loss='l1',
+        eikonal_weight=0.1,
+        eikonal_points=0,
+        smoothness_weight=0.0,
+        warmup=5000 / 300_000,
+        final_rate=0.05,
+        network_rate=5e-4,
+        variance_rate=5e-4,
+    )
     return recipe.replace(**changes)
 
 
@@ -85,12 +102,37 @@ def fast(image_side, **changes):
     side = min(max(image_side, 32), 512)
     voxels = 2 ** round(math.log2(side))
     recipe = Recipe(
-        name='neus-fast', fields='grid', steps=2000, rays=1024, coarse_samples=48, rounds=2, samples_per_round=12,
-        first_round_sharpness=64, negligible_weight=1e-3, most_shaded=12, initial_radius=0.5, initial_variance=0.3,
-        color_loss='l1', eikonal_weight=0.1, eikonal_points=2048, smoothness_weight=3e-3, warmup=0.02,
-        final_rate=0.05, network_rate=2e-3, variance_rate=6e-3, grid_rate=0.04, feature_rate=1e-2, coarsest_voxels=16,
-        finest_voxels=max(voxels // 2, min(voxels, 128)), feature_levels=6, finest_feature_voxels=4 * side,
-        feature_table=15 if side <= 128 else 18, hidden=64, position_frequencies=0, view_frequencies=1)
+        name='neus-fast',
+        fields='grid',
+        steps=2000,
+        rays=1024,
+        coarse_samples=48,
+        rounds=2,
+        samples_per_round=12,
+        first_round_sharpness=64,
+        negligible_weight=1e-3,
+        most_shaded=12,
+        initial_radius=0.5,
+        initial_variance=0.3,
+        color_loss='l1',
+        eikonal_weight=0.1,
+        eikonal_points=2048,
+        smoothness_weight=3e-3,
+        warmup=0.02,
+        final_rate=0.05,
+        network_rate=2e-3,
+        variance_rate=6e-3,
+        grid_rate=0.04,
+        feature_rate=1e-2,
+        coarsest_voxels=16,
+        finest_voxels=max(voxels // 2, min(voxels, 128)),
+        feature_levels=6,
+        finest_feature_voxels=4 * side,
+        feature_table=15 if side <= 128 else 18,
+        hidden=64,
+        position_frequencies=0,
+        view_frequencies=1,
+    )
     return recipe.replace(**changes)
 
 

@@ -64,8 +64,8 @@ def sample_depths(distance, origins, directions, near, far, recipe, generator=No
     """Depths [M, S], ascending, from near to far: even ones, then rounds of up-sampling around the surface.
 
     distance: points [P, 3] -> [P]; origins, directions: [M, 3]; near, far: [M, 1]. Each round draws from the possible
-    weights under a fixed sharpness, twice that of the round before (supplement, "up-sampling"). generator: moves the even samples at
-    random within their strata; None: none moves.
+    weights under a fixed sharpness, twice that of the round before (supplement, "up-sampling"). generator: moves the even samples
+    at random within their strata; None: none moves.
     """
     steps = torch.linspace(0, 1, recipe.coarse_samples, device=near.device)
     depths = near + (far - near) * steps
@@ -153,6 +153,8 @@ def render_all(scene, origins, directions, recipe, background):
     """Colour, depth, normal and opacity of `render_neus` for any number of rays [M, 3], in chunks, without gradients and
     without chance."""
     rays_per_chunk = max(1, _SAMPLES_PER_CHUNK // (recipe.coarse_samples + recipe.rounds * recipe.samples_per_round))
-    parts = [render_neus(scene, *rays, recipe, background)[:4]
-             for rays in zip(origins.split(rays_per_chunk), directions.split(rays_per_chunk))]
+    parts = [
+        render_neus(scene, *rays, recipe, background)[:4]
+        for rays in zip(origins.split(rays_per_chunk), directions.split(rays_per_chunk))
+    ]
     return tuple(map(torch.cat, zip(*parts)))

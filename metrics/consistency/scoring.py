@@ -21,8 +21,9 @@ def psnr(images, references):
 def check_window(size):
     """Raises UserError for images of `size` (height, width) that are smaller than SSIM's window."""
     if min(size) < SSIM_WINDOW:
-        raise UserError(f'images of {size[1]}x{size[0]} pixels are smaller than the window of SSIM ({SSIM_WINDOW}): use larger '
-                        'ones')
+        raise UserError(
+            f'images of {size[1]}x{size[0]} pixels are smaller than the window of SSIM ({SSIM_WINDOW}): use larger ones'
+        )
 
 
 def ssim(images, references):

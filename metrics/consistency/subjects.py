@@ -24,8 +24,9 @@ class GeneratedSubjects:
         if options['views'] < 2:
             raise UserError(f'--views={options["views"]}: a scene is determined by two views at least, better by 30')
         if task.seed + options['subjects'] > _SEEDS:
-            raise UserError(f'--seed={task.seed} --subjects={options["subjects"]}: seeds end at {_SEEDS - 1}; choose a smaller '
-                            '--seed')
+            raise UserError(
+                f'--seed={task.seed} --subjects={options["subjects"]}: seeds end at {_SEEDS - 1}; choose a smaller --seed'
+            )
         self.task = task
         self.fingerprint = weights_fingerprint(task.generator)
         self.labels = protocol_labels(task.generator, options['views'], options['yaw'], options['pitch'])
@@ -37,20 +38,41 @@ class GeneratedSubjects:
 
     def load(self, index):
         """The Views of subject number `index`."""
-        return generated_views(self.task.generator, self.task.seed + index, self.task.branch, self.labels,
-                               self.task.truncation_psi, self.task.truncation_cutoff, self.render_resolution)
+        return generated_views(
+            self.task.generator,
+            self.task.seed + index,
+            self.task.branch,
+            self.labels,
+            self.task.truncation_psi,
+            self.task.truncation_cutoff,
+            self.render_resolution,
+        )
 
     def about(self):
         """Every choice that the views depend on, plain data."""
         options, task, rendering = self.task.options, self.task, self.task.generator.config.rendering
         return {
-            'source': 'generator', 'branch': task.branch, 'seed': task.seed,
-            'conditioning_camera': 'frontal', 'truncation_psi': task.truncation_psi, 'truncation_cutoff': task.truncation_cutoff,
-            'views': options['views'], 'yaw_range': options['yaw'], 'yaw_order': 'even steps from -yaw to yaw',
-            'pitch_range': options['pitch'], 'pitch_order': 'multiples of the golden ratio',
-            'camera_radius': rendering.camera_radius, 'camera_pivot': list(rendering.camera_pivot), 'focal': rendering.focal,
-            'box_size': rendering.box_size, 'render_resolution': self.render_resolution, 'depth_samples': rendering.depth_samples,
-            'importance_samples': rendering.importance_samples, 'sampling': 'deterministic', 'noise_mode': 'const'}
+            'source': 'generator',
+            'branch': task.branch,
+            'seed': task.seed,
+            'conditioning_camera': 'frontal',
+            'truncation_psi': task.truncation_psi,
+            'truncation_cutoff': task.truncation_cutoff,
+            'views': options['views'],
+            'yaw_range': options['yaw'],
+            'yaw_order': 'even steps from -yaw to yaw',
+            'pitch_range': options['pitch'],
+            'pitch_order': 'multiples of the golden ratio',
+            'camera_radius': rendering.camera_radius,
+            'camera_pivot': list(rendering.camera_pivot),
+            'focal': rendering.focal,
+            'box_size': rendering.box_size,
+            'render_resolution': self.render_resolution,
+            'depth_samples': rendering.depth_samples,
+            'importance_samples': rendering.importance_samples,
+            'sampling': 'deterministic',
+            'noise_mode': 'const',
+        }
 
 
 class StoredSubjects:
@@ -63,8 +85,9 @@ class StoredSubjects:
         self.folders = subject_folders(self.path)
         inside = Path(task.outdir).resolve()
         if self.path.is_dir() and inside.is_relative_to(self.path.resolve()):
-            raise UserError(f'--outdir={task.outdir} lies in --views={self.path}, where results would count as views: name a '
-                            'folder outside')
+            raise UserError(
+                f'--outdir={task.outdir} lies in --views={self.path}, where results would count as views: name a folder outside'
+            )
         self.fingerprint = files_fingerprint(self.path)
         self.names = [source_name(folder) for folder in self.folders]
         self.background = 'learned'
@@ -75,20 +98,28 @@ class StoredSubjects:
         return views
 
     def about(self):
-        return {'source': str(self.path), 'size': self.size, 'box_size': self.box_size or 'by the cameras',
-                'transparent_on': background_of(self.task)}
+        return {
+            'source': str(self.path),
+            'size': self.size,
+            'box_size': self.box_size or 'by the cameras',
+            'transparent_on': background_of(self.task),
+        }
 
 
 def find_subjects(task):
     """The subjects that a metrics.registry.Task names. Raises UserError when it names none."""
     if isinstance(task.options['views'], Path):
         if task.generator is not None:
-            raise UserError(f'--network and --views={task.options["views"]} exclude each other: give the number of views of a '
-                            'network, or leave it out')
+            raise UserError(
+                f'--network and --views={task.options["views"]} exclude each other: give the number of views of a '
+                'network, or leave it out'
+            )
         return StoredSubjects(task)
     if task.generator is None:
-        raise UserError('consistency is measured on views of the same subjects: give --network, or --views=DIR with a camera '
-                        'file; --images has none')
+        raise UserError(
+            'consistency is measured on views of the same subjects: give --network, or --views=DIR with a camera '
+            'file; --images has none'
+        )
     return GeneratedSubjects(task)
 
 

@@ -37,12 +37,17 @@ class Reconstruction(NamedTuple):
         scene = self.fields.build()
         labels = labels.clone().to(next(self.fields.parameters()).device)
         labels[:, [3, 7, 11]] *= 2 / self.box_size
-        parts = [render_all(scene, *(x[0] for x in view_rays(label[None], size)), self.recipe, self.background)
-                 for label in labels]
+        parts = [
+            render_all(scene, *(x[0] for x in view_rays(label[None], size)), self.recipe, self.background) for label in labels
+        ]
         rgb, depth, normal, opacity = map(torch.stack, zip(*parts))
         shape = (len(labels), *size)
-        return (rgb.reshape(*shape, 3).clamp(0, 1), depth.reshape(shape) * self.box_size / 2, normal.reshape(*shape, 3),
-                opacity.reshape(shape))
+        return (
+            rgb.reshape(*shape, 3).clamp(0, 1),
+            depth.reshape(shape) * self.box_size / 2,
+            normal.reshape(*shape, 3),
+            opacity.reshape(shape),
+        )
 
 
 @torch.enable_grad()
@@ -67,8 +72,9 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
         last = step + 1 == recipe.steps
         if (last or step % 100 == 99) and not loss.isfinite():
             raise FitError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
-    return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size,
-                          scene_labels(views)[:, [3, 7, 11]])
+    return Reconstruction(
+        fields.eval().requires_grad_(False), recipe, background, views.box_size, scene_labels(views)[:, [3, 7, 11]]
+    )
 
 
 def seeded_fields(recipe, background, seed):

@@ -43,7 +43,9 @@ class Views:
 
     def __post_init__(self):
         if not 0 < self.box_size < math.inf:
-            raise ViewsError(f'{self.name}: a box of side {self.box_size:g} holds no scene: give its side in world units with --box')
+            raise ViewsError(
+                f'{self.name}: a box of side {self.box_size:g} holds no scene: give its side in world units with --box'
+            )
         scene = RenderingConfig(near=AUTO, far=AUTO, box_size=self.box_size)
         check_cameras(self.labels, [f'view {index}' for index in range(len(self.labels))], self.name, scene)
 
@@ -58,14 +60,19 @@ class Views:
     def subset(self, indices):
         """The views at `indices`, in that order."""
         indices = list(indices)
-        return replace(self, images=self.images[indices], labels=self.labels[indices],
-                       depth=None if self.depth is None else self.depth[indices])
+        return replace(
+            self,
+            images=self.images[indices],
+            labels=self.labels[indices],
+            depth=None if self.depth is None else self.depth[indices],
+        )
 
 
 def pixel_grid(height, width, device=None):
     """Image coordinates [height * width, 2] of the pixel centres, (x, y) in (0, 1), row by row."""
-    y, x = torch.meshgrid((torch.arange(height, device=device) + 0.5) / height,
-                          (torch.arange(width, device=device) + 0.5) / width, indexing='ij')
+    y, x = torch.meshgrid(
+        (torch.arange(height, device=device) + 0.5) / height, (torch.arange(width, device=device) + 0.5) / width, indexing='ij'
+    )
     return torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
@@ -133,8 +140,10 @@ def subject_folders(path):
         return [path]
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and _has_cameras(folder))
     if not folders:
-        raise ViewsError(f'--views={path} holds no subject: put {TRANSFORMS_FILE} or {LABEL_FILE} beside the images, in it or '
-                         'in a folder per subject')
+        raise ViewsError(
+            f'--views={path} holds no subject: put {TRANSFORMS_FILE} or {LABEL_FILE} beside the images, in it or '
+            'in a folder per subject'
+        )
     return folders
 
 
@@ -147,21 +156,24 @@ def folder_views(path, size=None, box_size=None, background='black'):
 
     size: (height, width) to resize to, by default the images' own; the whole image is kept, undistorted; what is transparent or
     masked becomes `background`, a colour name. box_size: world units, by default what the cameras see at the world's origin
-    (`box_of_cameras`). The cameras of a `transforms.json` are first brought into the conventions' world (`dataset_prep.convert.normalise_world`).
+    (`box_of_cameras`). The cameras of a `transforms.json` are first brought into the conventions' world
+    (`dataset_prep.convert.normalise_world`).
     Raises DatasetError, CameraError or ViewsError for unusable folders.
     """
     store, views, notes = load_views(path, CAMERA_RADIUS)
     name = source_name(path)
     if len(views) < 2:
-        raise ViewsError(f'{name} has {len(views)} view{"s" * (len(views) != 1)}: a scene is determined by two views at least, '
-                         'better by 30')
+        raise ViewsError(
+            f'{name} has {len(views)} view{"s" * (len(views) != 1)}: a scene is determined by two views at least, better by 30'
+        )
     images = []
     for view in views:  # one at a time: many photographs at full size do not fit into memory
         picture = view_picture(store, view, background)
         width, height = size[::-1] if size else images[0].shape[1::-1] if images else picture.size
         if size is None and picture.size != (width, height):
-            raise ViewsError(f'{path}: image {view.name} is not {width}x{height} pixels as the first one: make them alike, or give '
-                             '--view-size')
+            raise ViewsError(
+                f'{path}: image {view.name} is not {width}x{height} pixels as the first one: make them alike, or give --view-size'
+            )
         images.append(np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)))
     labels = torch.from_numpy(np.stack([view.label() for view in views])).float()
     box_size = box_of_cameras(labels) if box_size is None else box_size

@@ -22,19 +22,41 @@ from training.rendering import cameras
 
 FOLDER = Path(__file__).resolve().parent
 
-_GENERATOR = dict(z_dim=8, w_dim=16, image_resolution=32, render_resolution=8, plane_resolution=8, plane_channels=4,
-                  channel_base=64, channel_max=8, decoder_hidden=8, sr_input_resolution=8, sr_channels=(8, 4),
-                  precision='fp32', conv_clamp=None)
+_GENERATOR = dict(
+    z_dim=8,
+    w_dim=16,
+    image_resolution=32,
+    render_resolution=8,
+    plane_resolution=8,
+    plane_channels=4,
+    channel_base=64,
+    channel_max=8,
+    decoder_hidden=8,
+    sr_input_resolution=8,
+    sr_channels=(8, 4),
+    precision='fp32',
+    conv_clamp=None,
+)
 _DISCRIMINATOR = dict(resolution=32, channel_base=128, channel_max=8, mapping_layers=2, precision='fp32', conv_clamp=None)
 _RENDERING = dict(depth_samples=6, importance_samples=5)
 GENERATORS = {
     'stage2': GeneratorConfig(rendering=RenderingConfig(**_RENDERING), **_GENERATOR),
-    'stage2_auto_white': GeneratorConfig(rendering=RenderingConfig(near='auto', far='auto', box_size=1.4, white_background=True,
-                                                                   **_RENDERING), sr_resize_larger=False, **_GENERATOR),
-    'stage1_tanh': GeneratorConfig(rendering=RenderingConfig(**_RENDERING), residual=False, plane_activation='tanh',
-                                   sr_noise_mode='const', pose_conditioning=False, **_GENERATOR),
-    'eg3d': GeneratorConfig(rendering=RenderingConfig(**_RENDERING), residual=False, aware_stream=False, plane_order='eg3d',
-                            **_GENERATOR),
+    'stage2_auto_white': GeneratorConfig(
+        rendering=RenderingConfig(near='auto', far='auto', box_size=1.4, white_background=True, **_RENDERING),
+        sr_resize_larger=False,
+        **_GENERATOR,
+    ),
+    'stage1_tanh': GeneratorConfig(
+        rendering=RenderingConfig(**_RENDERING),
+        residual=False,
+        plane_activation='tanh',
+        sr_noise_mode='const',
+        pose_conditioning=False,
+        **_GENERATOR,
+    ),
+    'eg3d': GeneratorConfig(
+        rendering=RenderingConfig(**_RENDERING), residual=False, aware_stream=False, plane_order='eg3d', **_GENERATOR
+    ),
 }
 
 
@@ -67,7 +89,9 @@ def gradient_norms(module, loss):
     module.zero_grad()
     loss.backward(retain_graph=True)
     parameters = dict(module.named_parameters())
-    return torch.tensor([0.0 if parameters[name].grad is None else float(parameters[name].grad.norm()) for name in sorted(parameters)])
+    return torch.tensor(
+        [0.0 if parameters[name].grad is None else float(parameters[name].grad.norm()) for name in sorted(parameters)]
+    )
 
 
 def generator_outputs(config):
@@ -77,8 +101,15 @@ def generator_outputs(config):
     two = G.render(planes, c, '2d', ws=ws, sampling='deterministic')
     points = torch.tanh(draw('points', 2, 16, 3)) * 0.6
     sigma, rgb = G.query(planes, points)
-    outputs = {'ws': ws, 'planes_coarse': planes.coarse, 'image': two['image'][..., 1::2, ::2], 'image_raw': two['image_raw'],
-               'image_depth': two['image_depth'], 'sigma': sigma, 'rgb': rgb}
+    outputs = {
+        'ws': ws,
+        'planes_coarse': planes.coarse,
+        'image': two['image'][..., 1::2, ::2],
+        'image_raw': two['image_raw'],
+        'image_depth': two['image_depth'],
+        'sigma': sigma,
+        'rgb': rgb,
+    }
     branch = 'coarse' if planes.residual is None else '3d'
     patch = G.render(planes, c, branch, patch=torch.tensor([[3, 17], [24, 0]]), sampling='deterministic')
     outputs |= {'patch': patch['image'], 'patch_depth': patch['image_depth']}
@@ -109,8 +140,16 @@ def loss_outputs():
     D = fill(DualDiscriminator(DiscriminatorConfig(**_DISCRIMINATOR)))
     D_patch = fill(PatchDiscriminator(DiscriminatorConfig(**(_DISCRIMINATOR | dict(resolution=8, c_dim=0)))))
     config = LossConfig(r1_gamma=1.3, r1_gamma_patch=0.7, patch_weight=0.2, density_points=32)
-    o = step.Objective(G, D, D_patch, config, lambda x, target: (x - target).square().mean(dim=(1, 2, 3)), blur_sigma=1.1,
-                       noise_mode='const', sampling='deterministic')
+    o = step.Objective(
+        G,
+        D,
+        D_patch,
+        config,
+        lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
+        blur_sigma=1.1,
+        noise_mode='const',
+        sampling='deterministic',
+    )
     random, c = BatchRandom(2), camera_labels()
     inputs = FakeInputs(draw('z', 2, 8), c, c.roll(1, dims=0))
     corners, real = torch.tensor([[3, 17], [24, 0]]), torch.tanh(draw('real', 2, 3, 32, 32))

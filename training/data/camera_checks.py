@@ -106,9 +106,13 @@ def _split(labels):
 def _faults(labels, scene):
     poses, intrinsics = _split(labels)
     zeros = (labels[:, :16] == 0).all(axis=1) | (labels[:, 16:] == 0).all(axis=1)
-    return [Fault(zeros, 'its pose or its intrinsics are all zeros', 'write the estimated cameras, or remove the images'),
-            Fault(~np.isfinite(labels).all(axis=1), 'a number is not finite', 'correct or remove them'),
-            *_pose_faults(poses), *_lens_faults(intrinsics), *([] if scene is None else _scene_faults(poses, scene))]
+    return [
+        Fault(zeros, 'its pose or its intrinsics are all zeros', 'write the estimated cameras, or remove the images'),
+        Fault(~np.isfinite(labels).all(axis=1), 'a number is not finite', 'correct or remove them'),
+        *_pose_faults(poses),
+        *_lens_faults(intrinsics),
+        *([] if scene is None else _scene_faults(poses, scene)),
+    ]
 
 
 def _is_row(rows, expected):
@@ -118,9 +122,11 @@ def _is_row(rows, expected):
 def _pose_faults(poses):
     rotation = poses[:, :3, :3]
     off = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
-    return [Fault(~_is_row(poses[:, 3], [0, 0, 0, 1]), "its matrix's last row is not 0 0 0 1"),
-            Fault(~(off <= _OFF_ROTATION), 'its matrix holds no rotation, three orthogonal axes of length 1'),
-            Fault(~(np.linalg.det(rotation) > 0), 'its axes are mirrored, determinant -1')]
+    return [
+        Fault(~_is_row(poses[:, 3], [0, 0, 0, 1]), "its matrix's last row is not 0 0 0 1"),
+        Fault(~(off <= _OFF_ROTATION), 'its matrix holds no rotation, three orthogonal axes of length 1'),
+        Fault(~(np.linalg.det(rotation) > 0), 'its axes are mirrored, determinant -1'),
+    ]
 
 
 def _lens_faults(intrinsics):
@@ -130,19 +136,34 @@ def _lens_faults(intrinsics):
     pixels = (focals > _LONGEST_FOCAL).any(axis=1) | (np.abs(centres) > _LARGEST_SHARE).any(axis=1)
     aspect = focals[:, 0] / focals[:, 1]
     return [
-        Fault(~rows & columns, 'its intrinsics have no last row 0 0 1', 'this looks like column-major intrinsics: transpose them'),
+        Fault(
+            ~rows & columns, 'its intrinsics have no last row 0 0 1', 'this looks like column-major intrinsics: transpose them'
+        ),
         Fault(~rows, 'its intrinsics have no last row 0 0 1', 'correct them'),
         Fault(~(focals > 0).all(axis=1), 'its focal length is not positive', 'correct or remove them'),
         Fault(pixels, 'its focal length or principal point is beyond any in image widths', f'this looks like {_PIXELS}'),
-        Fault((focals < _SHORTEST_FOCAL).any(axis=1), f'its focal length is below {_SHORTEST_FOCAL} image widths',
-              'this looks like intrinsics that were divided by the image size twice'),
-        Fault(_swapped(aspect, centres), 'its focal lengths and principal point fit a picture that lies on its side',
-              'this looks like intrinsics divided by width and height swapped'),
-        Fault(~((centres >= 0) & (centres <= 1)).all(axis=1), 'its principal point lies outside the picture',
-              'this looks like intrinsics of another picture size, or width and height swapped'),
-        Fault(~(np.abs(np.log(aspect)) <= np.log(_WIDEST_PIXEL)), 'its focal lengths along x and y have nothing in common',
-              'correct them'),
-        Fault(~(np.abs(intrinsics[:, 0, 1]) <= _LARGEST_SKEW * focals[:, 0]), 'its skew is no real camera\'s', 'correct it')]
+        Fault(
+            (focals < _SHORTEST_FOCAL).any(axis=1),
+            f'its focal length is below {_SHORTEST_FOCAL} image widths',
+            'this looks like intrinsics that were divided by the image size twice',
+        ),
+        Fault(
+            _swapped(aspect, centres),
+            'its focal lengths and principal point fit a picture that lies on its side',
+            'this looks like intrinsics divided by width and height swapped',
+        ),
+        Fault(
+            ~((centres >= 0) & (centres <= 1)).all(axis=1),
+            'its principal point lies outside the picture',
+            'this looks like intrinsics of another picture size, or width and height swapped',
+        ),
+        Fault(
+            ~(np.abs(np.log(aspect)) <= np.log(_WIDEST_PIXEL)),
+            'its focal lengths along x and y have nothing in common',
+            'correct them',
+        ),
+        Fault(~(np.abs(intrinsics[:, 0, 1]) <= _LARGEST_SKEW * focals[:, 0]), "its skew is no real camera's", 'correct it'),
+    ]
 
 
 def _swapped(aspect, centres):
@@ -166,13 +187,20 @@ def _scene_faults(poses, scene):
     ends = np.stack([(-half - origins) / forward, (half - origins) / forward])
     entry, leave = ends.min(axis=0).max(axis=1), ends.max(axis=0).min(axis=1)
     moving = "correct or remove them, or move the scene to the world's origin"
-    return [Fault(np.linalg.norm(origins, axis=1) < _ROUNDING * scene.box_size, "it stands at the world's origin, inside the scene"),
-            Fault(~(depth > 0), "it looks away from the scene, which is at the world's origin", cure=moving),
-            Fault(~(entry <= leave), f'its optical axis misses the box of side {scene.box_size:.3g} around the world\'s origin',
-                  cure=moving),
-            Fault(~((near <= depth) & (depth <= far)),
-                  f'its optical axis meets the box outside near {near:.3g} and far {far:.3g}',
-                  cure='correct or remove them, or train with the --near, --far and --box that dataset_tool.py convert suggests')]
+    return [
+        Fault(np.linalg.norm(origins, axis=1) < _ROUNDING * scene.box_size, "it stands at the world's origin, inside the scene"),
+        Fault(~(depth > 0), "it looks away from the scene, which is at the world's origin", cure=moving),
+        Fault(
+            ~(entry <= leave),
+            f"its optical axis misses the box of side {scene.box_size:.3g} around the world's origin",
+            cure=moving,
+        ),
+        Fault(
+            ~((near <= depth) & (depth <= far)),
+            f'its optical axis meets the box outside near {near:.3g} and far {far:.3g}',
+            cure='correct or remove them, or train with the --near, --far and --box that dataset_tool.py convert suggests',
+        ),
+    ]
 
 
 def _slip_of_labels(labels, scene, axes):
@@ -182,6 +210,7 @@ def _slip_of_labels(labels, scene, axes):
     def sound(poses):
         faults = _pose_faults(poses) + ([] if scene is None else _scene_faults(poses, scene))
         return ~np.any([fault.wrong for fault in faults], axis=0)
+
     slip = likely_slip(poses, sound, axes)
     if slip:
         return f'this looks like {slip}: give row-major camera-to-world matrices with {AXES[axes]}'
@@ -193,8 +222,14 @@ def _slip_of_distance(poses, scene, sound):
     factor = (scene.near + scene.far) / 2 / distance
     moved = poses.copy()
     moved[:, :3, 3] *= factor
-    return (f'this looks like a wrong distance, {distance:.3g} from the world\'s origin: multiply positions by {factor:.2g}, or train '
-            'with other --near, --far and --box') if np.mean(sound(moved)) >= _LIKELY else None
+    return (
+        (
+            f"this looks like a wrong distance, {distance:.3g} from the world's origin: multiply positions by {factor:.2g}, or "
+            'train with other --near, --far and --box'
+        )
+        if np.mean(sound(moved)) >= _LIKELY
+        else None
+    )
 
 
 def _inverse(poses):
@@ -210,8 +245,11 @@ def _unturned(poses):
     return np.concatenate([np.concatenate([poses[:, :3, :3].transpose(0, 2, 1), poses[:, :3, 3:]], axis=2), poses[:, 3:]], axis=1)
 
 
-_LAYOUTS = [(None, lambda poses: poses), ('column-major matrices', lambda poses: poses.transpose(0, 2, 1)),
-            ('transposed rotations', _unturned)]
+_LAYOUTS = [
+    (None, lambda poses: poses),
+    ('column-major matrices', lambda poses: poses.transpose(0, 2, 1)),
+    ('transposed rotations', _unturned),
+]
 _DIRECTIONS = [(None, lambda poses: poses), ('world-to-camera matrices', _inverse)]
 
 

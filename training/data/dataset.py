@@ -75,10 +75,14 @@ def check_declared_size(store, name, declared):
     width, height = header.size
     said = f'{store.path}: image {name} measures {width}x{height}'
     if fits_proportions(header.stored_size, declared):
-        raise DatasetError(f'{said} once its EXIF orientation is applied, but its camera is for {declared[0]:g}x{declared[1]:g}, '
-                           'as it is stored: remove the orientation, or make the cameras from upright pictures')
-    raise DatasetError(f'{said}, but its camera is for {declared[0]:g}x{declared[1]:g}, of other proportions: give the picture '
-                       'that the camera belongs to, resized at most')
+        raise DatasetError(
+            f'{said} once its EXIF orientation is applied, but its camera is for {declared[0]:g}x{declared[1]:g}, '
+            'as it is stored: remove the orientation, or make the cameras from upright pictures'
+        )
+    raise DatasetError(
+        f'{said}, but its camera is for {declared[0]:g}x{declared[1]:g}, of other proportions: give the picture '
+        'that the camera belongs to, resized at most'
+    )
 
 
 def read_json(store, name):
@@ -101,8 +105,14 @@ def _unambiguous(pairs):
 def lies_deeper(store, *files):
     """Where one of `files` lies that is not at the top of a FileStore, and the cure, to go on a message with; '' if nowhere."""
     cure = 'pack what is in it, and nothing else' if store.is_zip else 'give that folder'
-    return next((f', but {posixpath.basename(name)} in {posixpath.dirname(name)}: {cure}' for name in store.names
-                 if posixpath.basename(name) in files), '')
+    return next(
+        (
+            f', but {posixpath.basename(name)} in {posixpath.dirname(name)}: {cure}'
+            for name in store.names
+            if posixpath.basename(name) in files
+        ),
+        '',
+    )
 
 
 class CameraFile:
@@ -125,16 +135,23 @@ class CameraFile:
             else:
                 (repeated if self.found[image] == said else different).append(image)
         if different:
-            raise DatasetError(f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}'
-                               ': remove the wrong ones')
-        self.notes = [one_line(f'{len(names)} cameras in {file} {what}, first {names[0]}') for names, what in
-                      ((self.missing, 'are left out, since their images are not there'), (repeated, 'are there twice')) if names]
+            raise DatasetError(
+                f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}'
+                ': remove the wrong ones'
+            )
+        self.notes = [
+            one_line(f'{len(names)} cameras in {file} {what}, first {names[0]}')
+            for names, what in ((self.missing, 'are left out, since their images are not there'), (repeated, 'are there twice'))
+            if names
+        ]
 
     def check_missing(self):
         """Raises DatasetError where images are missing."""
         if self.missing:
-            raise DatasetError(f'{self.store.path}: {len(self.missing)} images that {self.file} names do not exist, first '
-                               f'{self.missing[0]}: add them, or go on without them by dataset_tool.py convert --skip-missing')
+            raise DatasetError(
+                f'{self.store.path}: {len(self.missing)} images that {self.file} names do not exist, first '
+                f'{self.missing[0]}: add them, or go on without them by dataset_tool.py convert --skip-missing'
+            )
 
 
 class LabelFile(CameraFile):
@@ -149,13 +166,17 @@ class LabelFile(CameraFile):
         unknown = [name for name in names if name not in self.found]
         if unknown:
             others = f', but one for {self.missing[0]}, which is not there' if self.missing else ''
-            raise DatasetError(f'{self.store.path}: {len(unknown)} of {len(names)} images have no label in {LABEL_FILE}, first '
-                               f'{unknown[0]}{others}: add their labels or remove the images')
+            raise DatasetError(
+                f'{self.store.path}: {len(unknown)} of {len(names)} images have no label in {LABEL_FILE}, first '
+                f'{unknown[0]}{others}: add their labels or remove the images'
+            )
         wrong = [name for name in names if not _is_label(self.found[name])]
         if wrong:
-            raise DatasetError(f'{self.store.path}: {len(wrong)} of {len(names)} labels in {LABEL_FILE} are malformed; the label '
-                               f'of {wrong[0]} is not a list of {LABEL_SIZE} finite numbers (4x4 camera-to-world, 3x3 intrinsics): '
-                               'correct it')
+            raise DatasetError(
+                f'{self.store.path}: {len(wrong)} of {len(names)} labels in {LABEL_FILE} are malformed; the label '
+                f'of {wrong[0]} is not a list of {LABEL_SIZE} finite numbers (4x4 camera-to-world, 3x3 intrinsics): '
+                'correct it'
+            )
         labels = torch.from_numpy(np.array([self.found[name] for name in names], dtype=np.float32))
         check_cameras(labels, names, f'{self.store.path}/{LABEL_FILE}')
         return labels
@@ -171,8 +192,10 @@ def _named_labels(store):
     labels = content.get('labels', content) if isinstance(content, dict) else None
     pairs = list(labels.items()) if isinstance(labels, dict) else labels
     if not isinstance(pairs, list) or not all(_is_named(pair) for pair in pairs):
-        raise DatasetError(f'{store.path}: {LABEL_FILE} cannot be read: it must be JSON of the form '
-                           '{"labels": [["dir/name.png", [25 numbers]], ...]}')
+        raise DatasetError(
+            f'{store.path}: {LABEL_FILE} cannot be read: it must be JSON of the form '
+            '{"labels": [["dir/name.png", [25 numbers]], ...]}'
+        )
     return pairs
 
 
@@ -181,8 +204,11 @@ def _is_named(pair):
 
 
 def _is_label(label):
-    return (isinstance(label, list) and len(label) == LABEL_SIZE
-            and all(type(number) in (int, float) and abs(number) <= _LARGEST for number in label))
+    return (
+        isinstance(label, list)
+        and len(label) == LABEL_SIZE
+        and all(type(number) in (int, float) and abs(number) <= _LARGEST for number in label)
+    )
 
 
 def mirror_label(label):
@@ -222,7 +248,8 @@ class ImageDataset(torch.utils.data.Dataset):
             raise DatasetError(
                 f'{self._store.path} holds images of {self.resolution}x{self.resolution} pixels, but {resolution}x{resolution} '
                 f'are wanted: choose a --preset of {self.resolution} pixels, or resize the set with '
-                f'dataset_tool.py convert --resolution={resolution}')
+                f'dataset_tool.py convert --resolution={resolution}'
+            )
 
     def __len__(self):
         return len(self._names) * (2 if self._mirror else 1)
@@ -247,8 +274,10 @@ class ImageDataset(torch.utils.data.Dataset):
         """The side of all images, which is that of the first."""
         width, height = image_size(self._store, self._names[0])
         if width != height:
-            raise DatasetError(f'{self._store.path}: image {self._names[0]} is not square ({width}x{height}): '
-                               'crop all images; dataset_tool.py convert crops those with cameras')
+            raise DatasetError(
+                f'{self._store.path}: image {self._names[0]} is not square ({width}x{height}): '
+                'crop all images; dataset_tool.py convert crops those with cameras'
+            )
         self.resolution = width
         stride = -(-len(self._names) // _HEADERS_CHECKED)
         headers = []
@@ -263,7 +292,8 @@ class ImageDataset(torch.utils.data.Dataset):
         if size != (self.resolution, self.resolution):
             raise DatasetError(
                 f'{self._store.path}: image {name} measures {size[0]}x{size[1]}, the first one '
-                f'{self.resolution}x{self.resolution}: make all images square and of one size')
+                f'{self.resolution}x{self.resolution}: make all images square and of one size'
+            )
 
 
 class PosedImageDataset(ImageDataset):
@@ -284,7 +314,7 @@ class PosedImageDataset(ImageDataset):
 
     def check_scene(self, scene):
         """Raise CameraError unless all cameras see the box of a RenderingConfig, between its near and far."""
-        check_cameras(self.labels[:len(self._names)], self._names, f'{self._store.path}/{LABEL_FILE}', scene)
+        check_cameras(self.labels[: len(self._names)], self._names, f'{self._store.path}/{LABEL_FILE}', scene)
 
     def content_hash(self):
         """Hash of the images' names, sizes and check sums, and of the cameras: the same for every copy of a set.
@@ -292,9 +322,11 @@ class PosedImageDataset(ImageDataset):
         A zip's directory has the check sums; of a folder, files are read for them. Of a large set, a spread has to do.
         """
         stride = -(-len(self._names) // _CHECKSUMS)
-        files = [(name, self._store.stamp(name)[0], self._store.checksum(name) if index % stride == 0 else None)
-                 for index, name in enumerate(self._names)]
-        cameras = self.labels[:len(self._names)].numpy().tobytes()
+        files = [
+            (name, self._store.stamp(name)[0], self._store.checksum(name) if index % stride == 0 else None)
+            for index, name in enumerate(self._names)
+        ]
+        cameras = self.labels[: len(self._names)].numpy().tobytes()
         return hashlib.sha256(json.dumps(files).encode() + cameras).hexdigest()[:32]
 
 
@@ -322,6 +354,6 @@ def batch_indices(n, seed, start, count):
     while position < end:
         epoch, offset = divmod(position, n)
         taken = min(n - offset, end - position)
-        parts.append(_epoch_order(n, seed, epoch)[offset:offset + taken])
+        parts.append(_epoch_order(n, seed, epoch)[offset : offset + taken])
         position += taken
     return torch.cat(parts)

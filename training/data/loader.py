@@ -17,11 +17,14 @@ def real_batches(dataset, config, images_seen, end, pin_memory=False):
     Close it (contextlib.closing): its helper processes ignore signals, and end only when they are told.
     """
     rows = slice(distributed.rank(), None, distributed.world_size())
-    batches = Batches(range(images_seen, end, config.batch),
-                      lambda start: batch_indices(len(dataset), config.seed, start, config.batch)[rows].tolist())
+    batches = Batches(
+        range(images_seen, end, config.batch),
+        lambda start: batch_indices(len(dataset), config.seed, start, config.batch)[rows].tolist(),
+    )
     helpers = dict(num_workers=config.workers, prefetch_factor=4, worker_init_fn=ignore_stop_requests) if config.workers else {}
-    loader = torch.utils.data.DataLoader(CarryErrors(dataset), batch_sampler=batches, collate_fn=collate_or_error,
-                                         pin_memory=pin_memory, **helpers)
+    loader = torch.utils.data.DataLoader(
+        CarryErrors(dataset), batch_sampler=batches, collate_fn=collate_or_error, pin_memory=pin_memory, **helpers
+    )
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch

@@ -35,8 +35,10 @@ class Saver:
         saved, state = check_again(self.config), self.states.load(log)
         known = {saved and saved.data_content, state and state['options'].get('data_content')} - {None}
         if not known <= {self.config.data_content}:
-            raise UserError(f'--data={self.config.data} holds other images or cameras than the run in {self.config.outdir} was started '
-                            'with; give it the same data')
+            raise UserError(
+                f'--data={self.config.data} holds other images or cameras than the run in {self.config.outdir} was started '
+                'with; give it the same data'
+            )
         for name in (FINISHED, *(name for name in os.listdir(self.config.outdir) if name.endswith('.tmp'))):
             remove(self._path(name))  # what a process that was killed left half-written would fill the disk
         write_options(self.config)  # only now is it sure that the run goes on with them, and here alone
@@ -64,10 +66,12 @@ class Saver:
 
     def save_samples(self, images_seen, pictures, columns, described, about):
         """fakes<moment>_<name>.png for every entry of pictures, and network-snapshot-<moment>.pkl."""
+
         def write():
             for name, images in pictures.items():
                 save_png(image_grid(images, columns), self._path(f'fakes{moment(images_seen)}_{name}.png'))
             write_snapshot(self.snapshot_path(images_seen), described, about)
+
         self.background.give(write)
 
     def finish(self, finished):
@@ -92,8 +96,13 @@ def without_tensors(state):
 def circumstances(config):
     """What must not change for a run to resume bit-exactly."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-    return {'processes': distributed.world_size(), 'images per pass': config.batch_per_pass, 'threads': torch.get_num_threads(),
-            'device': device, 'torch': str(torch.__version__)}
+    return {
+        'processes': distributed.world_size(),
+        'images per pass': config.batch_per_pass,
+        'threads': torch.get_num_threads(),
+        'device': device,
+        'torch': str(torch.__version__),
+    }
 
 
 def describe_resumption(state, config):

@@ -45,7 +45,7 @@ class SampleGrid:
     def _interleave(self, shares):
         whole = shares[0].new_empty(self.count, *shares[0].shape[1:])
         for number, share in enumerate(shares):
-            whole[number::distributed.world_size()] = share
+            whole[number :: distributed.world_size()] = share
         return whole
 
     @staticmethod

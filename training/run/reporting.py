@@ -52,7 +52,9 @@ class Reporter:
         self.stats_path = os.path.join(self.outdir, 'stats.jsonl')
         cut(self.stats_path, stats_size)
         self.events = SummaryWriter(self.outdir, purge_step=images_seen + 1)
-        self.bar = tqdm(total=config.total_images, initial=images_seen, unit='img', unit_scale=True, dynamic_ncols=True, smoothing=0.05)
+        self.bar = tqdm(
+            total=config.total_images, initial=images_seen, unit='img', unit_scale=True, dynamic_ncols=True, smoothing=0.05
+        )
         self.tick_start = time.time()
         self.start = self.tick_start - seconds
         self.tick_images = images_seen
@@ -84,11 +86,14 @@ class Reporter:
         now = time.time()
         kimg = images_seen / 1000
         record = {
-            'stage': stage, 'kimg': kimg, 'seconds': now - self.start,
+            'stage': stage,
+            'kimg': kimg,
+            'seconds': now - self.start,
             'seconds_per_kimg': (now - self.tick_start) * 1000 / max(images_seen - self.tick_images, 1),
             'cpu_memory_gib': psutil.Process().memory_info().rss / 2**30,
             **({'gpu_memory_gib': torch.cuda.max_memory_allocated(self.device) / 2**30} if self.device.type == 'cuda' else {}),
-            **statistics}
+            **statistics,
+        }
         append_json_line(self.stats_path, record)
         for name, value in record.items():
             self.events.add_scalar(name, value, images_seen)
@@ -131,11 +136,21 @@ def status_line(record):
     memory = f'cpu {record["cpu_memory_gib"]:.2f} GiB'
     if 'gpu_memory_gib' in record:
         memory += f'  gpu {record["gpu_memory_gib"]:.2f} GiB'
-    losses = [f'{label} {record[name]:.3f}' for label, name in (
-        ('G', 'loss/G/adversarial'), ('D', 'loss/D'), ('imitation', 'loss/G/imitation'), ('D_patch', 'loss/D_patch'),
-        ('ada p', 'augment/p')) if name in record]
-    return (f'stage {record["stage"]}  kimg {record["kimg"]:9.2f}  {_duration(record["seconds"]):>9}  '
-            f'{record["seconds_per_kimg"]:7.2f} s/kimg  {memory}  ' + '  '.join(losses))
+    losses = [
+        f'{label} {record[name]:.3f}'
+        for label, name in (
+            ('G', 'loss/G/adversarial'),
+            ('D', 'loss/D'),
+            ('imitation', 'loss/G/imitation'),
+            ('D_patch', 'loss/D_patch'),
+            ('ada p', 'augment/p'),
+        )
+        if name in record
+    ]
+    return (
+        f'stage {record["stage"]}  kimg {record["kimg"]:9.2f}  {_duration(record["seconds"]):>9}  '
+        f'{record["seconds_per_kimg"]:7.2f} s/kimg  {memory}  ' + '  '.join(losses)
+    )
 
 
 def _duration(seconds):

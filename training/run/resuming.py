@@ -34,8 +34,10 @@ def run_to_resume(resume, outdir):
     """The folder that --resume means: itself, or for 'latest' the run in outdir that was last written to."""
     if resume != LATEST:
         check(os.path.isdir(resume), f'--resume={resume}: no such folder')
-        check(_is_run(resume) or has_state(resume), f'--resume={resume} holds no run: name the folder that has {OPTIONS_FILE}, '
-              'or start a run there with --run-dir')
+        check(
+            _is_run(resume) or has_state(resume),
+            f'--resume={resume} holds no run: name the folder that has {OPTIONS_FILE}, or start a run there with --run-dir',
+        )
         return resume
     runs = [os.path.join(outdir, name) for name in _names(outdir)]
     runs = [run for run in runs if _is_run(run)]
@@ -58,11 +60,19 @@ def saved_config(run_dir):
     if not names:
         return None
     options = os.path.join(run_dir, OPTIONS_FILE)
-    config = _read_options(options) if os.path.isfile(options) else _options_of_state(run_dir, f'--run-dir={run_dir} is not empty '
-                                                                                      'and holds no run; name another folder')
-    snapshots = sorted(name for name in names if re.fullmatch(r'network-snapshot-\d+(k\d+)?\.pkl', name) and re.search('[1-9]', name))
-    check(has_state(run_dir) or not snapshots, f'{run_dir} has no training state to go on from; start another run with '
-          f'--init-from={os.path.join(run_dir, snapshots[-1]) if snapshots else ""}')
+    config = (
+        _read_options(options)
+        if os.path.isfile(options)
+        else _options_of_state(run_dir, f'--run-dir={run_dir} is not empty and holds no run; name another folder')
+    )
+    snapshots = sorted(
+        name for name in names if re.fullmatch(r'network-snapshot-\d+(k\d+)?\.pkl', name) and re.search('[1-9]', name)
+    )
+    check(
+        has_state(run_dir) or not snapshots,
+        f'{run_dir} has no training state to go on from; start another run with '
+        f'--init-from={os.path.join(run_dir, snapshots[-1]) if snapshots else ""}',
+    )
     return config
 
 
@@ -96,7 +106,9 @@ def _read_options(path):
     except ConfigError as error:
         raise ConfigError(f'{path} does not fit this version: {error}') from None
     except (ValueError, TypeError, AttributeError) as error:
-        return _options_of_state(os.path.dirname(path), f'{path} cannot be read ({str(error)[:100]}); restore it, or name another folder')
+        return _options_of_state(
+            os.path.dirname(path), f'{path} cannot be read ({str(error)[:100]}); restore it, or name another folder'
+        )
 
 
 def _options_of_state(run_dir, otherwise):
@@ -113,14 +125,22 @@ def check_unchanged(saved, asked, options):
     """
     if _result(asked, options) == saved:
         return
-    cure = 'start another run with --init-from=<its last snapshot>' if has_state(saved.outdir) else 'remove its folder, or name another'
+    cure = (
+        'start another run with --init-from=<its last snapshot>'
+        if has_state(saved.outdir)
+        else 'remove its folder, or name another'
+    )
     for name, value in options.items():
         changed = _result(asked, {name: value})
         if changed not in (saved, None):
             path, old = _first_difference(saved.to_dict(), changed.to_dict())
-            raise ConfigError(f'{_spelled(name)}={value} would change the run in {saved.outdir}, which has {path} = {old}; '
-                              f'leave it out to go on, or {cure}')
-    raise ConfigError(f'{", ".join(map(_spelled, options))} would change the run in {saved.outdir}: leave them out to go on, or {cure}')
+            raise ConfigError(
+                f'{_spelled(name)}={value} would change the run in {saved.outdir}, which has {path} = {old}; '
+                f'leave it out to go on, or {cure}'
+            )
+    raise ConfigError(
+        f'{", ".join(map(_spelled, options))} would change the run in {saved.outdir}: leave them out to go on, or {cure}'
+    )
 
 
 def _spelled(name):
