@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Arrays recorded from the published implementation. They are not part of the repository: by default they are looked for
 # beside it, and MIMIC3D_GOLDENS names another folder.
 GOLDENS = Path(os.environ.get('MIMIC3D_GOLDENS') or ROOT.parent / 'shared' / 'goldens')
+FOX = ROOT.parent / 'shared' / 'data' / 'fox'  # photographs with a transforms.json, not part of the repository either
 
 
 def load_golden(name):

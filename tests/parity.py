@@ -159,7 +159,7 @@ def compare_ops(it):
 
 
 def compare_augment(it):
-    from tests.test_augment import at_percentile  # the draws that the golden stands for
+    from tests.training.test_augment import at_percentile  # the draws that the golden stands for
 
     for i, percentile in enumerate(it.meta['debug_percentiles']):
         draws = at_percentile(len(it.arrays['images']), percentile)
@@ -225,7 +225,7 @@ class Receiving:
 
 def recorded_augment(case):
     """The augmentation of a recorded case, or None."""
-    from tests.test_augment import at_percentile
+    from tests.training.test_augment import at_percentile
 
     if case['augment'] is None:
         return None

@@ -1,7 +1,7 @@
 """Writes pickles as EG3D's and Mimic3D's training loops do, at any size: what tests of their reader open.
 
 Nine kinds of snapshot are described here as far as a reader can see. Where the recorded layouts are at hand
-(snapshot_layouts.json among the goldens), tests/test_published.py holds this description against them.
+(snapshot_layouts.json among the goldens), tests/interop/test_published.py holds this description against them.
 """
 
 import contextlib

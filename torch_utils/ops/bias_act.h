@@ -1,6 +1,6 @@
 // Bias, leaky ReLU, gain and clamp: the arithmetic, and what one thread does with it.
 //
-// Plain C++ as well as CUDA, so that a test can run every line on a CPU (tests/test_ops_kernels.py); bias_act.cu wraps it
+// Plain C++ as well as CUDA, so that a test can run every line on a CPU (test_ops_kernels.py); bias_act.cu wraps it
 // in kernels, bias_act.cpp in operators. bias_act.py is the specification.
 #pragma once
 

@@ -1,6 +1,6 @@
 // Pad, upsample, filter and downsample: the index arithmetic, and what one thread does with it.
 //
-// Plain C++ as well as CUDA, so that a test can run every line on a CPU (tests/test_ops_kernels.py); upfirdn2d.cu wraps it
+// Plain C++ as well as CUDA, so that a test can run every line on a CPU (test_ops_kernels.py); upfirdn2d.cu wraps it
 // in kernels, upfirdn2d.cpp in an operator. upfirdn2d.py is the specification.
 //
 // Along one axis, with zeros inserted after each input and `pad` zeros before the first,

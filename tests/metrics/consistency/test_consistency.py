@@ -37,8 +37,8 @@ from metrics.consistency.trainer import (
     training_loss,
 )
 from metrics.consistency.views import Views, view_rays
-from tests import consistency_scenes as scenes
 from tests.helpers import assert_close
+from tests.metrics.consistency import scenes
 
 
 def logistic(x):

@@ -15,9 +15,9 @@ import dataset_tool
 from dnnlib.errors import UserError
 from metrics.images import READ_BATCH
 from metrics.monitoring import Monitor
-from tests import failing
 from tests.helpers import ROOT
 from tests.tiny import tiny_config, tiny_discriminator_config, tiny_run
+from tests.torch_utils import failing
 from torch_utils import distributed
 from training.data.dataset import batch_indices
 from training.training_loop import train
@@ -27,7 +27,7 @@ LONGEST_S = 60  # a process that waits for another one would wait longer
 
 @pytest.fixture(scope='module')
 def seen():
-    """What two processes see of the blocks in tests/failing.py."""
+    """What two processes see of the blocks in failing.py."""
     return distributed.launch(failing.go_through_all_blocks, 2)
 
 
@@ -200,10 +200,10 @@ def data(tmp_path_factory):
 
 
 def torchrun(fault, script, *arguments, restarts=0):
-    """The output of a script in two processes, of which the second has a fault at first (tests/one_fails.py)."""
+    """The output of a script in two processes, of which the second has a fault at first (one_fails.py)."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', f'--max-restarts={restarts}']
     done = subprocess.run(
-        [*command, 'tests/one_fails.py', fault, script, *map(str, arguments)],
+        [*command, 'tests/torch_utils/one_fails.py', fault, script, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,

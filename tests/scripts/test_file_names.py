@@ -16,9 +16,9 @@ import gen_samples
 import gen_videos
 from dnnlib.video import VideoWriter
 from metrics import results
+from tests.metrics.test_metrics import write_set
+from tests.sampling.test_sampling_scripts import read_video
 from tests.small_detector import smooth_images, write_images
-from tests.test_metrics import write_set
-from tests.test_sampling_scripts import read_video
 from tests.tiny import tiny_generator
 from training.data.dataset import ImageDataset, PosedImageDataset
 from training.rendering.cameras import view_label

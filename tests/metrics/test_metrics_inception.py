@@ -11,9 +11,9 @@ import torch
 from benchmarks.metrics import random_detector_weights
 from calc_metrics import compute_metrics
 from metrics import results
+from tests.metrics.test_metrics import write_set
+from tests.scripts.test_calc_metrics import request_for
 from tests.small_detector import smooth_images, write_images
-from tests.test_metrics import write_set
-from tests.test_metrics_script import request_for
 from torch_utils import distributed
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What one of two processes does wrong, for tests/test_distributed.py."""
+"""What one of two processes does wrong, for test_distributed.py."""
 
 import contextlib
 import os

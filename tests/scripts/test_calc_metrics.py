@@ -12,8 +12,8 @@ from PIL import Image
 import calc_metrics
 from metrics import detector, results
 from tests import small_detector
+from tests.metrics.test_metrics import write_set
 from tests.small_detector import smooth_images, write_images
-from tests.test_metrics import write_set
 from tests.tiny import tiny_generator, tiny_run
 from torch_utils import distributed
 from training.rendering.cameras import view_label

@@ -11,8 +11,8 @@ import gen_samples
 import gen_videos
 import train
 from metrics import results
+from tests.metrics.test_metrics import write_set
 from tests.small_detector import smooth_images
-from tests.test_metrics import write_set
 from tests.tiny import tiny_generator, tiny_run
 from training.presets import with_options
 from training.rendering.cameras import view_label

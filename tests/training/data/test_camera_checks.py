@@ -11,7 +11,7 @@ from PIL import Image
 from metrics.consistency.views import folder_views
 from metrics.images import load_data
 from metrics.registry import Task
-from tests.test_dataset_tool import convert_error, refused, run
+from tests.dataset_prep.test_dataset_tool import convert_error, refused, run
 from tests.tiny import tiny_generator, tiny_run
 from train import check_inputs
 from training.config import RenderingConfig

@@ -1,4 +1,4 @@
-// Runs what the CUDA kernels' threads do one after the other on a CPU: tests/test_ops_kernels.py compares with PyTorch.
+// Runs what the CUDA kernels' threads do one after the other on a CPU: test_ops_kernels.py compares with PyTorch.
 #include <vector>
 
 #include <c10/util/BFloat16.h>

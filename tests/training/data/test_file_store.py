@@ -12,10 +12,10 @@ import pytest
 import dataset_tool
 from metrics.consistency.views import folder_views
 from metrics.real_statistics import content_hash
+from tests.dataset_prep.test_dataset_tool import refused
 from tests.helpers import deadline
 from tests.photographs import read_frames, run, write_transforms
-from tests.test_dataset import read_json, write_folder, write_labels, zip_folder
-from tests.test_dataset_tool import refused
+from tests.training.data.test_dataset import read_json, write_folder, write_labels, zip_folder
 from training.data.dataset import DatasetError, FileStore, ImageDataset, PosedImageDataset, image_names
 
 NAME = 'Fünf é.png'  # with letters that Unicode writes in two ways

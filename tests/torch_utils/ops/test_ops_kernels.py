@@ -46,7 +46,7 @@ def kernels(tmp_path_factory):
     if compiler is None:
         pytest.skip("needs g++ to run the kernels' arithmetic on the CPU")
     library = tmp_path_factory.mktemp('kernels') / 'kernels.so'
-    options, source = ['-std=c++20', '-O1', '-shared', '-fPIC'], ROOT / 'tests' / 'test_ops_kernels.cpp'
+    options, source = ['-std=c++20', '-O1', '-shared', '-fPIC'], Path(__file__).with_suffix('.cpp')
     subprocess.run([compiler, *options, f'-I{ROOT}', '-isystem', TORCH_HEADERS, source, '-o', library], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.run_upfirdn2d.restype = ctypes.c_bool

@@ -1,5 +1,4 @@
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ from dataset_prep import archive
 from dataset_prep.archive import DatasetWriter
 from dataset_prep.lenses import undistort
 from dnnlib.files import FolderLock
+from tests.helpers import FOX
 from tests.photographs import CENTRE, COLOURS, FOCAL, HEIGHT, POINTS, WIDTH, converted, read_frames, run, write_transforms
 from training.data.dataset import DatasetError, ImageDataset, PosedImageDataset, mirror_label
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
-FOX = pathlib.Path(__file__).parents[2] / 'shared/data/fox'
 RESOLUTION = 32
 
 

@@ -1,4 +1,4 @@
-"""The fused kernels against the reference implementation in plain PyTorch. Run by tests/test_fused.py, in a process of its own.
+"""The fused kernels against the reference implementation in plain PyTorch. Run by test_fused.py, in a process of its own.
 
 TRITON_INTERPRET decides, when Triton is first imported, whether kernels are compiled for a GPU or interpreted on the
 CPU. These checks run either way, and pytest does not collect them by itself.

@@ -71,9 +71,9 @@ def test_precisions_of_the_configuration_are_those_of_the_kernels():
 
 
 def run_checks(**environment):
-    """Run tests/fused_checks.py in a fresh process; its output is shown where it fails."""
+    """Run fused_checks.py in a fresh process; its output is shown where it fails."""
     pytest.importorskip('triton')
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/fused_checks.py']
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/training/rendering/fused_checks.py']
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -31,14 +31,13 @@ from metrics.consistency.views import (
     subject_folders,
     view_rays,
 )
-from tests import consistency_scenes as scenes
-from tests.helpers import assert_close
+from tests.helpers import FOX, assert_close
+from tests.metrics.consistency import scenes
 from tests.tiny import tiny_generator
 from training.data.camera_checks import CameraError
 from training.rendering.cameras import split_label, view_label
 from training.snapshots import save_snapshot
 
-FOX = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'fox'
 QUICK = ['--fit-steps=2', '--fit-rays=16']
 
 

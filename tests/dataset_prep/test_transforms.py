@@ -11,8 +11,8 @@ from PIL import Image
 from dataset_prep.convert import load_views, view_picture
 from dataset_prep.lenses import folds
 from dnnlib.errors import UserError
+from tests.dataset_prep.test_dataset_tool import convert_error
 from tests.photographs import FOCAL, HEIGHT, WIDTH, converted, read_frames, run, write_transforms
-from tests.test_dataset_tool import convert_error
 
 OPENGL = np.diag([1.0, -1, -1, 1])
 
