@@ -2,9 +2,12 @@ import os
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+import dataset_tool
 from tests.helpers import load_golden
 from tests.photographs import write_photographs
+from tests.tiny import train_tiny
 
 # Tests are small: threads slow them down, many times over where the machine has other work.
 torch.set_num_threads(1)
@@ -24,6 +27,22 @@ def goldens():
 @pytest.fixture
 def photographs(tmp_path):
     return write_photographs(tmp_path)
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    """A demo set of 24 images of 32x32."""
+    path = tmp_path_factory.mktemp('data') / 'heads.zip'
+    result = CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--resolution=32', '--images=24'])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+@pytest.fixture(scope='session')
+def finished(data, tmp_path_factory):
+    """A finished run of both stages: its folder, its last snapshot as plain data, its statistics."""
+    outdir = tmp_path_factory.mktemp('runs') / 'one'
+    return outdir, *train_tiny(data, outdir)
 
 
 def pytest_configure(config):

@@ -41,6 +41,18 @@ def assert_close(actual, expected, tolerance=1e-4):
     assert error <= tolerance, f'worst error {error:.3g} of the output scale, allowed {tolerance:.3g}'
 
 
+def assert_same_weights(module, expected):
+    assert type(module) is type(expected)
+    own, other = module.state_dict(), expected.state_dict()
+    assert own.keys() == other.keys()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def broken(path, content=b'not a snapshot'):
+    path.write_bytes(content)
+    return path
+
+
 class Hanging(BaseException):
     """Raised by `deadline`; no reader takes it for a damaged file."""
 

@@ -1,10 +1,18 @@
 """Networks and runs small enough for tests."""
 
+import functools
+import json
+
 import torch
 
+from tests.goldens.frozen import fill
+from torch_utils import distributed
 from training.config import DiscriminatorConfig, GeneratorConfig, RenderingConfig
+from training.networks.discriminator import DualDiscriminator
 from training.networks.generator import Generator
 from training.presets import resolve
+from training.snapshots import newest_snapshot
+from training.training_loop import train
 
 
 def tiny_config(**changes):
@@ -55,3 +63,17 @@ def tiny_run(data, outdir, **changes):
         **stages,
     )
     return config.replace(**{**values, **changes})
+
+
+def tiny_networks():
+    """A generator and its discriminator, with weights that are all different from zero."""
+    return {'G_ema': fill(Generator(tiny_config())), 'D': fill(DualDiscriminator(tiny_discriminator_config()))}
+
+
+def train_tiny(data, outdir, processes=1, **changes):
+    """Train; returns the snapshot of the end, as plain data, and the statistics."""
+    config = tiny_run(str(data), str(outdir), threads=1, **changes)
+    outdir.mkdir()
+    distributed.launch(functools.partial(train, config), processes)
+    lines = (outdir / 'stats.jsonl').read_text().splitlines()
+    return torch.load(newest_snapshot(outdir), weights_only=True), [json.loads(line) for line in lines]

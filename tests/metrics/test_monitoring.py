@@ -16,16 +16,6 @@ from tests.tiny import tiny_generator, tiny_run
 from training.training_loop import train
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    """A demo set of 24 images of 32x32."""
-    import dataset_tool
-
-    path = tmp_path_factory.mktemp('data') / 'heads.zip'
-    assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--resolution=32', '--images=24']).exit_code == 0
-    return path
-
-
 def trained(data, outdir, names=(), **changes):
     """A tiny run of four snapshots, with metrics."""
     outdir.mkdir()

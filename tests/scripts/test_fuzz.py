@@ -26,7 +26,7 @@ from metrics.consistency.views import folder_views
 from metrics.real_statistics import content_hash
 from sampling.subjects import load_generator
 from tests.helpers import Hanging, deadline
-from tests.interop.test_legacy import write_small
+from tests.interop.small_files import write_small
 from tests.tiny import tiny_generator
 from tests.training.data.test_dataset import SIZE, some_label, some_pixels
 from torch_utils.checkpoint import read_state, write_state

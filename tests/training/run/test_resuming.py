@@ -41,17 +41,6 @@ from training.training_loop import train
 STEPS = 5  # of each stage
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    """A demo set of 24 images of 32x32."""
-    import dataset_tool
-
-    path = tmp_path_factory.mktemp('data') / 'heads.zip'
-    result = CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--resolution=32', '--images=24'])
-    assert result.exit_code == 0, result.output
-    return path
-
-
 def small_run(data, outdir, steps=STEPS, **changes):
     """A RunConfig of both stages that saves its state every second step and reports every third."""
     base = tiny_run(str(data), str(outdir))

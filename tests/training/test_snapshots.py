@@ -1,0 +1,62 @@
+"""Snapshots of this project: plain data, whole or refused."""
+
+import pytest
+import torch
+
+from dnnlib.errors import UserError
+from tests.helpers import assert_same_weights, broken
+from tests.tiny import tiny_networks
+from training.snapshots import SnapshotError, load_networks, save_snapshot
+
+
+def plain_types(value):
+    if isinstance(value, dict):
+        return set().union(*(plain_types(item) for pair in value.items() for item in pair)) | {dict}
+    if isinstance(value, list | tuple):
+        return set().union({type(value)}, *(plain_types(item) for item in value))
+    return {type(value)}
+
+
+def test_snapshots_are_plain_data(tmp_path):
+    networks = tiny_networks()
+    save_snapshot(tmp_path / 'own.pkl', networks, {'stage': 1})
+    assert not [
+        item for item in torch.serialization.get_safe_globals() if str(getattr(item, '__module__', '')).startswith('training')
+    ]
+    content = torch.load(tmp_path / 'own.pkl', weights_only=True)
+    assert plain_types(content) <= {dict, list, tuple, str, int, float, bool, type(None), torch.Tensor}
+    for name, module in load_networks(tmp_path / 'own.pkl').items():
+        assert_same_weights(module, networks[name])
+        assert module.config == networks[name].config
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04', b'\x80\x04K\x01.', b'text'])
+def test_files_that_are_no_snapshots(content, tmp_path):
+    with pytest.raises(UserError, match='x.pkl'):
+        load_networks(broken(tmp_path / 'x.pkl', content))
+
+
+def test_a_truncated_snapshot_is_refused(finished, tmp_path):
+    whole = (finished[0] / 'network-snapshot-000000k032.pkl').read_bytes()
+    for keep in (0.3, 0.9, 0.999):
+        with pytest.raises(SnapshotError, match='cut.pkl'):
+            load_networks(broken(tmp_path / 'cut.pkl', whole[: int(len(whole) * keep)]))
+
+
+def test_a_snapshot_of_other_content_is_refused(tmp_path):
+    torch.save({'weights': torch.zeros(3)}, tmp_path / 'other.pkl')
+    with pytest.raises(SnapshotError, match='holds no networks'):
+        load_networks(tmp_path / 'other.pkl')
+
+
+def test_saving_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / 'network-snapshot.pkl'
+    path.write_bytes(b'old')
+
+    def fail(*args, **kwargs):
+        raise OSError('disk full')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(OSError):
+        save_snapshot(path, {}, {})
+    assert path.read_bytes() == b'old'
