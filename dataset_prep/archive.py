@@ -42,31 +42,22 @@ class DatasetWriter:
 
     def __enter__(self):
         self._check_dest()
-        try:
+        with self._writing(), contextlib.ExitStack() as stack:
             self._claim()
-            with contextlib.ExitStack() as on_failure:
-                on_failure.callback(self._release)
-                self._check_dest()  # again: it may have been written before the folder was this process's alone
-                _remove(self._part)  # left by a killed process
-                if is_zip_name(self.dest):
-                    self._zip = zipfile.ZipFile(self._part, 'w', compression=zipfile.ZIP_STORED)
-                else:
-                    self._part.mkdir()
-                on_failure.pop_all()
-        except OSError as error:
-            raise self._write_error(error) from error
+            stack.callback(self._release)
+            self._check_dest()  # again: it may have been written before the folder was this process's alone
+            _remove(self._part)  # left by a killed process
+            if is_zip_name(self.dest):
+                self._zip = stack.enter_context(zipfile.ZipFile(self._part, 'w', compression=zipfile.ZIP_STORED))
+            else:
+                self._part.mkdir()
+            self._at_exit = stack.pop_all()
         return self
 
     def __exit__(self, kind, error, trace):
-        try:
+        with self._writing(), self._at_exit:
             if kind is None:
                 self._finish()
-        except OSError as failure:
-            raise self._write_error(failure) from failure
-        finally:
-            if self._zip is not None:
-                self._close_quietly()
-            self._release()
 
     def _claim(self):
         """Have the folder for this process alone."""
@@ -94,24 +85,28 @@ class DatasetWriter:
         self._labels.append([name, [float(value) for value in label]])
 
     def _check_dest(self):
-        if not self.dest.exists():
-            return
-        if not self._overwrite:
+        if self.dest.exists() and not self._overwrite:
             raise DatasetError(f'--dest={self.dest} exists: choose another path, or replace it with --overwrite')
-        replaceable = self.dest.is_file() if is_zip_name(self.dest) else (self.dest / LABEL_FILE).is_file()
-        if not replaceable:  # --overwrite must not delete somebody's home
+        data_set = self.dest if is_zip_name(self.dest) else self.dest / LABEL_FILE
+        if self.dest.exists() and not data_set.is_file():  # --overwrite must not delete somebody's home
             raise DatasetError(f'--dest={self.dest} is not a data set, so --overwrite leaves it alone: choose another path')
 
-    def _write(self, name, data):
+    @contextlib.contextmanager
+    def _writing(self):
+        """An OSError of the file system as DatasetError."""
         try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise DatasetError(f'--dest={self.dest} cannot be written ({reason}): choose another path or make room') from error
+
+    def _write(self, name, data):
+        with self._writing():
             if self._zip is not None:
                 self._zip.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), data)
-                return
-            path = self._part / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
-        except OSError as error:
-            raise self._write_error(error) from error
+            else:
+                (self._part / name).parent.mkdir(exist_ok=True)
+                (self._part / name).write_bytes(data)
 
     def _finish(self):
         self._write(LABEL_FILE, json.dumps({'labels': self._labels}).encode())
@@ -120,13 +115,6 @@ class DatasetWriter:
         if self.dest.is_dir():  # a folder cannot be renamed over a full one
             _remove(self.dest)
         self._part.replace(self.dest)
-
-    def _close_quietly(self):
-        with contextlib.suppress(OSError):  # the disk is full: the error that matters is on its way
-            self._zip.close()
-
-    def _write_error(self, error):
-        return DatasetError(f'--dest={self.dest} cannot be written ({error.strerror or error}): choose another path or make room')
 
 
 def _remove(path):

@@ -7,12 +7,19 @@ Reads a folder or zip with either a NeRF-style `transforms.json` (OpenGL axes, i
 import dataclasses
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dataset_prep.lenses import undistort
-from dataset_prep.transforms import SPLIT_FILES, TO_OPENCV, TRANSFORMS_FILE, View, read_transforms, transforms_files
-from training.data.camera_checks import AXES, check_cameras, describe, first_fault, likely_slip, seen_scene
+from dataset_prep.transforms import (
+    SPLIT_FILES,
+    TO_OPENCV,
+    TRANSFORMS_FILE,
+    View,
+    read_transforms,
+    stacked_labels,
+    transforms_files,
+)
+from training.data.camera_checks import AXES, check_cameras, first_fault, likely_slip, seen_scene
 from training.data.dataset import (
     LABEL_FILE,
     DatasetError,
@@ -24,6 +31,7 @@ from training.data.dataset import (
     lies_deeper,
     open_image,
 )
+from training.rendering.cameras import split_label
 
 _DEGENERATE = 1e-3  # a mean direction shorter than this, or axes this parallel, determine nothing
 _PRESET_NEAR, _PRESET_FAR = 0.45, 0.6  # FFHQ: radius - 0.45 and radius + 0.6 for a box of side 1
@@ -42,16 +50,11 @@ def load_views(source, radius, axes='opengl', skip_missing=False):
         return store, _placed_views(store, views, radius, axes), notes
     if LABEL_FILE in store:
         views, notes = _read_dataset(store, skip_missing)
-        labels = labels_of(views)
+        labels = stacked_labels(views)
         check_cameras(labels, [view.name for view in views], f'{store.path}/{LABEL_FILE}', seen_scene(labels))
         return store, views, notes
     cure = lies_deeper(store, TRANSFORMS_FILE, *SPLIT_FILES, LABEL_FILE) or ': give a folder or zip that has one of them'
     raise DatasetError(f'--source={source} has neither {TRANSFORMS_FILE} nor {LABEL_FILE} at its top{cure}')
-
-
-def labels_of(views):
-    """The camera labels, float64 [N, 25], of N views."""
-    return np.stack([view.label() for view in views])
 
 
 def converted_image(store, view, resolution, background='black'):
@@ -62,10 +65,10 @@ def converted_image(store, view, resolution, background='black'):
     image = view_picture(store, view, background)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    intrinsics = crop_intrinsics(view.intrinsics, image.size, left, top, side)
+    to_crop = np.array([[image.width / side, 0, -left / side], [0, image.height / side, -top / side], [0, 0, 1]])
     box = (left, top, left + side, top + side)
     pixels = np.array(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
-    return pixels, dataclasses.replace(view, intrinsics=intrinsics).label()
+    return pixels, dataclasses.replace(view, intrinsics=to_crop @ view.intrinsics).label()
 
 
 def view_picture(store, view, background='black'):
@@ -83,16 +86,7 @@ def _mask(store, name, size):
     mask = open_image(store, name).convert('L')
     if mask.getextrema()[1] == 1:  # some tools write 0 and 1
         mask = mask.point(lambda value: 255 * value)
-    return mask if mask.size == size else mask.resize(size)
-
-
-def crop_intrinsics(intrinsics, size, left, top, side):
-    """Normalised intrinsics [3, 3] of the square window of `side` pixels at (left, top) of an image of `size`."""
-    if size == (side, side):
-        return intrinsics  # bit-exactly as they were
-    width, height = size
-    to_window = np.array([[width / side, 0, -left / side], [0, height / side, -top / side], [0, 0, 1]])
-    return to_window @ intrinsics
+    return mask.resize(size)
 
 
 def _placed_views(store, views, radius, axes):
@@ -115,12 +109,9 @@ def _try_to_place(views, radius):
         placed = normalise_world(views, radius)
     except DatasetError as error:
         return views, np.ones(len(views), dtype=bool), str(error)
-    labels = labels_of(placed)
-    found = first_fault(labels, seen_scene(labels))
-    if found is None:
-        return placed, np.zeros(len(views), dtype=bool), None
-    wrong, index, fault = found
-    return placed, wrong, f'{describe(wrong, views[index].name, fault)}; correct or remove them'
+    labels = stacked_labels(placed)
+    wrong, fault, text = first_fault(labels, [view.name for view in views], seen_scene(labels))
+    return placed, wrong, fault and f'{text}; correct or remove them'
 
 
 def _slip_and_cure(slip, axes):
@@ -191,8 +182,8 @@ def camera_summary(labels):
 
     Near, far and box suggestions keep the proportions of the published presets.
     """
-    poses, focals = labels[:, :16].reshape(-1, 4, 4), labels[:, 16]
-    origins = poses[:, :3, 3]
+    poses, intrinsics = split_label(labels)
+    origins, focals = poses[:, :3, 3], intrinsics[:, 0, 0]
     distances = np.linalg.norm(origins, axis=1)
     yaw, pitch = np.arctan2(origins[:, 0], origins[:, 2]), np.arcsin(origins[:, 1] / distances)
     box = seen_scene(labels).box_size
@@ -213,19 +204,12 @@ def _range(values):
 
 
 def _read_dataset(store, skip_missing):
-    names, label_file = image_names(store), LabelFile(store)
-    if not skip_missing:
-        label_file.check_missing()
-    labels = label_file.labels_of(names).to(torch.float64).numpy()
-    views = [View(name, label[:16].reshape(4, 4), label[16:].reshape(3, 3)) for name, label in zip(names, labels)]
+    names, label_file = image_names(store), LabelFile(store, skip_missing)
+    poses, intrinsics = split_label(label_file.labels_of(names).double().numpy())
+    views = [View(*parts) for parts in zip(names, poses, intrinsics)]
     for view in views:
-        _check_turned(store, view)
+        header = image_header(store, view.name)
+        if header.size != header.stored_size:  # turned by EXIF: with square pixels, focal lengths fit one of the sizes
+            aspect = view.intrinsics[0, 0] / view.intrinsics[1, 1]
+            check_declared_size(store, view.name, (header.size[0], header.size[0] * aspect))
     return views, label_file.notes
-
-
-def _check_turned(store, view):
-    """Raises DatasetError where the focal lengths of a picture that EXIF turns fit only the unturned one, with square pixels."""
-    header = image_header(store, view.name)
-    if header.size != header.stored_size:
-        width, focal_x, focal_y = header.size[0], view.intrinsics[0, 0], view.intrinsics[1, 1]
-        check_declared_size(store, view.name, (width, width * focal_x / focal_y))

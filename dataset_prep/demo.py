@@ -47,8 +47,15 @@ def draw_head(rng):
     size = rng.uniform([0.17, 0.215, 0.18], [0.21, 0.255, 0.22])
     skin, hair = _between(_SKIN, rng.uniform()), _between(_HAIR, rng.uniform())
     head = Ellipsoid(np.array([0, -0.02, 0]), size, skin)
-    parts = [head, _nose(rng, head), _mouth(rng, head), *_ears(rng, head), *_eyes(rng, head)]
-    return [*parts, _hair(rng, head, hair)]
+    nose = Ellipsoid(_on_face(head, 0, -0.1), rng.uniform([0.03, 0.036, 0.06], [0.042, 0.05, 0.085]), skin * 0.85)
+    lips = np.array([*rng.uniform([0.06, 0.018], [0.09, 0.03]), 0.03])
+    mouth = Ellipsoid(_on_face(head, 0, -0.52, 0.97), lips, np.array([0.75, 0.08, 0.15]))
+    ear, beside = np.array([*rng.uniform([0.03, 0.045], [0.05, 0.065]), 0.02]), np.array([size[0] + 0.01, 0.01, 0])
+    ears = [Ellipsoid(head.centre + beside * [side, 1, 1], ear, skin * 0.9) for side in (-1, 1)]
+    eyes = _eyes(rng, head)
+    tilt = rng.uniform(0.4, 0.8)  # of the hair line: hair covers the crown and the back
+    cut = (np.array([0, math.cos(tilt), -math.sin(tilt)]), rng.uniform(0.02, 0.06))
+    return [head, nose, mouth, *ears, *eyes, Ellipsoid(head.centre, size * 1.07, hair, cut)]
 
 
 def render_ellipsoids(parts, label, resolution):
@@ -61,8 +68,7 @@ def render_ellipsoids(parts, label, resolution):
     color = np.ones((3, fine, fine), np.float32)  # on white, which the demo preset composites on
     depth = np.full((fine, fine), np.inf, np.float32)
     for part in parts:
-        rows, columns = _window(part, label, fine)
-        _trace(part, origin, directions[:, rows, columns], color[:, rows, columns], depth[rows, columns])
+        _trace(part, origin, directions, color, depth)
     steps = range(_SUPERSAMPLING)
     mean = sum(color[:, i::_SUPERSAMPLING, j::_SUPERSAMPLING] for i in steps for j in steps) / _SUPERSAMPLING**2
     return (mean.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8)
@@ -85,26 +91,10 @@ def _between(colors, position):
     return first + (second - first) * position
 
 
-def _on_surface(head, x, y, height=1.0):
+def _on_face(head, x, y, height=1.0):
     """The point of the face at (x, y), in the head's half axes; `height` > 1 lies above the skin."""
     unit = np.array([x, y, math.sqrt(1 - x * x - y * y)])
     return head.centre + head.axes * unit * height
-
-
-def _nose(rng, head):
-    axes = np.array([rng.uniform(0.03, 0.042), rng.uniform(0.036, 0.05), rng.uniform(0.06, 0.085)])
-    return Ellipsoid(_on_surface(head, 0, -0.1), axes, head.color * 0.85)
-
-
-def _mouth(rng, head):
-    axes = np.array([rng.uniform(0.06, 0.09), rng.uniform(0.018, 0.03), 0.03])
-    return Ellipsoid(_on_surface(head, 0, -0.52, 0.97), axes, np.array([0.75, 0.08, 0.15]))
-
-
-def _ears(rng, head):
-    axes = np.array([rng.uniform(0.03, 0.05), rng.uniform(0.045, 0.065), 0.02])
-    shift = np.array([head.axes[0] + 0.01, 0.01, 0])
-    return [Ellipsoid(head.centre + shift * [side, 1, 1], axes, head.color * 0.9) for side in (-1, 1)]
 
 
 def _eyes(rng, head):
@@ -112,18 +102,11 @@ def _eyes(rng, head):
     white, pupil = rng.uniform(0.052, 0.062), rng.uniform(0.03, 0.036)
     eyes = []
     for side in (-1, 1):
-        centre = _on_surface(head, side * x, y, 0.93)
-        eyes.append(Ellipsoid(centre, np.full(3, white), np.array([0.97, 0.97, 0.97])))
+        centre = _on_face(head, side * x, y, 0.93)
         front = centre + np.array([0, 0, white - 0.4 * pupil])
+        eyes.append(Ellipsoid(centre, np.full(3, white), np.array([0.97, 0.97, 0.97])))
         eyes.append(Ellipsoid(front, np.full(3, pupil), np.array(_IRIS)))
     return eyes
-
-
-def _hair(rng, head, color):
-    """Hair over the crown and the back."""
-    tilt = rng.uniform(0.4, 0.8)
-    cut = (np.array([0, math.cos(tilt), -math.sin(tilt)]), rng.uniform(0.02, 0.06))
-    return Ellipsoid(head.centre, head.axes * 1.07, color, cut)
 
 
 # Images of the tracer are channels first, so that numpy's inner loops are long.
@@ -139,23 +122,8 @@ def _rays(label, resolution):
     return pose[:3, 3], (x * right + y[:, None] * down + forward).astype(np.float32)
 
 
-def _window(part, label, resolution):
-    """Slices (rows, columns) of a pixel window that surely contains the part: most parts are small."""
-    pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
-    x, y, z = pose[:3, :3].T @ (part.centre - pose[:3, 3])
-    reach = part.axes.max()
-    slices = []
-    for position, focal, centre in ((y, intrinsics[1, 1], intrinsics[1, 2]), (x, intrinsics[0, 0], intrinsics[0, 2])):
-        # The corners of the bounding sphere's own box, nearest and farthest.
-        edges = [(position + side * reach) / (z + end * reach) for side in (-1, 1) for end in (-1, 1)]
-        low = math.floor((focal * min(edges) + centre) * resolution)
-        high = math.ceil((focal * max(edges) + centre) * resolution)
-        slices.append(slice(max(low, 0), max(min(high, resolution), 0)))
-    return tuple(slices)
-
-
 def _trace(part, origin, directions, color, depth):
-    """Draws one ellipsoid into views of the colour [3, h, w] and depth [h, w] buffers, in place."""
+    """Draws one ellipsoid into the colour [3, h, w] and depth [h, w] buffers, in place."""
     inverse = (1 / part.axes).astype(np.float32)
     start = (origin - part.centre).astype(np.float32) * inverse  # the ellipsoid is the unit sphere here
     a = _dot(inverse**2, directions**2)

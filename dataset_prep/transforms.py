@@ -12,7 +12,7 @@ import numpy as np
 from dataset_prep.lenses import folds
 from dnnlib.errors import one_line
 from training.data.camera_checks import check_cameras
-from training.data.dataset import CameraFile, DatasetError, check_declared_size, image_size, read_json
+from training.data.dataset import CameraFile, DatasetError, check_declared_size, image_header, read_json
 
 TRANSFORMS_FILE = 'transforms.json'
 SPLIT_FILES = ('transforms_train.json', 'transforms_val.json', 'transforms_test.json')
@@ -92,6 +92,11 @@ class View:
         return np.concatenate([self.pose.ravel(), self.intrinsics.ravel()])
 
 
+def stacked_labels(views):
+    """The camera labels, float64 [N, 25], of N views."""
+    return np.stack([view.label() for view in views])
+
+
 def transforms_files(names):
     """Those of the file `names` at the top of a source that hold its cameras: transforms.json, or else its splits."""
     return [TRANSFORMS_FILE] if TRANSFORMS_FILE in names else [file for file in SPLIT_FILES if file in names]
@@ -105,16 +110,15 @@ def read_transforms(store, axes='opengl', skip_missing=False):
     DatasetError or CameraError for what cannot be used.
     """
     files = transforms_files(store)
-    cameras = CameraFile(store, ', '.join(files), [named for file in files for named in _read_frames(store, file)])
-    if not skip_missing:
-        cameras.check_missing()
+    pairs = [pair for file in files for pair in _read_frames(store, file)]
+    cameras = CameraFile(store, ', '.join(files), pairs, skip_missing)
     if not cameras.found:
         raise DatasetError(f'{store.path}: {cameras.file} has no frames with images: add some')
     frames = [cameras.found[name] for name in sorted(cameras.found)]
     source = f'{store.path}/{cameras.file}'
     in_folder = not any(frame.values.get('mask_path') for frame in frames)
     views = [_view(store, frame, axes, in_folder) for frame in frames]
-    check_cameras(np.stack([view.label() for view in views]), [view.name for view in views], source, axes=axes)
+    check_cameras(stacked_labels(views), [view.name for view in views], source, axes=axes)
     _check_lenses(source, views)
     return views, [*cameras.notes, *_notes(source, store, frames, views)]
 
@@ -173,22 +177,20 @@ def _merged(common, frame):
 
 
 def _notes(source, store, frames, views):
-    notes = []
     masked = sum(view.mask is not None for view in views)
-    if masked:
-        notes.append(f'{masked} of {len(views)} images have a mask: what is black in it is hidden')
     dynamic = sum(name.rpartition('/')[2].startswith('dynamic_mask_') for name in store.names)
-    if dynamic:
-        notes.append(
-            f'{dynamic} files dynamic_mask_* are left out: name masks, black where an image is to be hidden, with "mask_path"'
-        )
-    splits = [file for file in SPLIT_FILES if file in store and TRANSFORMS_FILE in store]
-    if splits:
-        notes.append(f'{", ".join(splits)} are left out, since there is {TRANSFORMS_FILE}')
-    unknown = sorted({key for frame in frames for key in frame.values} - {*_READ, *_REFUSED, *_HARMLESS})
-    if unknown:
-        notes.append(one_line(f'{source} has keys that are not known and have no effect: {", ".join(unknown)}'))
-    return notes
+    splits = ', '.join(file for file in SPLIT_FILES if file in store and TRANSFORMS_FILE in store)
+    unknown = ', '.join(sorted({key for frame in frames for key in frame.values} - {*_READ, *_REFUSED, *_HARMLESS}))
+    notes = [
+        (masked, f'{masked} of {len(views)} images have a mask: what is black in it is hidden'),
+        (
+            dynamic,
+            f'{dynamic} files dynamic_mask_* are left out: name masks, black where an image is to be hidden, with "mask_path"',
+        ),
+        (splits, f'{splits} are left out, since there is {TRANSFORMS_FILE}'),
+        (unknown, one_line(f'{source} has keys that are not known and have no effect: {unknown}')),
+    ]
+    return [note for there, note in notes if there]
 
 
 def _view(store, frame, axes, masks_in_folder):
@@ -217,10 +219,9 @@ def _check_model(frame):
 def _pose(frame):
     try:
         pose = np.array(frame.values['transform_matrix'], dtype=np.float64).reshape(4, 4)
-        sound = np.isfinite(pose).all()
     except (ValueError, KeyError, TypeError, OverflowError):
-        sound = False
-    if not sound:
+        pose = np.full((4, 4), np.nan)
+    if not np.isfinite(pose).all():
         raise frame.error('needs a "transform_matrix" of 4x4 finite numbers: correct it')
     lengths = np.linalg.svd(pose[:3, :3], compute_uv=False)  # of the longest to the shortest axis
     if not (np.abs(pose).max() < _LARGEST and lengths[0] > 1 / _LARGEST and lengths[2] > _DEGENERATE * lengths[0]):
@@ -263,7 +264,7 @@ def _size(store, frame):
     """(width, height) that lengths in pixels refer to: as given, since the image may have been resized, or else the image's."""
     given = [frame.number(key) if key in frame.values else None for key in 'wh']
     if None in given:
-        measured = image_size(store, frame.name)
+        measured = image_header(store, frame.name).size
         scale = next((own / side for own, side in zip(given, measured) if own is not None), 1)
         given = [side * scale for side in measured]
     if min(given) <= 0:
@@ -288,12 +289,9 @@ def _focal(frame, axis, size):
 
 
 def _check_lenses(source, views):
-    known = {}
-    for view in views:
-        key = (view.intrinsics.tobytes(), view.distortion)
-        if any(view.distortion) and key not in known:
-            known[key] = folds(view.intrinsics, view.distortion)
-        if known.get(key):
+    lenses = {(view.intrinsics.tobytes(), view.distortion): view for view in views if any(view.distortion)}  # most share one
+    for view in lenses.values():
+        if folds(view.intrinsics, view.distortion):
             raise DatasetError(
                 f'{source}: the lens distortion of {view.name} folds the picture within its frame: correct '
                 f"{', '.join(_DISTORTION)}, or undistort the images first, for example with COLMAP's image_undistorter"

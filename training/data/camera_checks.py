@@ -10,6 +10,7 @@ import numpy as np
 
 from dnnlib.errors import UserError
 from training.config import AUTO, RenderingConfig
+from training.rendering.cameras import split_label
 
 AXES = {  # of a camera, by the name of the convention
     'opencv': 'OpenCV axes (x right, y down, z forward)',
@@ -52,28 +53,23 @@ def check_cameras(labels, names, source, scene=None, axes='opencv'):
     the source should have, for the message.
     """
     labels = np.asarray(labels, dtype=np.float64)
-    first = first_fault(labels, scene)
-    if first is None:
-        return
-    wrong, index, fault = first
-    slip = fault.slip or _slip_of_labels(labels[wrong], scene, axes) or fault.cure
-    raise CameraError(f'{source}: {describe(wrong, names[index], fault)}; {slip}')
+    wrong, fault, text = first_fault(labels, names, scene)
+    if fault:
+        cure = fault.slip or _slip_of_labels(labels[wrong], scene, axes) or fault.cure
+        raise CameraError(f'{source}: {text}; {cure}')
 
 
 @np.errstate(all='ignore')
-def first_fault(labels, scene=None):
-    """(wrong: bool [N], index of the first wrong one, its Fault) of labels float64 [N, 25], or None when all are sound."""
+def first_fault(labels, names, scene=None):
+    """(wrong: bool [N], the Fault of the first wrong one, text that counts them and names it) of labels float64 [N, 25]; where
+    all are sound, the Fault and the text are None."""
     faults = _faults(labels, scene)
     wrong = np.any([fault.wrong for fault in faults], axis=0)
     if not wrong.any():
-        return None
-    index = int(wrong.argmax())
-    return wrong, index, next(fault for fault in faults if fault.wrong[index])
-
-
-def describe(wrong, name, fault):
-    """The count of wrong cameras, and what is wrong with the first one, that of the image `name`."""
-    return f'{wrong.sum()} of {len(wrong)} cameras cannot be right, first that of {name}: {fault.what}'
+        return wrong, None, None
+    first = int(wrong.argmax())
+    fault = next(fault for fault in faults if fault.wrong[first])
+    return wrong, fault, f'{wrong.sum()} of {len(wrong)} cameras cannot be right, first that of {names[first]}: {fault.what}'
 
 
 @np.errstate(all='ignore')
@@ -99,12 +95,8 @@ def seen_scene(labels):
     return RenderingConfig(near=AUTO, far=AUTO, box_size=float(np.clip(side, 1e-9, 1e9)))
 
 
-def _split(labels):
-    return labels[:, :16].reshape(-1, 4, 4), labels[:, 16:].reshape(-1, 3, 3)
-
-
 def _faults(labels, scene):
-    poses, intrinsics = _split(labels)
+    poses, intrinsics = split_label(labels)
     zeros = (labels[:, :16] == 0).all(axis=1) | (labels[:, 16:] == 0).all(axis=1)
     return [
         Fault(zeros, 'its pose or its intrinsics are all zeros', 'write the estimated cameras, or remove the images'),
@@ -205,7 +197,7 @@ def _scene_faults(poses, scene):
 
 def _slip_of_labels(labels, scene, axes):
     """What wrong labels look like, as the end of a message; None when nothing fits."""
-    poses = _split(labels[:_MOST_TRIED])[0]
+    poses = split_label(labels[:_MOST_TRIED])[0]
 
     def sound(poses):
         faults = _pose_faults(poses) + ([] if scene is None else _scene_faults(poses, scene))
@@ -214,35 +206,31 @@ def _slip_of_labels(labels, scene, axes):
     slip = likely_slip(poses, sound, axes)
     if slip:
         return f'this looks like {slip}: give row-major camera-to-world matrices with {AXES[axes]}'
-    return None if scene is None or scene.near == AUTO else _slip_of_distance(poses, scene, sound)
-
-
-def _slip_of_distance(poses, scene, sound):
+    if scene is None or scene.near == AUTO:
+        return None
     distance = np.median(np.linalg.norm(poses[:, :3, 3], axis=1))
     factor = (scene.near + scene.far) / 2 / distance
     moved = poses.copy()
     moved[:, :3, 3] *= factor
-    return (
-        (
+    if np.mean(sound(moved)) >= _LIKELY:
+        return (
             f"this looks like a wrong distance, {distance:.3g} from the world's origin: multiply positions by {factor:.2g}, or "
             'train with other --near, --far and --box'
         )
-        if np.mean(sound(moved)) >= _LIKELY
-        else None
-    )
-
-
-def _inverse(poses):
-    """The inverse of rigid motions [N, 4, 4]."""
-    inverse = poses.copy()
-    inverse[:, :3, :3] = poses[:, :3, :3].transpose(0, 2, 1)
-    inverse[:, :3, 3] = -(inverse[:, :3, :3] @ poses[:, :3, 3, None])[:, :, 0]
-    return inverse
 
 
 def _unturned(poses):
-    """Poses whose 3x3 part alone is transposed."""
-    return np.concatenate([np.concatenate([poses[:, :3, :3].transpose(0, 2, 1), poses[:, :3, 3:]], axis=2), poses[:, 3:]], axis=1)
+    """Poses [N, 4, 4] whose 3x3 part alone is transposed."""
+    turned = poses.copy()
+    turned[:, :3, :3] = poses[:, :3, :3].transpose(0, 2, 1)
+    return turned
+
+
+def _inverse(poses):
+    """The inverse of rigid motions [N, 4, 4]. What is none, and may have no inverse, becomes something that is wrong, too."""
+    inverse = _unturned(poses)
+    inverse[:, :3, 3:] = -inverse[:, :3, :3] @ poses[:, :3, 3:]
+    return inverse
 
 
 _LAYOUTS = [

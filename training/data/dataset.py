@@ -4,6 +4,7 @@ A data set is a zip (stored) or a folder of images with a `dataset.json` at its 
 ``{"labels": [["dir/name.png", [25 numbers]], ...]}``, or a dictionary from names to labels.
 """
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -43,14 +44,9 @@ def open_image(store, name, background='black'):
 
 
 def image_header(store, name):
-    """The dnnlib.pictures.PictureHeader of a file. Raises DatasetError as `open_image` does."""
+    """The dnnlib.pictures.PictureHeader of a picture file. Raises DatasetError as `open_image` does."""
     with _naming(store, name), store.open(name) as file:
         return read_header(file)
-
-
-def image_size(store, name):
-    """(width, height) of a picture file in pixels, upright, from its header. Raises DatasetError as `open_image` does."""
-    return image_header(store, name).size
 
 
 def image_notes(store, names, background):
@@ -97,7 +93,7 @@ def read_json(store, name):
 def _unambiguous(pairs):
     content = dict(pairs)
     if len(content) < len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        twice = collections.Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f'it has {json.dumps(twice)} twice')
     return content
 
@@ -118,12 +114,13 @@ def lies_deeper(store, *files):
 class CameraFile:
     """What a file with cameras says of the images of a FileStore.
 
-    file: its name; pairs: (name of an image, what is said of it), the names in any spelling that `FileStore.find` knows.
+    file: its name; pairs: (name of an image, what is said of it), the names in any spelling that `FileStore.find` knows;
+    skip_missing: go on where images are missing.
     Attributes: `found`, {image: what is said of it}; `missing`, names that no file has; `notes`, lines of text about these and
-    about images that are there twice. Raises DatasetError where two different things are said of an image.
+    about images that are there twice. Raises DatasetError where images are missing, or two different things are said of one.
     """
 
-    def __init__(self, store, file, pairs):
+    def __init__(self, store, file, pairs, skip_missing):
         self.store, self.file, self.found, self.missing = store, file, {}, []
         repeated, different = [], []
         for name, said in pairs:
@@ -139,26 +136,23 @@ class CameraFile:
                 f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}'
                 ': remove the wrong ones'
             )
+        if self.missing and not skip_missing:
+            raise DatasetError(
+                f'{store.path}: {len(self.missing)} images that {file} names do not exist, first {self.missing[0]}: '
+                'add them, or go on without them by dataset_tool.py convert --skip-missing'
+            )
         self.notes = [
             one_line(f'{len(names)} cameras in {file} {what}, first {names[0]}')
             for names, what in ((self.missing, 'are left out, since their images are not there'), (repeated, 'are there twice'))
             if names
         ]
 
-    def check_missing(self):
-        """Raises DatasetError where images are missing."""
-        if self.missing:
-            raise DatasetError(
-                f'{self.store.path}: {len(self.missing)} images that {self.file} names do not exist, first '
-                f'{self.missing[0]}: add them, or go on without them by dataset_tool.py convert --skip-missing'
-            )
-
 
 class LabelFile(CameraFile):
     """The `dataset.json` of a FileStore. Raises DatasetError where there is none, or it is malformed."""
 
-    def __init__(self, store):
-        super().__init__(store, LABEL_FILE, _named_labels(store))
+    def __init__(self, store, skip_missing=True):
+        super().__init__(store, LABEL_FILE, _named_labels(store), skip_missing)
 
     def labels_of(self, names):
         """The camera labels of images, float32 [len(names), 25]. Raises DatasetError when any is missing or malformed, and
@@ -191,16 +185,14 @@ def _named_labels(store):
     content = read_json(store, LABEL_FILE)
     labels = content.get('labels', content) if isinstance(content, dict) else None
     pairs = list(labels.items()) if isinstance(labels, dict) else labels
-    if not isinstance(pairs, list) or not all(_is_named(pair) for pair in pairs):
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+    ):
         raise DatasetError(
             f'{store.path}: {LABEL_FILE} cannot be read: it must be JSON of the form '
             '{"labels": [["dir/name.png", [25 numbers]], ...]}'
         )
     return pairs
-
-
-def _is_named(pair):
-    return isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 def _is_label(label):
@@ -227,9 +219,8 @@ def mirror_label(label):
 class ImageDataset(torch.utils.data.Dataset):
     """Square images of one size, sorted by file name; cameras are not needed.
 
-    path: zip or folder. resolution: what the images must measure, in pixels; None takes any. limit: use the first so many
-    images only. mirror: double the set; index i + n is image i of n mirrored in x. background: colour name, what transparent
-    pixels are composited on.
+    path: zip or folder. resolution: what the images must measure, in pixels; None takes any. mirror: double the set; index
+    i + n is image i of n mirrored in x. background: colour name, what transparent pixels are composited on.
 
     Item i is an image, uint8 [3, H, W]; `dnnlib.pictures.read_picture` says what becomes RGB.
     Attributes: `resolution` (pixels), `name` (the file's name without suffix), `background`, `notes` (lines of text: what is
@@ -237,13 +228,13 @@ class ImageDataset(torch.utils.data.Dataset):
     Raises DatasetError for anything wrong with the files: on construction, or on reading a broken image.
     """
 
-    def __init__(self, path, resolution=None, limit=None, mirror=False, background='black'):
+    def __init__(self, path, resolution=None, mirror=False, background='black'):
         self._store, self.background = FileStore(path), background
-        self._names = self._select(limit)
+        self._names = image_names(self._store)
         self._mirror = mirror
         self.name = self._store.path.resolve().stem
         self.notes = []
-        self.resolution = self._check_sizes()
+        self._check_sizes()
         if resolution is not None and resolution != self.resolution:
             raise DatasetError(
                 f'{self._store.path} holds images of {self.resolution}x{self.resolution} pixels, but {resolution}x{resolution} '
@@ -264,29 +255,21 @@ class ImageDataset(torch.utils.data.Dataset):
             pixels = pixels[:, ::-1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def _select(self, limit):
-        names = image_names(self._store)
-        if limit is not None and limit < 1:
-            raise DatasetError(f'the limit on the number of images is {limit}: give at least 1, or no limit')
-        return names[:limit]
-
     def _check_sizes(self):
-        """The side of all images, which is that of the first."""
-        width, height = image_size(self._store, self._names[0])
+        """Have the side of the first image as resolution, and look for others among the rest."""
+        stride = -(-len(self._names) // _HEADERS_CHECKED)
+        headers = {name: image_header(self._store, name) for name in self._names[::stride]}
+        width, height = headers[self._names[0]].size
         if width != height:
             raise DatasetError(
                 f'{self._store.path}: image {self._names[0]} is not square ({width}x{height}): '
                 'crop all images; dataset_tool.py convert crops those with cameras'
             )
         self.resolution = width
-        stride = -(-len(self._names) // _HEADERS_CHECKED)
-        headers = []
-        for name in self._names[::stride]:
-            headers.append(image_header(self._store, name))
-            self._check_size(name, headers[-1].size)
+        for name, header in headers.items():
+            self._check_size(name, header.size)
         sparsely = f' (every {stride}th image was looked at)' if stride > 1 else ''
-        self.notes += [note + sparsely for note in picture_notes(headers, self.background)]
-        return width
+        self.notes += [note + sparsely for note in picture_notes(headers.values(), self.background)]
 
     def _check_size(self, name, size):
         if size != (self.resolution, self.resolution):
@@ -302,8 +285,8 @@ class PosedImageDataset(ImageDataset):
     Item i is (image uint8 [3, H, W], label float32 [25]). Attribute: `labels`, float32 [len, 25].
     """
 
-    def __init__(self, path, resolution=None, limit=None, mirror=False, background='black'):
-        super().__init__(path, resolution, limit, mirror, background)
+    def __init__(self, path, resolution=None, mirror=False, background='black'):
+        super().__init__(path, resolution, mirror, background)
         label_file = LabelFile(self._store)
         self.notes += label_file.notes
         labels = label_file.labels_of(self._names)

@@ -17,9 +17,9 @@ def real_batches(dataset, config, images_seen, end, pin_memory=False):
     Close it (contextlib.closing): its helper processes ignore signals, and end only when they are told.
     """
     rows = slice(distributed.rank(), None, distributed.world_size())
-    batches = Batches(
-        range(images_seen, end, config.batch),
-        lambda start: batch_indices(len(dataset), config.seed, start, config.batch)[rows].tolist(),
+    batches = (
+        batch_indices(len(dataset), config.seed, start, config.batch)[rows].tolist()
+        for start in range(images_seen, end, config.batch)
     )
     helpers = dict(num_workers=config.workers, prefetch_factor=4, worker_init_fn=ignore_stop_requests) if config.workers else {}
     loader = torch.utils.data.DataLoader(
@@ -41,19 +41,6 @@ def naming_dead_helpers():
             raise
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'a process that reads images was killed ({reason}); if memory ran out, lower --workers') from None
-
-
-class Batches:
-    """A batch sampler: for every start, the indices of a batch."""
-
-    def __init__(self, starts, indices):
-        self.starts, self.indices = starts, indices
-
-    def __len__(self):
-        return len(self.starts)
-
-    def __iter__(self):
-        return map(self.indices, self.starts)
 
 
 class CarryErrors(torch.utils.data.Dataset):

@@ -98,13 +98,13 @@ def test_every_process_opens_the_zip_for_itself(folder, tmp_path, monkeypatch):
 
 
 def test_mirrored_half(folder):
-    dataset = PosedImageDataset(folder, limit=3, mirror=True)
-    assert len(dataset) == len(dataset.labels) == 6
-    for number in range(3):
-        (image, label), (mirrored, mirrored_label) = dataset[number], dataset[number + 3]
+    dataset = PosedImageDataset(folder, mirror=True)
+    assert len(dataset) == len(dataset.labels) == 10
+    for number in range(5):
+        (image, label), (mirrored, mirrored_label) = dataset[number], dataset[number + 5]
         assert torch.equal(mirrored, image.flip(2)) and not torch.equal(mirrored, image)
         assert torch.equal(mirrored_label, mirror_label(label))
-        assert torch.equal(mirrored_label, dataset.labels[number + 3])
+        assert torch.equal(mirrored_label, dataset.labels[number + 5])
 
 
 def test_mirrored_label_is_the_camera_on_the_other_side():
@@ -244,12 +244,6 @@ def test_something_else_called_png(folder):
 def test_other_resolution(folder):
     assert PosedImageDataset(folder, resolution=SIZE).resolution == SIZE
     fails('holds images of 8x8 pixels, but 64x64 are wanted: choose a --preset of 8 pixels', folder, resolution=64)
-
-
-def test_limit(folder):
-    assert len(PosedImageDataset(folder, limit=2)) == 2
-    assert len(PosedImageDataset(folder, limit=99)) == 5
-    fails('limit', folder, limit=0)
 
 
 def test_epochs_are_different_permutations():
