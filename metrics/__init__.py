@@ -6,7 +6,7 @@
 
 # Modules that register metrics, in the order in which help texts and tables list them.
 from metrics import frechet_distance, kernel_distance, precision_recall, inception_score, sliced_wasserstein  # noqa: F401, I001
-from metrics.consistency import group as _consistency  # noqa: F401
+from metrics.consistency import evaluation as _consistency  # noqa: F401
 from metrics.evaluation import evaluate, evaluate_branches
 from metrics.image_quality import needs_detector
 from metrics.registry import Task

@@ -23,7 +23,9 @@ def extract_mesh(G, planes, resolution=256, level=DEFAULT_LEVEL, border=DEFAULT_
     """
     density = density_grid(G, planes, resolution, progress=progress)
     mesh = isosurface(density, level, G.config.rendering.box_size, border)
-    mesh.visual.vertex_colors = vertex_colors(G, planes, mesh.vertices)
+    mesh.visual.vertex_colors = vertex_colors(
+        lambda points: G.query(planes, points[None])[1][0, :, :3].float(), mesh.vertices, planes.coarse.device
+    )
     return mesh
 
 
@@ -58,8 +60,8 @@ def _inside(resolution, border):
 
 
 @torch.no_grad()
-def vertex_colors(G, planes, vertices, chunk=2**18):
-    """Colours of points [V, 3] (world units) by the generator's query. Returns 8-bit sRGB [V, 3]."""
-    points = torch.as_tensor(np.asarray(vertices), dtype=torch.float32, device=planes.coarse.device)
-    colors = torch.cat([G.query(planes, part[None])[1][0, :, :3].float() for part in points.split(chunk)])
+def vertex_colors(rgb, vertices, device, chunk=2**18):
+    """8-bit sRGB [V, 3] of points [V, 3], by a function: points [P, 3] on `device` -> rgb [P, 3], clamped to [0, 1]."""
+    points = torch.as_tensor(np.asarray(vertices), dtype=torch.float32, device=device)
+    colors = torch.cat([rgb(part) for part in points.split(chunk)])
     return (colors.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

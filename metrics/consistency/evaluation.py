@@ -1,26 +1,31 @@
-"""PSNR_mv and SSIM_mv: every subject is reconstructed from its views, and the views are compared with re-renders.
+"""The metrics of multi-view consistency, `psnr_mv`, `ssim_mv` and `reproj`, their options, and the first two themselves.
 
-A run's folder holds `<subject>.json` and `<subject>.png` for every subject that is done, and `page.png`. Its name says
-what the results depend on, so the same command goes on where it was interrupted, and another command starts anew.
+For these, every subject is reconstructed from its views, and the views are compared with re-renders. A run's
+folder holds `<subject>.json` and `<subject>.png` for every subject that is done, and `page.png`. Its name says what the results
+depend on, so the same command goes on where it was interrupted, and another command starts anew.
 """
 
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
 
+import click
 import torch
 from PIL import Image
 
 from dnnlib.errors import UserError
 from dnnlib.files import replacing
-from metrics.consistency import pictures
+from dnnlib.params import FiniteRange, PixelSize, UserPath
 from metrics.consistency.mesh import extract_surface
-from metrics.consistency.recipes import make_recipe
-from metrics.consistency.scoring import SSIM_SETTINGS, check_window, psnr, ssim
-from metrics.consistency.subjects import find_subjects
+from metrics.consistency.recipes import RECIPES
+from metrics.consistency.rendering import BACKGROUNDS
+from metrics.consistency.reprojection import evaluate_reprojection
+from metrics.consistency.scoring import SSIM_SETTINGS, check_window, score_views
 from metrics.consistency.trainer import fit
-from metrics.registry import Outcome
+from metrics.consistency.views import find_subjects
+from metrics.registry import GENERATION_OPTIONS, Group, Outcome, register
 from shape_utils.files import save_mesh
 from torch_utils import distributed
 from torch_utils.images import save_png
@@ -44,29 +49,27 @@ def evaluate_reconstruction(metrics, task):
     for index in range(distributed.rank(), len(run.names), distributed.world_size()):
         run.work_on(index)
     records = run.collect()
+    found = {name: [record[name] for record in records] for name in ('psnr', 'ssim', 'seconds')}
     parts = {
-        'psnr_std': _deviation(records, 'psnr'),
-        'ssim_std': _deviation(records, 'ssim'),
+        'psnr_std': _deviation(found['psnr']),
+        'ssim_std': _deviation(found['ssim']),
         'subjects': len(records),
-        'seconds_per_subject': _mean(records, 'seconds'),
+        'seconds_per_subject': _mean(found['seconds']),
     }
-    protocol = {**run.protocol, 'subjects': run.names}
-    details = {'content': run.subjects.fingerprint, 'folder': run.folder.name}
-    return {metric: _outcome(metric, records, parts, protocol, details) for metric in metrics}
+    outcomes = {}
+    for metric in metrics:
+        scores = found[metric.removesuffix('_mv')]
+        details = {'content': run.subjects.fingerprint, 'folder': run.folder.name, 'per_subject': dict(zip(run.names, scores))}
+        outcomes[metric] = Outcome(_mean(scores), parts, {**run.protocol, 'subjects': run.names}, details)
+    return outcomes
 
 
-def _outcome(metric, records, parts, protocol, details):
-    name = metric.removesuffix('_mv')
-    per_subject = {record['subject']: record[name] for record in records}
-    return Outcome(_mean(records, name), parts, protocol, {**details, 'per_subject': per_subject})
+def _mean(values):
+    return sum(values) / len(values)
 
 
-def _mean(records, name):
-    return sum(record[name] for record in records) / len(records)
-
-
-def _deviation(records, name):
-    return torch.tensor([record[name] for record in records], dtype=torch.float64).std(correction=0).item()
+def _deviation(values):
+    return torch.tensor(values, dtype=torch.float64).std(correction=0).item()
 
 
 class Reconstructions:
@@ -79,13 +82,11 @@ class Reconstructions:
         self.background = self.options['background'] or self.subjects.background
         given = {'steps': self.options['fit_steps'], 'rays': self.options['fit_rays']}
         self.recipe_changes = {name: value for name, value in given.items() if value is not None}
-        # What the recipe is at the subjects' own size stands in their files.
-        recipe = make_recipe(self.options['recipe'], 256, **self.recipe_changes).to_dict()
         self.protocol = {
-            **self.subjects.about(),
+            **self.subjects.protocol,
             **FIXED_CHOICES,
             'recipe': self.options['recipe'],
-            'recipe_at_256_pixels': recipe,
+            'recipe_at_256_pixels': self._recipe(256)._asdict(),  # that at the subjects' own size stands in their files
             'recipe_changes': self.recipe_changes,
             'background': self.background,
             'held_out': self.options['held_out'],
@@ -94,6 +95,9 @@ class Reconstructions:
         depends_on = json.dumps([self.protocol, self.subjects.fingerprint], sort_keys=True)
         key = hashlib.blake2b(depends_on.encode(), digest_size=4).hexdigest()
         self.folder = Path(task.outdir) / f'consistency-{task.branch or "views"}-{key}'
+
+    def _recipe(self, image_side):
+        return RECIPES[self.options['recipe']](image_side, **self.recipe_changes)
 
     def prepare(self):
         """Make the folder; forget earlier failures, which are tried again."""
@@ -136,7 +140,7 @@ class Reconstructions:
         views = self.subjects.load(index)
         check_window(views.size)
         rendered_after = time.perf_counter() - start
-        recipe = make_recipe(self.options['recipe'], max(views.size), **self.recipe_changes)
+        recipe = self._recipe(max(views.size))
         trained, scored = split_views(len(views), self.options['held_out'])
         reconstruction = fit(views.subset(trained), recipe, self.background, self.task.seed, self.task.device, self.task.progress)
         fitted_after = time.perf_counter() - start
@@ -148,7 +152,7 @@ class Reconstructions:
             'scored_views': scored,
             'size': list(views.size),
             'box_size': views.box_size,
-            'recipe': recipe.to_dict(),
+            'recipe': recipe._asdict(),
             'sharpness': reconstruction.fields.sharpness().item(),
             'seconds': time.perf_counter() - start,
             'seconds_views': rendered_after,
@@ -161,7 +165,12 @@ class Reconstructions:
 
     def _write_page(self):
         strips = [Image.open(self._file(index, '.png')) for index in range(len(self.names))]
-        save_png(pictures.page(strips), self.folder / 'page.png')
+        page = Image.new('RGB', (max(strip.width for strip in strips), sum(strip.height for strip in strips)), 'white')
+        top = 0
+        for strip in strips:
+            page.paste(strip, (0, top))
+            top += strip.height
+        save_png(page, self.folder / 'page.png')
 
     def _file(self, index, suffix):
         return self.folder / f'{self.names[index]}{suffix}'
@@ -183,20 +192,75 @@ def split_views(count, held_out):
     return trained, scored
 
 
-def score_views(reconstruction, views):
-    """Scores of a reconstruction at the cameras of `views`: a record (plain data), and a strip of pictures of one view."""
-    rgb, _, normal, _ = (x.cpu() for x in reconstruction.render(views.labels, views.size))
-    given = views.images.float() / 255
-    per_view = {'psnr_views': psnr(rgb, given), 'ssim_views': ssim(rgb, given)}
-    shown = len(views) // 4  # neither frontal nor at the end of the range
-    record = {
-        'psnr': per_view['psnr_views'].mean().item(),
-        'ssim': per_view['ssim_views'].mean().item(),
-        **{name: [round(value, 5) for value in values.tolist()] for name, values in per_view.items()},
-    }
-    return record, pictures.strip(given[shown], rgb[shown], normal[shown])
-
-
 def _write(path, text):
     with replacing(path) as file:
         file.write(text.encode())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options and names
+
+
+class ViewSource(click.ParamType):
+    """`30` -> 30 views per subject of a network, 2 at least; `DIR` -> the Path of stored views."""
+
+    name = 'number|dir'
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, str):
+            kind = click.IntRange(2) if re.fullmatch(r'\d+', value) else UserPath(path_type=Path)
+            return kind.convert(value, param, ctx)
+        return value
+
+
+OPTIONS = (
+    click.option('--subjects', type=click.IntRange(1), default=50, help='Consistency: subjects of a network, from --seed on.'),
+    click.option(
+        '--views',
+        type=ViewSource(),
+        default=30,
+        metavar='N|DIR',
+        help="Consistency: views per subject of a network; or a folder or zip of any method's views or photographs, "
+        'with dataset.json or transforms.json (or a folder of such folders).',
+    ),
+    click.option('--yaw', type=FiniteRange(0), default=0.4, help='Consistency: views lie within +- this yaw, radians.'),
+    click.option('--pitch', type=FiniteRange(0, 1.5), default=0.0, help='Consistency: views lie within +- this pitch, radians.'),
+    click.option('--recipe', type=click.Choice(list(RECIPES)), default='neus-fast', help='Consistency: how NeuS is trained.'),
+    click.option(
+        '--background',
+        type=click.Choice(BACKGROUNDS),
+        help="Consistency: what empty space shows.  [default: the network's; learned for stored views]  White or black is "
+        "also what transparent pixels of stored images are composited on.  [default: the network's, or black]",
+    ),
+    click.option(
+        '--box',
+        type=FiniteRange(0, min_open=True),
+        help="Consistency: side of stored views' scene, world units.  [default: by the cameras]",
+    ),
+    click.option('--view-size', type=PixelSize(), metavar='WxH', help='Consistency: resize stored views, in pixels.'),
+    click.option(
+        '--held-out',
+        type=click.IntRange(0),
+        default=0,
+        help='Consistency: score every Nth view, and do not train on it; 0: train on and score all.',
+    ),
+    click.option('--fit-steps', type=click.IntRange(1), help="Consistency: steps of NeuS.  [default: the recipe's]"),
+    click.option('--fit-rays', type=click.IntRange(1), help="Consistency: rays per step.  [default: the recipe's]"),
+    click.option('--meshes', is_flag=True, help="Consistency: write every subject's surface, too."),
+)
+
+
+def _uses_of_views(metrics, generated):
+    return {'views', *(GENERATION_OPTIONS | {'subjects', 'yaw', 'pitch'} if generated else {'box', 'view_size'})}
+
+
+def _uses_of_reconstruction(metrics, generated):
+    return _uses_of_views(metrics, generated) | {'recipe', 'background', 'held_out', 'fit_steps', 'fit_rays', 'meshes'}
+
+
+RECONSTRUCTION = Group(evaluate_reconstruction, OPTIONS, _uses_of_reconstruction)
+REPROJECTION = Group(evaluate_reprojection, uses=_uses_of_views)
+
+register('psnr_mv', RECONSTRUCTION, 'PSNR between views and re-renders of their reconstruction by NeuS.', higher_is_better=True)
+register('ssim_mv', RECONSTRUCTION, 'SSIM between views and re-renders of their reconstruction by NeuS.', higher_is_better=True)
+register('reproj', REPROJECTION, 'PSNR between neighbouring views, warped by their depth.', higher_is_better=True)

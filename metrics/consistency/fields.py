@@ -1,9 +1,11 @@
 """What NeuS learns of a subject: a signed distance, colours and a sharpness (Wang et al. 2021, section 3.1).
 
-Two fields with one face. `build` makes a Scene, which the renderer asks for distances and for shaded points; it is valid
-until the parameters change. Points are [P, 3] in units of half the box's side, so that the scene is [-1, 1]^3.
+Two fields with one face, and the encodings that they see points through. `build` makes a Scene, which the renderer asks for
+distances and for shaded points; it is valid until the parameters change. Points are [P, 3] in units of half the box's side, so
+that the scene is [-1, 1]^3.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,9 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from metrics.consistency.encodings import HashGrid, frequencies, frequency_width
-
-_OUTSIDE_HIDDEN = 64
+# ---------------------------------------------------------------------------------------------------------------------
+# What both fields share
 
 
 class Scene(NamedTuple):
@@ -41,30 +42,13 @@ class Shaded(NamedTuple):
     curvature: torch.Tensor | None
 
 
-class Sharpness(nn.Module):
-    """The variance network: s = exp(10 v), one learned number."""
-
-    def __init__(self, initial):
-        super().__init__()
-        self.value = nn.Parameter(torch.tensor(float(initial)))
-
-    def forward(self):
-        return torch.exp(10 * self.value).clamp(1e-6, 1e6)
-
-
 class OutsideField(nn.Module):
     """Density and colour of what lies beyond the box, on contracted space: photographs only (docs/metrics.md)."""
 
-    def __init__(self, levels=10, finest=512, table=16):
+    def __init__(self):
         super().__init__()
-        self.grid = HashGrid(levels, 8, finest, table)
-        self.network = nn.Sequential(
-            nn.Linear(self.grid.width + 3, _OUTSIDE_HIDDEN),
-            nn.ReLU(),
-            nn.Linear(_OUTSIDE_HIDDEN, _OUTSIDE_HIDDEN),
-            nn.ReLU(),
-            nn.Linear(_OUTSIDE_HIDDEN, 4),
-        )
+        self.grid = HashGrid(levels=10, coarsest=8, finest=512, table=16)
+        self.network = _mlp([self.grid.width + 3, 64, 64, 4])
 
     def forward(self, points, directions):
         output = self.network(torch.cat([self.grid(contract(points) / 2), directions], dim=-1))
@@ -77,22 +61,36 @@ def contract(points):
     return points / norm * (2 - 1 / norm)
 
 
+def _mlp(widths, reparametrise=lambda layer: layer):
+    """Linear layers between `widths`, each but the last followed by a ReLU."""
+    layers = [reparametrise(nn.Linear(*ends)) for ends in zip(widths, widths[1:])]
+    return nn.Sequential(*[part for layer in layers[:-1] for part in (layer, nn.ReLU())], layers[-1])
+
+
 class _Fields(nn.Module):
-    """What the two fields share: the sharpness and the outside."""
+    """The variance network, which is one learned number v, and the outside."""
 
     def __init__(self, recipe, outside):
         super().__init__()
-        self.sharpness = Sharpness(recipe.initial_variance)
+        self.variance = nn.Parameter(torch.tensor(recipe.initial_variance))
         self.outside = OutsideField() if outside else None
+
+    def sharpness(self):
+        """s = exp(10 v), the inverse of the logistic distribution's standard deviation; bounded, so that a fit that goes
+        astray stays finite."""
+        return torch.exp(10 * self.variance).clamp(1e-6, 1e6)
 
     def parameter_groups(self, recipe):
         """Adam's groups; 'base_rate' is what the schedule multiplies."""
-        rates = recipe.learning_rates
-        groups = [(rates['variance'], [self.sharpness.value]), *self._own_groups(recipe)]
+        groups = [(recipe.variance_rate, [self.variance]), *self._own_groups(recipe)]
         if self.outside is not None:
             # The outside is a grid in both recipes, and learns as grids do.
             groups += [(1e-2, [self.outside.grid.table]), (2e-3, list(self.outside.network.parameters()))]
         return [{'params': parameters, 'lr': rate, 'base_rate': rate} for rate, parameters in groups]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# `neus-fast`: grids
 
 
 class GridFields(_Fields):
@@ -108,18 +106,14 @@ class GridFields(_Fields):
         self.voxels = [recipe.coarsest_voxels * 2**level for level in range(levels)]
         self.view_frequencies = recipe.view_frequencies
         self.distances = nn.ParameterList([nn.Parameter(torch.zeros([n + 1] * 3)) for n in self.voxels])
-        self.distances[0].data.copy_(_sphere(self.voxels[0] + 1, recipe.initial_radius))
+        axis = torch.linspace(-1, 1, self.voxels[0] + 1)
+        sphere = torch.stack(torch.meshgrid(axis, axis, axis, indexing='ij')).norm(dim=0) - recipe.initial_radius
+        self.distances[0].data.copy_(sphere)
         self.features = HashGrid(
             recipe.feature_levels, recipe.coarsest_voxels, recipe.finest_feature_voxels, recipe.feature_table
         )
         width = self.features.width + 3 + frequency_width(3, recipe.view_frequencies)
-        self.network = nn.Sequential(
-            nn.Linear(width, recipe.hidden),
-            nn.ReLU(),
-            nn.Linear(recipe.hidden, recipe.hidden),
-            nn.ReLU(),
-            nn.Linear(recipe.hidden, 3),
-        )
+        self.network = _mlp([width, recipe.hidden, recipe.hidden, 3])
 
     def build(self, progress=1.0):
         """The Scene. progress: share of the steps done; finer grids join one after the other over the first half."""
@@ -148,27 +142,18 @@ class GridFields(_Fields):
         # A step moves a coarse grid by a larger share of its voxel than a fine one: shape has far to go, detail is noise first.
         shares = [recipe.grid_rate * (self.voxels[0] / n) ** 0.5 for n in self.voxels]
         grids = [(share * 2 / n, [grid]) for share, n, grid in zip(shares, self.voxels, self.distances)]
-        rates = recipe.learning_rates
-        return [*grids, (rates['features'], [self.features.table]), (rates['network'], list(self.network.parameters()))]
-
-
-def _sphere(vertices, radius):
-    axis = torch.linspace(-1, 1, vertices)
-    return torch.stack(torch.meshgrid(axis, axis, axis, indexing='ij')).norm(dim=0) - radius
+        networks = list(self.network.parameters())
+        return [*grids, (recipe.feature_rate, [self.features.table]), (recipe.network_rate, networks)]
 
 
 def refine(grid):
     """The same trilinear function on twice as many cells: [n + 1]^3 -> [2n + 1]^3, exactly."""
-    for dim in range(3):
-        grid = _refine_axis(grid, dim)
+    for axis in range(3):
+        grid = grid.movedim(axis, 0)
+        between = (grid[1:] + grid[:-1]) / 2
+        refined = torch.stack([grid[:-1], between], dim=1).flatten(0, 1)
+        grid = torch.cat([refined, grid[-1:]]).movedim(0, axis)
     return grid
-
-
-def _refine_axis(grid, dim):
-    grid = grid.movedim(dim, 0)
-    between = (grid[1:] + grid[:-1]) / 2
-    refined = torch.stack([grid[:-1], between], dim=1).flatten(0, 1)
-    return torch.cat([refined, grid[-1:]]).movedim(0, dim)
 
 
 def look_up(grid, points):
@@ -200,6 +185,10 @@ def curvature(here, around, step):
     return (around.sum(dim=(0, 1)) - 6 * here) / step
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# `neus`: the published networks
+
+
 class NetworkFields(_Fields):
     """`neus`: the published networks (Wang et al. 2021, supplement)."""
 
@@ -208,9 +197,7 @@ class NetworkFields(_Fields):
         self.distance_network = DistanceNetwork(recipe.hidden, recipe.position_frequencies, recipe.initial_radius)
         self.view_frequencies = recipe.view_frequencies
         width = 3 + 3 + frequency_width(3, recipe.view_frequencies) + recipe.hidden
-        sizes = [width] + [recipe.hidden] * 4
-        layers = [part for pair in zip(sizes, sizes[1:]) for part in (weight_norm(nn.Linear(*pair)), nn.ReLU())]
-        self.color_network = nn.Sequential(*layers, weight_norm(nn.Linear(recipe.hidden, 3)))
+        self.color_network = _mlp([width, *[recipe.hidden] * 4, 3], weight_norm)
 
     def build(self, progress=1.0):
         """The Scene; these networks have no schedule of their own, `progress` has no say."""
@@ -238,7 +225,7 @@ class NetworkFields(_Fields):
 
     def _own_groups(self, recipe):
         networks = [*self.distance_network.parameters(), *self.color_network.parameters()]
-        return [(recipe.learning_rates['network'], networks)]
+        return [(recipe.network_rate, networks)]
 
 
 class DistanceNetwork(nn.Module):
@@ -250,29 +237,21 @@ class DistanceNetwork(nn.Module):
     def __init__(self, hidden, frequency_count, radius):
         super().__init__()
         self.frequency_count = frequency_count
-        encoded = frequency_width(3, frequency_count)
-        widths = [encoded] + [hidden] * self.DEPTH
-        layers = []
+        encoded, layers = frequency_width(3, frequency_count), []
         for index in range(self.DEPTH):
+            inputs = hidden if index else encoded
             outputs = hidden - encoded if index + 1 == self.SKIP else hidden
-            layers.append(self._hidden_layer(index, widths[index], outputs, encoded))
-        self.hidden = nn.ModuleList(map(weight_norm, layers))
-        self.output = weight_norm(self._output_layer(hidden, radius))
-
-    def _hidden_layer(self, index, inputs, outputs, encoded):
-        layer = nn.Linear(inputs, outputs)
-        nn.init.normal_(layer.weight, 0, (2 / outputs) ** 0.5)
-        nn.init.zeros_(layer.bias)
-        if index in (0, self.SKIP):  # sines and cosines have no say at first: a sphere needs the position alone
-            layer.weight.data[:, inputs - encoded + 3 :] = 0
-        return layer
-
-    @staticmethod
-    def _output_layer(hidden, radius):
-        layer = nn.Linear(hidden, 1 + hidden)
-        nn.init.normal_(layer.weight[:1].data, (torch.pi / hidden) ** 0.5, 1e-4)
-        nn.init.constant_(layer.bias[:1].data, -radius)
-        return layer
+            layer = nn.Linear(inputs, outputs)
+            nn.init.normal_(layer.weight, 0, (2 / outputs) ** 0.5)
+            nn.init.zeros_(layer.bias)
+            if index in (0, self.SKIP):  # sines and cosines have no say at first: a sphere needs the position alone
+                layer.weight.data[:, inputs - encoded + 3 :] = 0
+            layers.append(weight_norm(layer))
+        self.hidden = nn.ModuleList(layers)
+        output = nn.Linear(hidden, 1 + hidden)
+        nn.init.normal_(output.weight[:1].data, (torch.pi / hidden) ** 0.5, 1e-4)
+        nn.init.constant_(output.bias[:1].data, -radius)
+        self.output = weight_norm(output)
 
     def forward(self, points):
         encoded = frequencies(points, self.frequency_count)
@@ -287,3 +266,64 @@ class DistanceNetwork(nn.Module):
 def make_fields(recipe, outside=False):
     """The fields that a recipe names; outside: learn what lies beyond the box, too."""
     return {'grid': GridFields, 'mlp': NetworkFields}[recipe.fields](recipe, outside)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encodings of positions and directions
+
+# Large primes, one per axis: neighbouring cells spread over the table (Teschner et al. 2003).
+_PRIMES = (1, 2_654_435_761, 805_459_861)
+
+
+def frequencies(x, count):
+    """x [P, D] with the sines and cosines of x, 2x, ... 2^(count - 1) x: [P, D (1 + 2 count)] (Mildenhall et al. 2020)."""
+    scaled = [x * 2**i for i in range(count)]
+    return torch.cat([x, *(wave(part) for part in scaled for wave in (torch.sin, torch.cos))], dim=-1)
+
+
+def frequency_width(size, count):
+    return size * (1 + 2 * count)
+
+
+class HashGrid(nn.Module):
+    """Features of points in [-1, 1]^3, interpolated in grids of rising resolution whose vertices share hashed entries
+    (Müller et al. 2022, section 3).
+
+    levels: grids; coarsest, finest: their cells per side, rising geometrically; table: log2 of the entries per level.
+    """
+
+    def __init__(self, levels, coarsest, finest, table, features=4):
+        super().__init__()
+        growth = (finest / coarsest) ** (1 / max(1, levels - 1))
+        cells = [math.floor(coarsest * growth**level + 0.5) for level in range(levels)]
+        self.entries, self.width = 2**table, levels * features
+        self.register_buffer('cells', torch.tensor(cells), persistent=False)
+        self.register_buffer('starts', self.entries * torch.arange(levels)[:, None, None, None], persistent=False)
+        self.table = nn.Parameter(torch.empty(levels * self.entries, features).uniform_(-1e-4, 1e-4))
+
+    def forward(self, points):
+        """points: [P, 3] in [-1, 1] -> [P, levels * features]. Differentiable in the table only."""
+        with torch.no_grad():
+            scaled = (points[:, None] + 1) / 2 * self.cells[:, None]  # [P, L, 3]
+            lowest = torch.minimum(scaled.floor(), self.cells[:, None] - 1).clamp(min=0)
+            share = scaled - lowest
+            x, y, z = _by_axis(torch.stack([1 - share, share], dim=-1))
+            entries = self._entries(*_by_axis(torch.stack([lowest, lowest + 1], dim=-1).long()))
+            weights = x * y * z
+        # The backward pass of index_select is, on a CPU, four times faster than that of an embedding.
+        looked_up = self.table.index_select(0, entries.flatten()).unflatten(0, entries.shape[:2] + (8,))  # [P, L, 8, F]
+        return torch.einsum('plcf,plc->plf', looked_up, weights.flatten(2)).flatten(1)
+
+    def _entries(self, x, y, z):
+        """Rows of the table [P, L, 2, 2, 2] of the vertices around points, whose coordinates are given by axis: one to one
+        where a level's vertices fit its share of the table, else hashed."""
+        side = (self.cells + 1)[:, None, None, None]
+        in_order = x + side * (y + side * z)
+        hashed = (x * _PRIMES[0]) ^ (y * _PRIMES[1]) ^ (z * _PRIMES[2])
+        return torch.where(side**3 <= self.entries, in_order, hashed & (self.entries - 1)) + self.starts
+
+
+def _by_axis(values):
+    """values [P, L, 3, 2] as three tensors that broadcast to [P, L, 2, 2, 2]."""
+    x, y, z = values.unbind(dim=2)
+    return x[..., :, None, None], y[..., None, :, None], z[..., None, None, :]

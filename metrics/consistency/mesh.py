@@ -6,10 +6,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from dnnlib.errors import UserError
-from shape_utils.grid import grid_axis
-from shape_utils.mesh import isosurface
-
-_CHUNK = 2**18
+from shape_utils.grid import sample_grid
+from shape_utils.mesh import isosurface, vertex_colors
 
 
 @torch.no_grad()
@@ -22,15 +20,16 @@ def extract_surface(reconstruction, resolution=256):
     box_size = reconstruction.box_size
     scene = reconstruction.fields.build()
     device = next(reconstruction.fields.parameters()).device
-    axis = torch.as_tensor(grid_axis(2.0, resolution), dtype=torch.float32)
-    # Slices of x keep the points of a fine grid out of memory.
-    distance = torch.stack([_distances(scene, x, axis, device) for x in axis])
-    distance = fill_hollows(distance, reconstruction.eyes)
+    distance = fill_hollows(sample_grid(scene.distance, 2.0, resolution, device), reconstruction.eyes)
     if not (distance < 0).any():
         raise UserError('the reconstruction has no surface to write as a mesh: leave out --meshes, or fit it longer')
     # `isosurface` takes what is high inside and 0 outside: 1 - distance, which has its surface at 1.
     mesh = isosurface((1 - distance).numpy(), 1.0, box_size)
-    mesh.visual.vertex_colors = _vertex_rgb(scene, mesh.vertices * 2 / box_size, device)
+
+    def seen_from_above(points):
+        return scene.shade(points, -F.normalize(scene.gradient(points), dim=-1)).rgb
+
+    mesh.visual.vertex_colors = vertex_colors(seen_from_above, mesh.vertices * 2 / box_size, device)
     return mesh
 
 
@@ -43,16 +42,3 @@ def fill_hollows(distance, eyes):
     nearest = ((inside + 1) / 2 * (len(distance) - 1)).round().long().tolist()
     seen |= {hollow[tuple(index)] for index in nearest}
     return torch.where(torch.from_numpy(np.isin(hollow, list(seen))), distance, -distance)
-
-
-def _distances(scene, x, axis, device):
-    """Signed distances [R, R] of the plane at `x`."""
-    y, z = torch.meshgrid(axis, axis, indexing='ij')
-    points = torch.stack([x.expand_as(y), y, z], dim=-1).reshape(-1, 3).to(device)
-    return torch.cat([scene.distance(part) for part in points.split(_CHUNK)]).reshape(y.shape).cpu()
-
-
-def _vertex_rgb(scene, vertices, device):
-    points = torch.as_tensor(np.asarray(vertices), dtype=torch.float32, device=device)
-    rgb = [scene.shade(part, -F.normalize(scene.gradient(part), dim=-1)).rgb for part in points.split(_CHUNK)]
-    return (torch.cat(rgb).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

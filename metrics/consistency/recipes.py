@@ -3,15 +3,11 @@
 Lengths are in units of half the box's side: the scene is the cube [-1, 1]^3.
 """
 
-import dataclasses
 import math
-from dataclasses import dataclass
-
-from dnnlib.errors import UserError
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """Every number of a reconstruction."""
 
     name: str
@@ -45,14 +41,6 @@ class Recipe:
     position_frequencies: int = 6
     view_frequencies: int = 4
 
-    def __post_init__(self):
-        if self.steps < 1 or self.rays < 1:
-            raise UserError(f'a reconstruction needs at least one step of one ray, not {self.steps} steps of {self.rays}')
-
-    @property
-    def learning_rates(self):
-        return {'network': self.network_rate, 'variance': self.variance_rate, 'features': self.feature_rate}
-
     def rate_factor(self, step):
         """What all learning rates are multiplied by at `step`: a linear warm-up, then a cosine."""
         warmup = max(1, round(self.warmup * self.steps))
@@ -60,12 +48,6 @@ class Recipe:
             return (step + 1) / warmup
         progress = (step - warmup) / max(1, self.steps - warmup)
         return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    def replace(self, **changes):
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self):
-        return dataclasses.asdict(self)
 
 
 def published(**changes):
@@ -93,7 +75,7 @@ def published(**changes):
         network_rate=5e-4,
         variance_rate=5e-4,
     )
-    return recipe.replace(**changes)
+    return recipe._replace(**changes)
 
 
 def fast(image_side, **changes):
@@ -133,16 +115,7 @@ def fast(image_side, **changes):
         position_frequencies=0,
         view_frequencies=1,
     )
-    return recipe.replace(**changes)
+    return recipe._replace(**changes)
 
 
-RECIPES = ('neus-fast', 'neus')
-
-
-def make_recipe(name, image_side, **changes):
-    """The recipe `name` for images of `image_side` pixels. Raises UserError for a name that does not exist."""
-    if name == 'neus':
-        return published(**changes)
-    if name == 'neus-fast':
-        return fast(image_side, **changes)
-    raise UserError(f'--recipe={name} does not exist: choose one of {", ".join(RECIPES)}')
+RECIPES = {'neus-fast': fast, 'neus': lambda image_side, **changes: published(**changes)}  # the first is the default

@@ -126,11 +126,9 @@ def shaded_sections(weights, recipe):
 
 
 def _background(scene, origins, directions, far, background):
-    if background == 'white':
-        return torch.ones_like(origins)
-    if background == 'black':
-        return torch.zeros_like(origins)
-    return _render_outside(scene.outside, origins, directions, far)
+    if background == 'learned':
+        return _render_outside(scene.outside, origins, directions, far)
+    return torch.full_like(origins, {'black': 0.0, 'white': 1.0}[background])
 
 
 def _render_outside(outside, origins, directions, start):

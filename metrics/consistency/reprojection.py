@@ -5,10 +5,40 @@ import torch.nn.functional as F
 
 from dnnlib.errors import UserError
 from metrics.consistency.scoring import psnr
-from metrics.consistency.views import view_rays
+from metrics.consistency.views import find_subjects, view_rays
+from metrics.registry import Outcome
+from torch_utils import distributed
 from training.rendering.cameras import split_label
 
 DEPTH_TOLERANCE = 0.02  # share of the box's side: two depths that differ by less are of the same surface
+
+
+def evaluate_reprojection(metrics, task):
+    """The Outcome of 'reproj': PSNR between neighbouring views, each warped into the other through its depth."""
+    subjects = find_subjects(task)
+    mine, failures = [], []
+    for index in range(distributed.rank(), len(subjects.names), distributed.world_size()):
+        try:
+            scores, shares = neighbour_psnr(subjects.load(index))
+            mine.append((index, scores.mean().item(), shares.mean().item()))
+        except UserError as error:
+            failures.append(str(error))
+    found, failures = sorted(_from_all(mine)), _from_all(failures)
+    if failures:
+        raise UserError(f'{len(failures)} of {len(subjects.names)} subjects could not be scored; {failures[0]}')
+    _, scores, shares = zip(*found)
+    protocol = {
+        **subjects.protocol,
+        'depth_tolerance': DEPTH_TOLERANCE,
+        'psnr': 'over visible pixels of neighbours in the order of the views, both ways; mean over pairs, then subjects',
+    }
+    details = {'content': subjects.fingerprint, 'per_subject': dict(zip(subjects.names, scores))}
+    return {'reproj': Outcome(sum(scores) / len(scores), {'visible': sum(shares) / len(shares)}, protocol, details)}
+
+
+def _from_all(items):
+    """The lists of all processes, joined."""
+    return [item for part in distributed.share(distributed.gather(items)) for item in part]
 
 
 def neighbour_psnr(views, tolerance=DEPTH_TOLERANCE):

@@ -14,10 +14,6 @@ from torch_utils.random import keyed_generator
 from training.rendering.cameras import cast_rays
 
 
-class FitError(UserError):
-    """A reconstruction that came to nothing."""
-
-
 class Reconstruction(NamedTuple):
     """A fitted subject: fields in units of half the box's side, and what they are rendered with."""
 
@@ -35,8 +31,7 @@ class Reconstruction(NamedTuple):
         shorter than 1 where the surface is not certain) and opacity [V, H, W].
         """
         scene = self.fields.build()
-        labels = labels.clone().to(next(self.fields.parameters()).device)
-        labels[:, [3, 7, 11]] *= 2 / self.box_size
+        labels = scene_labels(labels, self.box_size).to(next(self.fields.parameters()).device)
         parts = [
             render_all(scene, *(x[0] for x in view_rays(label[None], size)), self.recipe, self.background) for label in labels
         ]
@@ -55,7 +50,7 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
     """Reconstruct `views`. Returns a Reconstruction. The same seed gives the same on a CPU; on a GPU,
     sums of gradients depend on their order.
 
-    background: 'white', 'black' or 'learned', what is seen where the box is empty. Raises FitError when it diverges.
+    background: 'white', 'black' or 'learned', what is seen where the box is empty. Raises UserError when it diverges.
     """
     fields = seeded_fields(recipe, background, seed).to(device)
     groups = fields.parameter_groups(recipe)
@@ -71,10 +66,9 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
         optimizer.step()
         last = step + 1 == recipe.steps
         if (last or step % 100 == 99) and not loss.isfinite():
-            raise FitError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
-    return Reconstruction(
-        fields.eval().requires_grad_(False), recipe, background, views.box_size, scene_labels(views)[:, [3, 7, 11]]
-    )
+            raise UserError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
+    eyes = scene_labels(views.labels, views.box_size)[:, [3, 7, 11]]
+    return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size, eyes)
 
 
 def seeded_fields(recipe, background, seed):
@@ -119,7 +113,7 @@ class RaySampler:
     """Random pixels of views, with their rays, and random points of the box."""
 
     def __init__(self, views, recipe, generator, device):
-        self.labels = scene_labels(views).to(device)
+        self.labels = scene_labels(views.labels, views.box_size).to(device)
         self.images = views.images.to(device)
         self.rays, self.generator = recipe.rays, generator
 

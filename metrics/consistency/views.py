@@ -1,5 +1,11 @@
-"""Views of one subject: pictures with known cameras, from a generator or from a folder."""
+"""What is reconstructed: subjects, and views of them with known cameras, from a generator's seeds or from folders.
 
+`GeneratedSubjects` and `StoredSubjects` have one face: names; fingerprint, which changes with whatever is behind the views;
+protocol, every choice that the views depend on, plain data; background, the colour name that empty space shows by default; and
+`load`, the Views of a subject by its number. `find_subjects` has the one that a command means.
+"""
+
+import hashlib
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,27 +18,25 @@ from dataset_prep.convert import load_views, view_picture
 from dataset_prep.transforms import SPLIT_FILES, TRANSFORMS_FILE
 from dnnlib.errors import UserError
 from dnnlib.files import source_name
+from metrics.images import background_of, say_notes
 from sampling.subjects import make_subject, render_subjects, seed_ws
 from torch_utils.images import to_uint8
 from training.config import AUTO, RenderingConfig
 from training.data.camera_checks import BOX_PER_VIEW, check_cameras
 from training.data.dataset import LABEL_FILE, image_notes
-from training.rendering.cameras import cast_rays, split_label, view_label
+from training.rendering.cameras import cast_rays, pixel_centres, split_label, view_label
 
 CAMERA_FILES = (TRANSFORMS_FILE, *SPLIT_FILES, LABEL_FILE)
 CAMERA_RADIUS = 2.7  # that photographs with a transforms.json are brought to
+_SEEDS = 2**32
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
-
-
-class ViewsError(UserError):
-    """Views that cannot be scored; the message is one line with the cause and the cure."""
 
 
 @dataclass(frozen=True)
 class Views:
     """images: uint8 [V, H, W, 3]; labels: float32 [V, 25], world units; box_size: side of the scene's cube, world units;
     depth: [V, h, w], distance along the ray, world units, or None where it is unknown; notes: lines of text, what is odd about
-    stored images. Raises ViewsError for boxes that are none, CameraError for cameras that do not see the box."""
+    stored images. Raises UserError for boxes that are none, CameraError for cameras that do not see the box."""
 
     name: str
     images: torch.Tensor
@@ -43,7 +47,7 @@ class Views:
 
     def __post_init__(self):
         if not 0 < self.box_size < math.inf:
-            raise ViewsError(
+            raise UserError(
                 f'{self.name}: a box of side {self.box_size:g} holds no scene: give its side in world units with --box'
             )
         scene = RenderingConfig(near=AUTO, far=AUTO, box_size=self.box_size)
@@ -59,33 +63,20 @@ class Views:
 
     def subset(self, indices):
         """The views at `indices`, in that order."""
-        indices = list(indices)
-        return replace(
-            self,
-            images=self.images[indices],
-            labels=self.labels[indices],
-            depth=None if self.depth is None else self.depth[indices],
-        )
+        depth = None if self.depth is None else self.depth[indices]
+        return replace(self, images=self.images[indices], labels=self.labels[indices], depth=depth)
 
 
-def pixel_grid(height, width, device=None):
-    """Image coordinates [height * width, 2] of the pixel centres, (x, y) in (0, 1), row by row."""
-    y, x = torch.meshgrid(
-        (torch.arange(height, device=device) + 0.5) / height, (torch.arange(width, device=device) + 0.5) / width, indexing='ij'
-    )
-    return torch.stack([x, y], dim=-1).reshape(-1, 2)
-
-
-def scene_labels(views):
-    """The cameras [V, 25] in units of half the box's side."""
-    labels = views.labels.clone()
-    labels[:, [3, 7, 11]] *= 2 / views.box_size
+def scene_labels(labels, box_size):
+    """Cameras [V, 25] in units of half the box's side."""
+    labels = labels.clone()
+    labels[:, [3, 7, 11]] *= 2 / box_size
     return labels
 
 
 def view_rays(labels, size):
     """Origins and unit directions, both [V, H * W, 3], of whole images of `size` (height, width)."""
-    return cast_rays(labels, pixel_grid(*size, device=labels.device))
+    return cast_rays(labels, pixel_centres(size, labels.device))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,25 +94,71 @@ def protocol_angles(count, yaw_range, pitch_range=0.0):
 def generated_views(G, seed, branch, labels, truncation_psi=1.0, truncation_cutoff=None, render_resolution=None):
     """Views of the subject of a seed, by one branch, rendered without chance; the planes are made once.
 
-    labels: [V, 25]. Raises ViewsError when the network renders values or depths that are not finite.
+    labels: [V, 25]. Raises UserError when the network renders values or depths that are not finite.
     """
     subject = make_subject(G, seed_ws(G, [seed], truncation_psi, truncation_cutoff))
-    images, depths = [], []
-    for label in labels:
-        out = render_subjects(G, [subject], label[None], branch, render_resolution)
-        images.append(out['image'][0])
-        depths.append(out['image_depth'][0, 0])
-    name, images, depth = f'seed {seed}', torch.stack(images), torch.stack(depths)
+    rendered = [render_subjects(G, [subject], label[None], branch, render_resolution) for label in labels]
+    images = torch.cat([out['image'] for out in rendered])
+    depth, name = torch.cat([out['image_depth'][:, 0] for out in rendered]), f'seed {seed}'
     if not images.isfinite().all():
-        raise ViewsError(f'{name}: the network renders values that are not finite: choose another snapshot')
+        raise UserError(f'{name}: the network renders values that are not finite: choose another snapshot')
     if depth.isnan().any():
-        raise ViewsError(f'{name}: the network renders depths that are not a number: choose another snapshot')
+        raise UserError(f'{name}: the network renders depths that are not a number: choose another snapshot')
     return Views(name, to_uint8(images).permute(0, 2, 3, 1).cpu(), labels.cpu(), G.config.rendering.box_size, depth.cpu())
 
 
-def protocol_labels(G, count, yaw_range, pitch_range=0.0):
-    """The cameras [count, 25] of the protocol, on the sphere that the generator was trained on."""
-    return view_label(G.config, *protocol_angles(count, yaw_range, pitch_range))
+def weights_fingerprint(module):
+    """16 hexadecimal digits that change with any weight of a module."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class GeneratedSubjects:
+    """Seeds `task.seed`, `task.seed` + 1, ... of a generator, seen by the protocol's cameras."""
+
+    def __init__(self, task):
+        options, config = task.options, task.generator.config
+        if task.seed + options['subjects'] > _SEEDS:
+            raise UserError(
+                f'--seed={task.seed} --subjects={options["subjects"]}: seeds end at {_SEEDS - 1}; choose a smaller --seed'
+            )
+        self.task = task
+        self.labels = view_label(config, *protocol_angles(options['views'], options['yaw'], options['pitch']))
+        self.names = [f'seed{task.seed + index:04d}' for index in range(options['subjects'])]
+        self.fingerprint = weights_fingerprint(task.generator)
+        # Rays that leave the box have met no more than they met: what is left shows the renderer's own background.
+        self.background = config.rendering.background
+        # 'coarse' is by default rendered at the 2D branch's size; here its views stand beside the other branches'.
+        self.render_resolution = task.render_resolution or (config.image_resolution if task.branch == 'coarse' else None)
+        self.protocol = {
+            'source': 'generator',
+            'branch': task.branch,
+            'seed': task.seed,
+            'conditioning_camera': 'frontal',
+            'truncation_psi': task.truncation_psi,
+            'truncation_cutoff': task.truncation_cutoff,
+            'views': options['views'],
+            'yaw_range': options['yaw'],
+            'yaw_order': 'even steps from -yaw to yaw',
+            'pitch_range': options['pitch'],
+            'pitch_order': 'multiples of the golden ratio',
+            'camera_radius': config.rendering.camera_radius,
+            'camera_pivot': list(config.rendering.camera_pivot),
+            'focal': config.rendering.focal,
+            'box_size': config.rendering.box_size,
+            'render_resolution': self.render_resolution,
+            'depth_samples': config.rendering.depth_samples,
+            'importance_samples': config.rendering.importance_samples,
+            'sampling': 'deterministic',
+            'noise_mode': 'const',
+        }
+
+    def load(self, index):
+        task = self.task
+        truncation = task.truncation_psi, task.truncation_cutoff
+        return generated_views(task.generator, task.seed + index, task.branch, self.labels, *truncation, self.render_resolution)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,16 +168,15 @@ def protocol_labels(G, count, yaw_range, pitch_range=0.0):
 def subject_folders(path):
     """The subjects in a folder: the folder itself if it has a camera file, else those of its folders that have one.
 
-    A zip is one subject. Raises ViewsError when there is none.
+    A zip is one subject. Raises UserError when there is none.
     """
-    path = Path(path)
     if not path.exists():
-        raise ViewsError(f'--views={path} does not exist: give a folder of images with a camera file')
+        raise UserError(f'--views={path} does not exist: give a folder of images with a camera file')
     if not path.is_dir() or _has_cameras(path):
         return [path]
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and _has_cameras(folder))
     if not folders:
-        raise ViewsError(
+        raise UserError(
             f'--views={path} holds no subject: put {TRANSFORMS_FILE} or {LABEL_FILE} beside the images, in it or '
             'in a folder per subject'
         )
@@ -158,23 +194,24 @@ def folder_views(path, size=None, box_size=None, background='black'):
     masked becomes `background`, a colour name. box_size: world units, by default what the cameras see at the world's origin
     (`box_of_cameras`). The cameras of a `transforms.json` are first brought into the conventions' world
     (`dataset_prep.convert.normalise_world`).
-    Raises DatasetError, CameraError or ViewsError for unusable folders.
+    Raises DatasetError, CameraError or UserError for unusable folders.
     """
     store, views, notes = load_views(path, CAMERA_RADIUS)
     name = source_name(path)
     if len(views) < 2:
-        raise ViewsError(
+        raise UserError(
             f'{name} has {len(views)} view{"s" * (len(views) != 1)}: a scene is determined by two views at least, better by 30'
         )
-    images = []
+    images, shape = [], size and size[::-1]  # Pillow's order
     for view in views:  # one at a time: many photographs at full size do not fit into memory
         picture = view_picture(store, view, background)
-        width, height = size[::-1] if size else images[0].shape[1::-1] if images else picture.size
-        if size is None and picture.size != (width, height):
-            raise ViewsError(
-                f'{path}: image {view.name} is not {width}x{height} pixels as the first one: make them alike, or give --view-size'
+        shape = shape or picture.size
+        if size is None and picture.size != shape:
+            raise UserError(
+                f'{path}: image {view.name} is not {shape[0]}x{shape[1]} pixels as the first one: make them alike, '
+                'or give --view-size'
             )
-        images.append(np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)))
+        images.append(np.asarray(picture.resize(shape, Image.Resampling.LANCZOS)))
     labels = torch.from_numpy(np.stack([view.label() for view in views])).float()
     box_size = box_of_cameras(labels) if box_size is None else box_size
     notes += image_notes(store, [view.name for view in views], background)
@@ -185,3 +222,61 @@ def box_of_cameras(labels):
     """Side of the box, world units, by what cameras [V, 25] see at the world's origin: FFHQ's cameras give about 1."""
     poses, intrinsics = split_label(labels)
     return float(BOX_PER_VIEW * poses[:, :3, 3].norm(dim=1).median() / intrinsics[:, 0, 0].median())
+
+
+class StoredSubjects:
+    """A folder or zip of one subject, or a folder of folders, see `subject_folders`."""
+
+    def __init__(self, task):
+        self.task, options = task, task.options
+        path, self.box_size = options['views'], options['box']
+        self.size = options['view_size'] and options['view_size'][::-1]
+        self.folders = subject_folders(path)
+        if path.is_dir() and Path(task.outdir).resolve().is_relative_to(path.resolve()):
+            raise UserError(
+                f'--outdir={task.outdir} lies in --views={path}, where results would count as views: name a folder outside'
+            )
+        self.names = [source_name(folder) for folder in self.folders]
+        self.fingerprint = files_fingerprint(path)
+        self.background = 'learned'
+        self.protocol = {
+            'source': str(path),
+            'size': self.size,
+            'box_size': self.box_size or 'by the cameras',
+            'transparent_on': background_of(task),
+        }
+
+    def load(self, index):
+        views = folder_views(self.folders[index], self.size, self.box_size, background_of(self.task))
+        say_notes(self.task, views)
+        return views
+
+
+def files_fingerprint(path):
+    """16 hexadecimal digits that change with any file of a folder, or with a zip."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From either
+
+
+def find_subjects(task):
+    """The subjects that a metrics.registry.Task names. Raises UserError when it names none."""
+    if isinstance(task.options['views'], Path):
+        if task.generator is not None:
+            raise UserError(
+                f'--network and --views={task.options["views"]} exclude each other: give the number of views of a '
+                'network, or leave it out'
+            )
+        return StoredSubjects(task)
+    if task.generator is None:
+        raise UserError(
+            'consistency is measured on views of the same subjects: give --network, or --views=DIR with a camera '
+            'file; --images has none'
+        )
+    return GeneratedSubjects(task)

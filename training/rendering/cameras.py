@@ -121,10 +121,14 @@ def _phases(frames):
 # Rays ----------------------------------------------------------------------------------------------------------------
 
 
-def pixel_centres(resolution, device=None):
-    """Image coordinates [resolution^2, 2] of the pixel centres, (x, y) in (0, 1), row by row."""
-    centres = (torch.arange(resolution, device=device, dtype=torch.float32) + 0.5) / resolution
-    y, x = torch.meshgrid(centres, centres, indexing='ij')
+def pixel_centres(size, device=None):
+    """Image coordinates [height * width, 2] of the pixel centres, (x, y) in (0, 1), row by row.
+
+    size: (height, width), or an int that is both.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    y, x = ((torch.arange(count, device=device, dtype=torch.float32) + 0.5) / count for count in (height, width))
+    y, x = torch.meshgrid(y, x, indexing='ij')
     return torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
