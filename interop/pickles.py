@@ -61,7 +61,7 @@ def listed(names, most=8):
     return shown if len(names) <= most else f'{shown} and {len(names) - most} more'
 
 
-def check(condition, what):
+def require(condition, what):
     """The file must be as a writer of pickles would have made it."""
     if not condition:
         raise LegacyError(f'damaged: {what}')
@@ -84,6 +84,15 @@ def _naming_damage():
         RuntimeError,
     ) as error:
         raise LegacyError(f'damaged ({printable(str(error))})') from None
+
+
+@contextlib.contextmanager
+def saying_where(where):
+    """Errors begin with what they are about."""
+    try:
+        yield
+    except LegacyError as error:
+        raise LegacyError(f'{where}: {error}') from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,6 +164,23 @@ _FRESH = {
 }
 
 
+# What instructions take from the stack: all above the last mark, which goes, too, or a number of items.
+_TO_THE_MARK = ('POP_MARK', 'TUPLE', 'FROZENSET', 'APPENDS', 'ADDITEMS', 'SETITEMS')
+_TAKEN = {
+    'POP': 1,
+    'TUPLE1': 1,
+    'TUPLE2': 2,
+    'TUPLE3': 3,
+    'APPEND': 1,
+    'SETITEM': 2,
+    'STACK_GLOBAL': 2,
+    'REDUCE': 2,
+    'NEWOBJ': 2,
+    'BUILD': 1,
+    'BINPERSID': 1,
+}
+
+
 class _Machine:
     """Runs one pickle of a stream: the instructions that protocols 2 to 5 write for plain data and objects.
 
@@ -166,68 +192,44 @@ class _Machine:
         self.stack, self.below, self.memo = [], [], {}  # below: the stacks under the marks
         self.foreign = {}  # names that the file may not contain, in order
 
+    @_naming_damage()
     def run(self):
         """The object that the pickle describes. The stream is left behind its end."""
         try:
-            with _naming_damage():
-                result = self._run()
-        except LegacyError:
-            self._refuse_foreign()
-            raise
-        self._refuse_foreign()
-        return result
-
-    def _refuse_foreign(self):
-        if self.foreign:
-            raise LegacyError(f'it holds what no published network does: {listed(list(self.foreign), 1000)}') from None
-
-    def _run(self):
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(self.stream)):
-            check(count < MAX_OPCODES, f'more than {MAX_OPCODES} instructions')
-            if opcode.name == 'STOP':
-                check(len(self.stack) == 1 and not self.below, 'the end of the pickle')
-                return self.stack[0]
-            self._step(opcode.name, argument)
-        raise LegacyError('damaged: no end')
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(self.stream)):  # to STOP; without one, it raises
+                require(count < MAX_OPCODES, f'more than {MAX_OPCODES} instructions')
+                self._step(opcode.name, argument)
+            require(len(self.stack) == 1 and not self.below, 'the end of the pickle')
+            return self.stack[0]
+        finally:  # foreign names say more than the damage that they may have led to
+            if self.foreign:
+                raise LegacyError(f'it holds what no published network does: {listed(list(self.foreign), 1000)}') from None
 
     def _step(self, name, argument):
+        taken = self._take(name)
         stack = self.stack
         match name:
-            case 'PROTO' | 'FRAME':
+            case 'PROTO' | 'FRAME' | 'POP' | 'POP_MARK' | 'STOP':
                 pass
             case _ if name in _LITERALS:
-                check(type(argument) is not int or argument.bit_length() <= 128, 'a number as long as a text')
+                require(type(argument) is not int or argument.bit_length() <= 128, 'a number as long as a text')
                 stack.append(argument)
             case _ if name in _FRESH:
                 stack.append(_FRESH[name]())
             case 'MARK':
                 self.below.append(stack)
                 self.stack = []
-            case 'POP':
-                stack.pop()
-            case 'POP_MARK':
-                self._run_of_items()
-            case 'TUPLE':
-                items = self._run_of_items()
-                self.stack.append(tuple(items))
-            case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
-                stack.append(tuple([stack.pop() for _ in range(int(name[-1]))][::-1]))
+            case 'TUPLE' | 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+                stack.append(tuple(taken))
             case 'FROZENSET':
-                items = self._run_of_items()
-                self.stack.append(_add(set(), items))
-            case 'APPEND':
-                _extend([stack.pop()], stack[-1])
-            case 'APPENDS':
-                _extend(self._run_of_items(), self.stack[-1])
+                stack.append(_add(set(), taken))
             case 'ADDITEMS':
-                items = self._run_of_items()
-                _add(self.stack[-1], items)
-            case 'SETITEM':
-                value, key = stack.pop(), stack.pop()
-                _set_items(stack[-1], [key, value])
-            case 'SETITEMS':
-                items = self._run_of_items()
-                _set_items(self.stack[-1], items)
+                _add(stack[-1], taken)
+            case 'APPEND' | 'APPENDS':
+                require(isinstance(stack[-1], list), 'an item of something else than a list')
+                stack[-1].extend(taken)
+            case 'SETITEM' | 'SETITEMS':
+                _set_items(stack[-1], taken)
             case 'MEMOIZE':
                 self.memo[len(self.memo)] = stack[-1]
             case 'BINPUT' | 'LONG_BINPUT':
@@ -237,26 +239,24 @@ class _Machine:
             case 'GLOBAL':
                 stack.append(self._name(*argument.split(' ', 1)))
             case 'STACK_GLOBAL':
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(self._name(module, attribute))
+                stack.append(self._name(*taken))
             case 'REDUCE' | 'NEWOBJ':
-                arguments, name = stack.pop(), stack.pop()
-                stack.append(_make(name, arguments))
+                stack.append(_make(*taken))
             case 'BUILD':
-                state = stack.pop()
-                _set_state(stack[-1], state)
+                _set_state(stack[-1], *taken)
             case 'BINPERSID' if self.persistent_ids:
-                stack.append(Made('persistent id', (stack.pop(),)))
+                stack.append(Made('persistent id', tuple(taken)))
             case _:
                 raise LegacyError(f'it holds the pickle instruction {name}, which no published network does')
 
-    def _run_of_items(self):
-        """The items above the last mark, which goes, too."""
-        items, self.stack = self.stack, self.below.pop()
-        return items
+    def _take(self, name):
+        if name in _TO_THE_MARK:
+            items, self.stack = self.stack, self.below.pop()
+            return items
+        return [self.stack.pop() for _ in range(_TAKEN.get(name, 0))][::-1]
 
     def _name(self, module, attribute):
-        check(isinstance(module, str) and isinstance(attribute, str), 'a name')
+        require(isinstance(module, str) and isinstance(attribute, str), 'a name')
         dotted = f'{module}.{attribute}'
         if '.' in attribute or not self.names.fullmatch(dotted):
             self.foreign[dotted] = None
@@ -264,37 +264,32 @@ class _Machine:
 
 
 def _make(name, arguments):
-    check(isinstance(name, Name) and isinstance(arguments, tuple), 'a call')
+    require(isinstance(name, Name) and isinstance(arguments, tuple), 'a call')
     if not _DICT.fullmatch(name.dotted):
         return Made(name.dotted, arguments)
-    check(not arguments, 'a dict with arguments')
+    require(not arguments, 'a dict with arguments')
     return {}
 
 
 def _set_state(target, state):
     if isinstance(target, dict):  # attributes of a dict, such as the versions of a state dict
         return
-    check(isinstance(target, Made) and target.state is None, f'a state of {_kind(target)}')
+    require(isinstance(target, Made) and target.state is None, f'a state of {_kind(target)}')
     target.state = state
 
 
 def _set_items(target, items):
     """Keys are text: how long other keys take to hash or compare would be the file's choice."""
-    check(isinstance(target, dict) and len(items) % 2 == 0, 'the items of a dict')
+    require(isinstance(target, dict) and len(items) % 2 == 0, 'the items of a dict')
     for key in items[::2]:
-        check(type(key) is str, f'a key of type {_kind(key)}')
+        require(type(key) is str, f'a key of type {_kind(key)}')
     target.update(zip(items[::2], items[1::2]))
 
 
 def _add(target, items):
-    check(isinstance(target, set) and all(type(item) is str for item in items), 'the items of a set')
+    require(isinstance(target, set) and all(type(item) is str for item in items), 'the items of a set')
     target.update(items)
     return target
-
-
-def _extend(items, target):
-    check(isinstance(target, list), 'an item of something else than a list')
-    target.extend(items)
 
 
 def _kind(value):
@@ -312,14 +307,11 @@ def read_pickle(path):
 
     Raises LegacyError naming the file and what was refused or damaged.
     """
-    with open(path, 'rb') as file:
+    with open(path, 'rb') as file, saying_where(f'{path} is no pickle of a published network'):
         stream = io.BytesIO(file.read())  # in memory, a length that the file only claims costs nothing
-    try:
         content = _Machine(stream).run()
-        check(not stream.read(1), 'something follows its end')
-    except LegacyError as error:
-        raise LegacyError(f'{path} is no pickle of a published network: {error}') from None
-    return content
+        require(not stream.read(1), 'something follows its end')
+        return content
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,27 +352,24 @@ class Tensors(Mapping):
 
     def __getitem__(self, name):
         record = self.records[name]
-        try:
-            with _naming_damage():
-                return self._tensor(record)
-        except LegacyError as error:
-            raise LegacyError(f'tensor {printable(name)}: {error}') from None
+        with saying_where(f'tensor {printable(name)}'), _naming_damage():
+            return self._tensor(record)
 
     def _tensor(self, record):
-        check(isinstance(record, Made), 'no tensor')
+        require(isinstance(record, Made), 'no tensor')
         if record.name.startswith('torch._utils._rebuild_parameter'):
             record = record.arguments[0]
-            check(isinstance(record, Made), 'the data of a parameter')
+            require(isinstance(record, Made), 'the data of a parameter')
         if record.name.startswith('numpy.'):
             return torch.from_numpy(_array(record))
-        check(record.name.startswith('torch._utils._rebuild_tensor'), f'{printable(record.name)} is no tensor')
+        require(record.name.startswith('torch._utils._rebuild_tensor'), f'{printable(record.name)} is no tensor')
         storage, offset, size, stride = record.arguments[:4]
         size = size.arguments[0] if isinstance(size, Made) and size.name == 'torch.Size' else size
         return _view(self._storage(storage), offset, size, stride)
 
     def _storage(self, record):
         """A storage, made once however many records and tensors share it."""
-        check(isinstance(record, Made) and record.name == 'torch.storage._load_from_bytes', 'the storage of a tensor')
+        require(isinstance(record, Made) and record.name == 'torch.storage._load_from_bytes', 'the storage of a tensor')
         (data,) = record.arguments
         key = id(data.arguments[0]) if isinstance(data, Made) else id(data)
         if key not in self.storages:
@@ -390,12 +379,12 @@ class Tensors(Mapping):
 
 def _view(values, offset, size, stride):
     """A view of a storage, within it. It may repeat items, and takes no memory."""
-    check(_are_sizes(size) and _are_sizes(stride) and len(size) == len(stride) <= 16, 'the shape of a tensor')
-    check(_are_sizes((offset,)) and math.prod(size) <= MAX_ITEMS, 'the size of a tensor')
+    require(_are_sizes(size) and _are_sizes(stride) and len(size) == len(stride) <= 16, 'the shape of a tensor')
+    require(_are_sizes((offset,)) and math.prod(size) <= MAX_ITEMS, 'the size of a tensor')
     if math.prod(size) == 0:
         return torch.zeros(size, dtype=values.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    check(last < values.numel(), f'a tensor of shape {size} that its storage does not hold')
+    require(last < values.numel(), f'a tensor of shape {size} that its storage does not hold')
     return torch.as_strided(values, size, stride, offset)
 
 
@@ -407,9 +396,9 @@ def _bytes(data):
     """Bytes, or the text as which protocol 2 writes them."""
     if isinstance(data, Made) and data.name == '_codecs.encode':
         text, encoding = data.arguments
-        check(isinstance(text, str) and encoding == 'latin1', 'bytes written as text')
+        require(isinstance(text, str) and encoding == 'latin1', 'bytes written as text')
         return text.encode('latin1')
-    check(isinstance(data, bytes | bytearray), 'bytes')
+    require(isinstance(data, bytes | bytearray), 'bytes')
     return bytes(data)
 
 
@@ -421,45 +410,45 @@ def _storage_of_bytes(data):
     """
     stream = io.BytesIO(data)
     mark, version, system, reference, keys = [_Machine(stream, _STORAGE_NAMES, persistent_ids=True).run() for _ in range(5)]
-    check(mark == 0x1950A86A20F9469CFC6C and version == 1001, 'the mark of a storage')
-    check(isinstance(system, dict) and system.get('little_endian') is True, 'the byte order of a storage')
-    check(isinstance(reference, Made), 'a storage')
+    require(mark == 0x1950A86A20F9469CFC6C and version == 1001, 'the mark of a storage')
+    require(isinstance(system, dict) and system.get('little_endian') is True, 'the byte order of a storage')
+    require(isinstance(reference, Made), 'a storage')
     (record,) = reference.arguments
     kind, key, _, numel, *view = record[1:]
-    check(record[0] == 'storage' and isinstance(kind, Name) and view in ([], [None]), 'the class of a storage')
-    check(type(key) is str and keys == [key] and _are_sizes((numel,)), 'the record of a storage')
-    check(int.from_bytes(stream.read(8), 'little') == numel, 'the length of a storage')
+    require(record[0] == 'storage' and isinstance(kind, Name) and view in ([], [None]), 'the class of a storage')
+    require(type(key) is str and keys == [key] and _are_sizes((numel,)), 'the record of a storage')
+    require(int.from_bytes(stream.read(8), 'little') == numel, 'the length of a storage')
     dtype, values = STORAGE_DTYPES[kind.dotted], bytearray(stream.read())
-    check(len(values) == numel * dtype.itemsize, f'a storage of {numel} items from {len(values)} bytes')
+    require(len(values) == numel * dtype.itemsize, f'a storage of {numel} items from {len(values)} bytes')
     return torch.frombuffer(values, dtype=dtype) if numel else torch.zeros(0, dtype=dtype)
 
 
+@_naming_damage()
 def _array(record):
     """The numpy array of a record in one of the three ways in which numpy writes arrays and numbers."""
-    with _naming_damage():
-        order = 'C'
-        match record.name.rpartition('.')[2]:
-            case 'scalar':
-                (dtype, data), shape = record.arguments, ()
-            case '_frombuffer':
-                data, dtype, shape, order = record.arguments
-            case '_reconstruct':
-                check(record.arguments[0] == Name('numpy.ndarray'), 'the class of a numpy array')
-                _, shape, dtype, fortran, data = record.state
-                order = 'F' if fortran else 'C'
-            case _:
-                raise LegacyError(f'{printable(record.name)} is no array')
-        data, dtype = _bytes(data), _dtype(dtype)
-        check(_are_sizes(shape) and len(shape) <= 16 and order in ('C', 'F'), 'the shape of a numpy array')
-        check(math.prod(shape) * dtype.itemsize == len(data), f'a numpy array of shape {shape} from {len(data)} bytes')
-        return np.frombuffer(data, dtype).reshape(shape, order=order).astype(dtype.newbyteorder('='))
+    order = 'C'
+    match record.name.rpartition('.')[2]:
+        case 'scalar':
+            (dtype, data), shape = record.arguments, ()
+        case '_frombuffer':
+            data, dtype, shape, order = record.arguments
+        case '_reconstruct':
+            require(record.arguments[0] == Name('numpy.ndarray'), 'the class of a numpy array')
+            _, shape, dtype, fortran, data = record.state
+            order = 'F' if fortran else 'C'
+        case _:
+            raise LegacyError(f'{printable(record.name)} is no array')
+    data, dtype = _bytes(data), _dtype(dtype)
+    require(_are_sizes(shape) and len(shape) <= 16 and order in ('C', 'F'), 'the shape of a numpy array')
+    require(math.prod(shape) * dtype.itemsize == len(data), f'a numpy array of shape {shape} from {len(data)} bytes')
+    return np.frombuffer(data, dtype).reshape(shape, order=order).astype(dtype.newbyteorder('='))
 
 
 def _dtype(record):
-    check(isinstance(record, Made) and record.name == 'numpy.dtype', 'a numpy dtype')
+    require(isinstance(record, Made) and record.name == 'numpy.dtype', 'a numpy dtype')
     code, order = record.arguments[0], '=' if record.state is None else record.state[1]
-    check(type(code) is str and re.fullmatch('[biuf][1248]', code), f'numpy dtype {printable(reprlib.repr(code))}')
-    check(order in ('<', '>', '|', '='), 'the byte order of a numpy dtype')
+    require(type(code) is str and re.fullmatch('[biuf][1248]', code), f'numpy dtype {printable(reprlib.repr(code))}')
+    require(order in ('<', '>', '|', '='), 'the byte order of a numpy dtype')
     return np.dtype(code).newbyteorder(order)
 
 
@@ -477,14 +466,14 @@ class Module:
     def table(self, name):
         """A dict among the attributes: `_parameters`, `_buffers`, `_modules` or `_init_kwargs`. Empty where there is none."""
         table = self.state.get(name)
-        check(table is None or isinstance(table, dict), f'{name} of {printable(self.class_name)} is no dict')
+        require(table is None or isinstance(table, dict), f'{name} of {printable(self.class_name)} is no dict')
         return table or {}
 
     def temporary_buffers(self):
         """Names of buffers that a state dict leaves out."""
         names = self.state.get('_non_persistent_buffers_set') or ()
         names = names.arguments[0] if isinstance(names, Made) and names.arguments else names  # before protocol 4
-        check(isinstance(names, set | list | tuple) and all(type(name) is str for name in names), 'names of buffers')
+        require(isinstance(names, set | list | tuple) and all(type(name) is str for name in names), 'names of buffers')
         return set(names)
 
     def size(self):
@@ -502,15 +491,15 @@ def as_module(value):
         return None
     if value.name == _PERSISTENT:
         (meta,) = value.arguments if len(value.arguments) == 1 else (None,)
-        check(isinstance(meta, dict) and value.state is None, 'the record of a persistent object')
-        check(meta.get('type') == 'class', 'a persistent object that is no class')
+        require(isinstance(meta, dict) and value.state is None, 'the record of a persistent object')
+        require(meta.get('type') == 'class', 'a persistent object that is no class')
         class_name, state = meta.get('class_name'), meta.get('state')
     elif _MODULE.fullmatch(value.name):
-        check(not value.arguments, f'arguments of {printable(value.name)}')
+        require(not value.arguments, f'arguments of {printable(value.name)}')
         class_name, state = value.name.rpartition('.')[2], value.state
     else:
         return None
-    check(isinstance(class_name, str) and isinstance(state, dict), 'the class_name or the state of a persistent object')
+    require(isinstance(class_name, str) and isinstance(state, dict), 'the class_name or the state of a persistent object')
     return Module(class_name, state)
 
 
@@ -525,15 +514,15 @@ def modules_of(root):
         found[path] = module
         for name, value in module.table('_modules').items():
             child = as_module(value)
-            check(child or value is None, f'{printable(name)} is no module')
+            require(child or value is None, f'{printable(name)} is no module')
             if child:
-                pending.append((join(path, name), child))
+                pending.append((path_of(path, name), child))
     return found
 
 
-def join(path, name):
+def path_of(path, name):
     """A dotted name."""
-    check(len(name) <= 100 and '.' not in name, f'the name {printable(name)}')
+    require(len(name) <= 100 and '.' not in name, f'the name {printable(name)}')
     return f'{path}.{name}' if path else name
 
 
@@ -545,5 +534,5 @@ def tensors_of(modules):
         buffers = {name: value for name, value in module.table('_buffers').items() if name not in temporary}
         for name, value in (module.table('_parameters') | buffers).items():
             if value is not None:
-                records[join(path, name)] = value
+                records[path_of(path, name)] = value
     return Tensors(records)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from interop import published
-from interop.pickles import join
+from interop.pickles import path_of
 from torch_utils.ops.upfirdn2d import setup_filter
 from training.config import GeneratorConfig
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
@@ -318,7 +318,7 @@ def published_state(module, class_name, kwargs):
         state[name] = state[name][None]
     for path in paths(state):
         if class_at(path, class_name, kwargs) in _WITH_FILTER:
-            state[join(path, 'resample_filter')] = setup_filter([1, 3, 3, 1])
+            state[path_of(path, 'resample_filter')] = setup_filter([1, 3, 3, 1])
     if class_name in published.GENERATORS:
         state['dataset_label_std'] = torch.rand(25)
     return state
