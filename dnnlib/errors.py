@@ -10,6 +10,11 @@ def one_line(text):
     return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in str(text))
 
 
+def first_line(error):
+    """The first line of an exception's message, or its kind where it says nothing: libraries append advice of their own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class UserError(Exception):
     """A mistake of the user's: shown as one line, without traceback. The line names the cause and the cure."""
 

@@ -3,7 +3,6 @@
 `training.snapshots.load_networks` opens their files with it, `training.legacy` is its command line.
 """
 
-import contextlib
 import os
 import re
 import reprlib
@@ -11,7 +10,18 @@ from collections import defaultdict
 
 import torch
 
-from interop.pickles import LegacyError, Tensors, as_module, listed, modules_of, plain, printable, read_pickle, tensors_of
+from interop.pickles import (
+    LegacyError,
+    Tensors,
+    as_module,
+    listed,
+    modules_of,
+    plain,
+    printable,
+    read_pickle,
+    saying_where,
+    tensors_of,
+)
 from torch_utils.ops.upfirdn2d import setup_filter
 from training.config import (
     FFHQ_FOCAL,
@@ -30,7 +40,7 @@ GENERATORS = ('training.triplane.TriPlaneGenerator', 'training.dual_triplane.Dua
 DUAL_DISCRIMINATORS = ('training.dual_discriminator.DualDiscriminator',)
 SINGLE_DISCRIMINATORS = ('training.dual_discriminator.SingleDiscriminator',)
 # Pickles name the class without its module.
-CLASSES = {name.rpartition('.')[2]: name for name in GENERATORS + DUAL_DISCRIMINATORS + SINGLE_DISCRIMINATORS}
+_BY_CLASS_NAME = {name.rpartition('.')[2]: name for name in GENERATORS + DUAL_DISCRIMINATORS + SINGLE_DISCRIMINATORS}
 _SUPERRESOLUTION = {  # by the end of the class name: image, input, channels, whether larger renders are resized
     'SuperresolutionHybrid2X': (128, 64, (128, 64), True),
     'SuperresolutionHybrid4X': (256, 128, (128, 64), False),
@@ -67,6 +77,7 @@ _IGNORED_ARGUMENTS = {
     'not looked at there either': ('sr_upsample_factor',),
     'overruled by the attribute of the same name, which starts at 64': ('neural_rendering_resolution',),
 }
+_IGNORED_NAMES = frozenset(name for names in _IGNORED_ARGUMENTS.values() for name in names)
 _IGNORED_TENSORS = {
     'dataset_label_std': "spread of the training set's labels, which only a generator's noisy conditioning would need"
 }
@@ -93,7 +104,7 @@ _KNOWN_ATTRIBUTES = {
 _KNOWN_NAMES = frozenset(' '.join(_KNOWN_ATTRIBUTES.values()).split())
 _KNOWN_MODULES = frozenset(
     [
-        *CLASSES,
+        *_BY_CLASS_NAME,
         *_SUPERRESOLUTION,
         *[
             'Generator',
@@ -136,39 +147,31 @@ def build_from_reference(class_name, init_kwargs, state_dict, render_resolution=
     keep beside the constructor's arguments. Raises LegacyError naming any class, argument or tensor that has no
     counterpart here.
     """
-    unknown = []
-    plan = _Plan(class_name, init_kwargs, state_dict, render_resolution, unknown)
-    if unknown:
-        raise LegacyError(f'images may depend on what this project does not know: {listed(unknown, 1000)}')
+    plan = _Plan(class_name, init_kwargs, state_dict, render_resolution)
+    if plan.unknown:
+        raise LegacyError(f'images may depend on what this project does not know: {listed(plan.unknown, 1000)}')
     return plan.build()
 
 
 class _Plan:
-    """A network before it is built: all is checked, and nothing large is made. Names that are not known join `unknown`."""
+    """A network before it is built: all is checked, and nothing large is made. `unknown`: what is not known of it, as text."""
 
-    def __init__(self, class_name, init_kwargs, state, render_resolution, unknown):
+    def __init__(self, class_name, init_kwargs, state, render_resolution=None):
+        self.state, self.unknown = state, []
+        if class_name not in _NETWORKS:
+            raise LegacyError(f'{printable(class_name)} is not a published class that this project knows')
+        self.network, read_config = _NETWORKS[class_name]
         try:
-            if class_name in GENERATORS:
-                config = generator_config(class_name, init_kwargs, unknown)
-                self.config = config if render_resolution is None else config.replace(render_resolution=render_resolution)
-                self.network = Generator
-            elif class_name in DUAL_DISCRIMINATORS + SINGLE_DISCRIMINATORS:
-                self.config = discriminator_config(class_name, init_kwargs, unknown)
-                self.network = DualDiscriminator if class_name in DUAL_DISCRIMINATORS else PatchDiscriminator
-            else:
-                raise LegacyError(f'{printable(class_name)} is not a published class that this project knows')
+            self.config = read_config(class_name, init_kwargs, self.unknown)
+            if self.network is Generator and render_resolution is not None:
+                self.config = self.config.replace(render_resolution=render_resolution)
             with torch.device('meta'):  # sizes first: arguments can ask for far more memory than the weights take
                 self.shapes = {name: value.shape for name, value in self.network(self.config).state_dict().items()}
         except (ConfigError, ZeroDivisionError, ValueError, RuntimeError) as error:
             raise LegacyError(f'the constructor arguments do not fit together: {printable(str(error))}') from None
-        self.state = state
-        self.published = self._match(unknown)
+        self.published = self._match()
 
-    def size(self):
-        """Numbers in all its tensors."""
-        return sum(shape.numel() for shape in self.shapes.values())
-
-    def _match(self, unknown):
+    def _match(self):
         """{own name: published name} of all tensors of the network."""
         published = {}
         for name in self.state:
@@ -180,10 +183,10 @@ class _Plan:
             elif own in self.shapes and own not in published:
                 published[own] = name
             else:
-                unknown.append(f'tensor {name}')
+                self.unknown.append(f'tensor {name}')
         missing = sorted(set(self.shapes) - set(published))
         if missing:
-            raise LegacyError(f'weights do not fit: missing {listed(missing)}, unknown {listed(unknown, 1000)}')
+            raise LegacyError(f'weights do not fit: missing {listed(missing)}, unknown {listed(self.unknown, 1000)}')
         return published
 
     def build(self):
@@ -209,34 +212,21 @@ def _check_filter(name, state):
         raise LegacyError(f'{printable(name)} is not the filter [1, 3, 3, 1]')
 
 
-def _unknown_in(unknown):
-    """One line for names that are not known, by network."""
-    together = defaultdict(list)
-    for network, names in unknown.items():
-        if names:
-            together[tuple(names)].append(network)
-    return '; '.join(
-        f'in {", ".join(networks)}: {listed(list(dict.fromkeys(names)), 1000)}' for names, networks in together.items()
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Constructor arguments
 
 
-class _Arguments:
-    """Published constructor arguments. Each is taken by name; `finish` tells `unknown` of those that nobody took."""
+_REQUIRED = object()  # in the place of a default
 
-    def __init__(self, values, where, unknown):
+
+class _Arguments:
+    """Published constructor arguments, and tables within them. Each is taken by name; `left` names those that nobody took."""
+
+    def __init__(self, values, where=''):
         if not isinstance(values, dict):
             raise LegacyError(f'{where or "what the constructor got"} is no table of arguments')
-        self.values, self.where, self.unknown = dict(values), where, unknown
-        for names in _IGNORED_ARGUMENTS.values():
-            for name in names:
-                self.values.pop(name, None)
-
-    def __contains__(self, name):
-        return name in self.values
+        self.values = {name: value for name, value in values.items() if name not in _IGNORED_NAMES}
+        self.where, self.tables = where, []
 
     def _name(self, name):
         return printable(f'{self.where}.{name}' if self.where else str(name))
@@ -244,60 +234,58 @@ class _Arguments:
     def wrong(self, name, value, wanted):
         return LegacyError(f'constructor argument {self._name(name)}={printable(reprlib.repr(value))} is not supported; {wanted}')
 
-    def required(self, name, *types):
-        if name not in self.values:
-            raise LegacyError(f'constructor argument {self._name(name)} is missing')
-        return self._of_type(name, self.values.pop(name), types)
-
-    def optional(self, name, default, *types):
-        """The value, or the release's own default. `types`: what it may be."""
+    def take(self, name, *types, default=_REQUIRED):
+        """The value, which must be of one of the `types` (none: any) or the release's own default."""
         value = self.values.pop(name, default)
-        return value if value is default else self._of_type(name, value, types)
-
-    def _of_type(self, name, value, types):
-        if types and type(value) not in types:
+        if value is _REQUIRED:
+            raise LegacyError(f'constructor argument {self._name(name)} is missing')
+        if value is not default and types and type(value) not in types:
             raise self.wrong(name, value, f'it should be of type {" or ".join(kind.__name__ for kind in types)}')
         return value
 
     def number(self, name, default):
-        value = self.optional(name, default, int, float)
+        value = self.take(name, int, float, default=default)
         if not -1e9 <= value <= 1e9:
             raise self.wrong(name, value, 'it should be a number of a size that occurs')
         return value
 
-    def size(self, name, default=None, largest=65536):
+    def size(self, name, default=_REQUIRED, largest=65536):
         """An integer from 1 up, or 0 where that means 'none'; `largest` keeps a file from asking for what nobody has."""
-        value = self.required(name, int) if default is None else self.optional(name, default, int)
+        value = self.take(name, int, default=default)
         if not 0 <= value <= largest:
             raise self.wrong(name, value, f'it should lie between 0 and {largest}')
         return value
 
-    def expect(self, name, *allowed):
+    def choose(self, name, *allowed):
         """An argument that must have one of the values that this project computes; the first is the default."""
         value = self.values.pop(name, allowed[0])
         if not any(type(value) is type(known) and value == known for known in allowed):
             raise self.wrong(name, value, f'this project has {" or ".join(map(repr, allowed))}')
         return value
 
+    def fixed(self, **values):
+        """Arguments for which this project computes one value only, which is the default, too."""
+        for name, value in values.items():
+            self.choose(name, value)
+
     def nested(self, name):
         value = self.values.pop(name, None)
-        return _Arguments({} if value is None else value, self._name(name), self.unknown)
+        self.tables.append(_Arguments({} if value is None else value, self._name(name)))
+        return self.tables[-1]
 
-    def finish(self):
-        self.unknown += [f'argument {self._name(name)}' for name in self.values]
+    def left(self):
+        inside = [name for table in self.tables for name in table.left()]
+        return inside + [f'argument {self._name(name)}' for name in self.values]
 
 
-def generator_config(class_name, init_kwargs, unknown):
+def read_generator_config(class_name, init_kwargs, unknown):
     """GeneratorConfig of published constructor arguments; names that are not known join the list `unknown`."""
-    kwargs = _Arguments(init_kwargs, '', unknown)
+    kwargs = _Arguments(init_kwargs)
     rendering = kwargs.nested('rendering_kwargs')
     for name in _SWITCHED_OFF:
         for arguments in (kwargs, rendering):
-            arguments.expect(name, *_OFF)
-    kwargs.expect('img_channels', 3)
-    kwargs.expect('num_fp16_res', 0)  # of E
-    kwargs.expect('conv_clamp', None)
-    kwargs.expect('decoder_output_dim', 32)
+            arguments.choose(name, *_OFF)
+    kwargs.fixed(img_channels=3, num_fp16_res=0, conv_clamp=None, decoder_output_dim=32)  # precision and clamp: of E
     values = dict(
         z_dim=kwargs.size('z_dim'),
         w_dim=kwargs.size('w_dim'),
@@ -307,30 +295,23 @@ def generator_config(class_name, init_kwargs, unknown):
         channel_base=kwargs.size('channel_base', 32768),
         channel_max=kwargs.size('channel_max', 512),
     )
-    values |= _plane_options(class_name, kwargs)
-    values |= _precision_options(kwargs)
+    values |= _plane_options(class_name, kwargs) | _precision_options(kwargs)
     values |= _superresolution_options(rendering, values['image_resolution'])
     values |= dict(
-        pose_conditioning=not rendering.optional('c_gen_conditioning_zero', False, bool),
+        pose_conditioning=not rendering.take('c_gen_conditioning_zero', bool, default=False),
         conditioning_scale=rendering.number('c_scale', 0),  # the releases multiply the camera by 0 where it is missing
         decoder_lr_multiplier=rendering.number('decoder_lr_mul', 1),
         rendering=_rendering_config(rendering),
     )
-    rendering.finish()
-    kwargs.finish()
+    unknown += kwargs.left()
     return GeneratorConfig(**values)
 
 
 def _mapping_layers(kwargs):
     """The depth of a mapping network; the rest of its arguments must be the releases' own."""
     mapping = kwargs.nested('mapping_kwargs')
-    layers = mapping.size('num_layers', 8, largest=64)
-    mapping.expect('embed_features', None)
-    mapping.expect('layer_features', None)
-    mapping.expect('activation', 'lrelu')
-    mapping.expect('lr_multiplier', 0.01)
-    mapping.finish()
-    return layers
+    mapping.fixed(embed_features=None, layer_features=None, activation='lrelu', lr_multiplier=0.01)
+    return mapping.size('num_layers', 8, largest=64)
 
 
 _PLANE_ACTIVATIONS = {None: 'linear', 'tanh': 'tanh', 'sigmoid': 'sigmoid', 'none': 'sigmoid'}  # the releases' 'none' is no None
@@ -338,22 +319,22 @@ _PLANE_ACTIVATIONS = {None: 'linear', 'tanh': 'tanh', 'sigmoid': 'sigmoid', 'non
 
 def _plane_options(class_name, kwargs):
     """The tri-planes: Mimic3D says how large they are, EG3D's are always 256^2 and in an order of their own."""
-    mimic3d = class_name == GENERATORS[1] or 'triplane_resolution' in kwargs
+    mimic3d = class_name == GENERATORS[1] or 'triplane_resolution' in kwargs.values
     resolution = kwargs.size('triplane_resolution', 256, largest=4096)
     channels = kwargs.size('triplane_channels', 96)
     if channels % 3:
         raise LegacyError(f'constructor argument triplane_channels={channels} does not divide into three planes')
-    aware = kwargs.optional('aware3d_res', None, list, tuple)
+    aware = kwargs.take('aware3d_res', list, tuple, default=None)
     every = [2**i for i in range(2, resolution.bit_length())]
     if aware and list(aware) != every:
         raise kwargs.wrong('aware3d_res', aware, f'this project has all of {every}, or none')
     residual = class_name == GENERATORS[1]
-    kwargs.expect('retidx', *(([-3, -1], (-3, -1)) if residual else (None,)))  # coarse and residual planes are returned
+    kwargs.choose('retidx', *(([-3, -1], (-3, -1)) if residual else (None,)))  # coarse and residual planes are returned
     return dict(
         plane_resolution=resolution,
         plane_channels=channels // 3,
         plane_order='mimic3d' if mimic3d else 'eg3d',
-        plane_activation=_PLANE_ACTIVATIONS[kwargs.expect('triplane_act', *_PLANE_ACTIVATIONS)],
+        plane_activation=_PLANE_ACTIVATIONS[kwargs.choose('triplane_act', *_PLANE_ACTIVATIONS)],
         aware_stream=bool(aware),
         residual=residual,
     )
@@ -364,13 +345,12 @@ def _precision_options(kwargs):
     low = kwargs.size('sr_num_fp16_res', 0) > 0
     s2d = kwargs.nested('sr_kwargs')
     for name in ('channel_base', 'channel_max'):  # its channels are fixed
-        s2d.optional(name, None)
-    s2d.finish()
+        s2d.take(name, default=None)
     return dict(precision='fp16' if low else 'fp32', conv_clamp=_CONV_CLAMP if low else None)
 
 
 def _superresolution_options(rendering, image_resolution):
-    name = rendering.required('superresolution_module', str)
+    name = rendering.take('superresolution_module', str)
     if name.rpartition('.')[2] not in _SUPERRESOLUTION:
         raise rendering.wrong('superresolution_module', name, f'this project has {", ".join(_SUPERRESOLUTION)}')
     resolution, sr_input, channels, resize_larger = _SUPERRESOLUTION[name.rpartition('.')[2]]
@@ -378,31 +358,30 @@ def _superresolution_options(rendering, image_resolution):
         raise LegacyError(
             f'constructor argument img_resolution={image_resolution} does not fit {printable(name)}, which makes {resolution}'
         )
-    rendering.expect('image_resolution', resolution)
+    rendering.fixed(image_resolution=resolution)
     return dict(
         sr_input_resolution=sr_input,
         sr_channels=channels,
         sr_resize_larger=resize_larger,
-        sr_antialias=rendering.optional('sr_antialias', True, bool),
-        sr_noise_mode=rendering.expect('superresolution_noise_mode', 'none', *NOISE_MODES),
+        sr_antialias=rendering.take('sr_antialias', bool, default=True),
+        sr_noise_mode=rendering.choose('superresolution_noise_mode', 'none', *NOISE_MODES),
     )
 
 
 def _rendering_config(rendering):
     """Volume rendering. The focal length of the viewer's cameras is not among the arguments: it follows the data set's."""
-    rendering.expect('disparity_space_sampling', False)
-    rendering.expect('clamp_mode', 'softplus')
+    rendering.fixed(disparity_space_sampling=False, clamp_mode='softplus')
     radius = rendering.number('avg_camera_radius', 2.7)
-    pivot = rendering.optional('avg_camera_pivot', (0, 0, 0.2), list, tuple)
+    pivot = rendering.take('avg_camera_pivot', list, tuple, default=(0, 0, 0.2))
     if len(pivot) != 3 or not all(type(x) in (int, float) for x in pivot):
         raise rendering.wrong('avg_camera_pivot', pivot, 'it should be a point')
     return RenderingConfig(
         near=_limit(rendering, 'ray_start'),
         far=_limit(rendering, 'ray_end'),
-        box_size=rendering.required('box_warp', int, float),
+        box_size=rendering.take('box_warp', int, float),
         depth_samples=rendering.size('depth_resolution'),
         importance_samples=rendering.size('depth_resolution_importance'),
-        white_background=rendering.optional('white_back', False, bool),
+        white_background=rendering.take('white_back', bool, default=False),
         camera_radius=radius,
         camera_pivot=tuple(float(x) for x in pivot),
         focal=SHAPENET_FOCAL if radius == _SHAPENET_RADIUS else FFHQ_FOCAL,
@@ -410,33 +389,27 @@ def _rendering_config(rendering):
 
 
 def _limit(rendering, name):
-    value = rendering.required(name, int, float, str)
+    value = rendering.take(name, int, float, str)
     if isinstance(value, str) and value != 'auto':
         raise rendering.wrong(name, value, "it should be a number or 'auto'")
     return value
 
 
-def discriminator_config(class_name, init_kwargs, unknown):
+def read_discriminator_config(class_name, init_kwargs, unknown):
     """DiscriminatorConfig of published constructor arguments; names that are not known join the list `unknown`."""
-    kwargs = _Arguments(init_kwargs, '', unknown)
-    kwargs.expect('img_channels', 3)
-    kwargs.expect('architecture', 'resnet')
-    kwargs.expect('cmap_dim', None)
-    kwargs.expect('disc_c_noise', 0, 0.0)
+    kwargs = _Arguments(init_kwargs)
+    kwargs.fixed(img_channels=3, architecture='resnet', cmap_dim=None)
+    kwargs.choose('disc_c_noise', 0, 0.0)
     blocks = kwargs.nested('block_kwargs')
-    blocks.expect('activation', 'lrelu')
-    blocks.expect('resample_filter', list(RESAMPLE_TAPS), RESAMPLE_TAPS)
-    blocks.finish()
+    blocks.fixed(activation='lrelu')
+    blocks.choose('resample_filter', list(RESAMPLE_TAPS), RESAMPLE_TAPS)
     epilogue = kwargs.nested('epilogue_kwargs')
-    epilogue.expect('mbstd_num_channels', 1)
-    epilogue.expect('activation', 'lrelu')
+    epilogue.fixed(mbstd_num_channels=1, activation='lrelu')
     group = epilogue.size('mbstd_group_size', 4)
-    epilogue.finish()
     c_dim = kwargs.size('c_dim')
     if (c_dim > 0) != (class_name in DUAL_DISCRIMINATORS):
         raise LegacyError(f'constructor argument c_dim={c_dim} is not supported: D2D is conditional, D3D is not')
     low = kwargs.size('num_fp16_res', 4)
-    clamp = kwargs.optional('conv_clamp', _CONV_CLAMP, int, float, type(None))
     config = DiscriminatorConfig(
         resolution=kwargs.size('img_resolution', largest=4096),
         c_dim=c_dim,
@@ -445,12 +418,18 @@ def discriminator_config(class_name, init_kwargs, unknown):
         channel_max=kwargs.size('channel_max', 512),
         minibatch_group=group,
         low_precision_resolutions=low,
-        conv_clamp=clamp,
+        conv_clamp=kwargs.take('conv_clamp', int, float, type(None), default=_CONV_CLAMP),
         precision='fp16' if low else 'fp32',
     )
-    kwargs.finish()
+    unknown += kwargs.left()
     return config
 
+
+_NETWORKS = {  # by dotted class name: this project's class, and what reads its configuration
+    **dict.fromkeys(GENERATORS, (Generator, read_generator_config)),
+    **dict.fromkeys(DUAL_DISCRIMINATORS, (DualDiscriminator, read_discriminator_config)),
+    **dict.fromkeys(SINGLE_DISCRIMINATORS, (PatchDiscriminator, read_discriminator_config)),
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Names
@@ -510,16 +489,8 @@ def load_published(path, strict=True):
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise LegacyError(f'{path} holds no networks: its content is no dict')
-    plans, unknown = {}, {}
-    for name, value in content.items():
-        name = printable(name)  # of a file, so it may hold anything
-        with _naming(path, name):
-            entry = as_module(value)
-            if entry and (entry.class_name in CLASSES or name in ('G', 'G_ema', 'D', 'D_patch')):
-                unknown[name] = _plan(name, entry, plans)
-            if len(plans) > MAX_NETWORKS:
-                raise LegacyError(f'more than {MAX_NETWORKS} networks')
-    found = _unknown_in(unknown)
+    plans, unknown = _plans_of(path, content)
+    found = '; '.join(f'in {", ".join(networks)}: {names}' for names, networks in unknown.items())
     if found and strict:
         raise LegacyError(
             f'{path}: images may depend on what this project does not know: {found}. To ignore it: '
@@ -527,46 +498,50 @@ def load_published(path, strict=True):
         )
     if not plans:
         raise LegacyError(f'{path} holds no networks of EG3D or Mimic3D; entries: {listed(list(content))}')
-    if sum(plan.size() for plan in plans.values()) > os.path.getsize(path):
+    if sum(shape.numel() for plan in plans.values() for shape in plan.shapes.values()) > os.path.getsize(path):
         raise LegacyError(f'{path} is too small for the networks that it describes')
-    ignored = found and f'{path}: ignored what this project does not know, though images may depend on it: {found}'
-    return {name: _built(path, name, plan) for name, plan in plans.items()}, ignored
+    networks = {}
+    for name, plan in plans.items():
+        with saying_where(f'{path}: {name}'):
+            networks[name] = plan.build()
+    return networks, found and f'{path}: ignored what this project does not know, though images may depend on it: {found}'
 
 
-def load_augment_p(path):
+def _plans_of(path, content):
+    """{name: _Plan} of the networks of a file, and {what is not known: names of the networks that have it}."""
+    plans, unknown = {}, defaultdict(list)
+    for name, value in content.items():
+        name = printable(name)  # of a file, so it may hold anything
+        with saying_where(f'{path}: {name}'):
+            names, entry = [], as_module(value)
+            if entry and entry.class_name in _BY_CLASS_NAME:
+                plan = _plan(entry)
+                own = 'D_patch' if plan.network is PatchDiscriminator else name
+                if own in plans:
+                    raise LegacyError('a second patch discriminator')
+                plans[own], names = plan, plan.unknown
+            elif entry and name in ('G', 'G_ema', 'D', 'D_patch'):
+                names = [f'class {entry.class_name}']
+            if len(plans) > MAX_NETWORKS:
+                raise LegacyError(f'more than {MAX_NETWORKS} networks')
+        if names:
+            unknown[listed(list(dict.fromkeys(names)), 1000)].append(name)
+    return plans, unknown
+
+
+def published_augment_p(path):
     """ADA's probability when a published pickle was written: of its augmentation pipe, or 0 where there is none."""
     content = read_pickle(path)
-    with _naming(path, 'augment_pipe'):
+    with saying_where(f'{path}: augment_pipe'):
         pipe = as_module(content.get('augment_pipe')) if isinstance(content, dict) else None
         p = tensors_of({'': pipe} if pipe else {}).get('p', torch.zeros(()))
-    if p.numel() != 1 or not 0 <= p.item() <= 1e6:
-        raise LegacyError(f'{path}: p of augment_pipe is no probability')
+        if p.numel() != 1 or not 0 <= p.item() <= 1e6:
+            raise LegacyError('its p is no probability')
     return p.item()
 
 
-def _built(path, name, plan):
-    with _naming(path, name):
-        return plan.build()
-
-
-@contextlib.contextmanager
-def _naming(path, name):
-    """Errors say of which entry of which file they are."""
-    try:
-        yield
-    except LegacyError as error:
-        raise LegacyError(f'{path}: {name}: {error}') from None
-
-
-def _plan(name, entry, plans):
-    """Add the _Plan of a published module to `plans`. Returns the names that are not known."""
-    unknown = []
-    if entry.class_name not in CLASSES:
-        return [f'class {entry.class_name}']
-    class_name = CLASSES[entry.class_name]
-    name = 'D_patch' if class_name in SINGLE_DISCRIMINATORS else name
-    if name in plans:
-        raise LegacyError('a second patch discriminator')
+def _plan(entry):
+    """The _Plan of a published module."""
     if plain(entry.state.get('_init_args')):
         raise LegacyError('constructor arguments without names are not supported')
     kwargs = plain(entry.table('_init_kwargs')) | {
@@ -578,9 +553,9 @@ def _plan(name, entry, plans):
             f'attribute neural_rendering_resolution={printable(reprlib.repr(render_resolution))} is no number of pixels'
         )
     modules = modules_of(entry)
-    plan = _Plan(class_name, kwargs, tensors_of(modules), render_resolution, unknown)
-    plans[name] = plan
-    return unknown + _unknown_parts(modules, plan.config)
+    plan = _Plan(_BY_CLASS_NAME[entry.class_name], kwargs, tensors_of(modules), render_resolution)
+    plan.unknown += _unknown_parts(modules, plan.config)
+    return plan
 
 
 def _unknown_parts(modules, config):

@@ -1,17 +1,39 @@
 """From seeds to subjects: latents, ws and tri-planes that several views are rendered of."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, first_line
 from torch_utils.random import BatchRandom, keyed_generator
 from training.rendering.cameras import view_label
 from training.snapshots import load_networks
 
 BRANCH_CHOICES = ('2d', '3d', 'both', 'coarse')
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectOptions:
+    """Which subjects, and how they are rendered: the options that gen_samples.py and gen_videos.py share, see their --help."""
+
+    network: str
+    seeds: list
+    branch: str
+    trunc: float
+    trunc_cutoff: int | None
+    render_resolution: int | None
+    device: str
+
+    def load(self):
+        """The generator, and the branches to render. Raises UserError."""
+        G = load_generator(self.network, self.device)
+        return G, choose_branches(G, self.branch)
+
+    def ws(self, G, seeds):
+        return seed_ws(G, seeds, self.trunc, self.trunc_cutoff)
 
 
 class Subject(NamedTuple):
@@ -30,8 +52,9 @@ def check_device(name):
     try:
         torch.rand(2, device=name, generator=torch.Generator(name)).sum().item()
     except Exception as error:  # every backend that is missing or unknown has errors of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f'--device={name} cannot be used ({reason[:200]}); choose cpu, or cuda where there is a GPU') from None
+        raise UserError(
+            f'--device={name} cannot be used ({first_line(error)}); choose cpu, or cuda where there is a GPU'
+        ) from None
 
 
 def load_generator(path, device):

@@ -3,16 +3,11 @@
 A point of a rigid scene draws a straight, tilted stripe; texture that sticks to the image or flickers does not.
 """
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from scipy.ndimage import gaussian_filter
 
 WINDOW = 3.0  # pixels and frames: standard deviation of the neighbourhood whose stripes are measured
 _SMOOTHING = 1.0  # standard deviation of the blur before differences are taken: 8-bit steps are no texture
-
-
-def texture_image(frames, line):
-    """The image [C, T, W] of frames [T, C, H, W] whose row t is row `line` of frame t, line: share of the height, [0, 1)."""
-    return frames[:, :, int(line * frames.shape[2])].transpose(0, 1)
 
 
 def straightness(image):
@@ -21,22 +16,14 @@ def straightness(image):
     The coherence (a - b) / (a + b) of the structure tensor's eigenvalues a >= b in windows of WINDOW, averaged with the
     texture's strength a + b as weights (Bigün and Granlund 1987). Not a number where there is no texture at all.
     """
-    image = _blur(image.float(), _SMOOTHING)
-    along_time, along_line = torch.gradient(image, dim=(1, 2))
-    products = torch.stack([along_line.square(), along_time.square(), along_line * along_time]).sum(dim=1)
-    line, time, mixed = _blur(products, WINDOW)
-    strength = line + time
-    difference = torch.sqrt((line - time).square() + 4 * mixed.square())
-    return (difference.sum() / strength.sum()).item()
+    image = _blur(image.float().numpy(), _SMOOTHING)
+    along_time, along_line = np.gradient(image, axis=(1, 2))
+    line, time, mixed = _blur(np.stack([along_line**2, along_time**2, along_line * along_time]).sum(axis=1), WINDOW)
+    difference = np.sqrt((line - time) ** 2 + 4 * mixed**2)
+    with np.errstate(invalid='ignore'):
+        return float(difference.sum() / (line + time).sum())
 
 
 def _blur(images, sigma):
-    """images [C, H, W], blurred by a Gaussian with mirrored borders (as far as there is something to mirror)."""
-    for dim in (1, 2):
-        reach = min(round(3 * sigma), images.shape[dim] - 1)
-        kernel = torch.exp(-(torch.arange(-reach, reach + 1) / sigma).square() / 2).to(images)
-        moved = F.pad(images.movedim(dim, -1), (reach, reach), mode='reflect')
-        shape = moved.shape[:-1]
-        blurred = F.conv1d(moved.reshape(-1, 1, moved.shape[-1]), (kernel / kernel.sum())[None, None])
-        images = blurred.reshape(*shape, -1).movedim(-1, dim)
-    return images
+    """images [C, H, W], blurred by a Gaussian with mirrored borders."""
+    return gaussian_filter(images, (0, sigma, sigma), mode='mirror', truncate=3)

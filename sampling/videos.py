@@ -12,8 +12,8 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
 from dnnlib.video import VideoWriter
-from sampling.subjects import choose_branches, closed_path, load_generator, make_subject, render_subjects, seed_ws
-from sampling.texture_images import straightness, texture_image
+from sampling.subjects import SubjectOptions, closed_path, make_subject, render_subjects
+from sampling.texture_images import straightness
 from torch_utils.images import image_grid, save_png, to_uint8
 from torch_utils.memory import naming_memory
 from training.rendering.cameras import full_orbit, portrait_orbit, view_label
@@ -21,15 +21,12 @@ from training.rendering.cameras import full_orbit, portrait_orbit, view_label
 UPSCALE_FILTERS = {'nearest': Image.Resampling.NEAREST, 'lanczos': Image.Resampling.LANCZOS}
 
 
-@dataclass(frozen=True)
-class VideoOptions:
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions(SubjectOptions):
     """What to write; the fields are the options of gen_videos.py, see its --help."""
 
-    network: str
-    seeds: list
     output: Path
     mode: str
-    branch: str
     grid: tuple
     frames: int
     fps: int
@@ -38,13 +35,9 @@ class VideoOptions:
     full_orbit: bool
     epi: bool
     epi_line: float
-    trunc: float
-    trunc_cutoff: int | None
-    render_resolution: int | None
     upscale: int
     upscale_filter: str
     crf: int
-    device: str
 
     @property
     def cells(self):
@@ -61,15 +54,15 @@ def write_video(options):
         )
     if options.output.suffix.lower() != '.mp4':
         raise UserError(f'--output={options.output} must end in .mp4')
-    G = load_generator(options.network, options.device)
-    branches = choose_branches(G, options.branch)
-    labels = camera_path(G.config, options)
+    G, branches = options.load()
+    pitch = options.pitch_range
+    orbit = full_orbit(options.frames, -pitch) if options.full_orbit else portrait_orbit(options.frames, options.yaw_range, pitch)
+    labels = view_label(G.config, *orbit)
     make_output_folder(options.output.parent)
     with VideoWriter(options.output, options.fps, options.crf) as video:
         total = len(options.seeds) // options.cells * options.frames
         for index, subjects in enumerate(tqdm(casts(G, options), total=total, unit='frame')):
-            label = labels[index % options.frames, None]
-            video.add(render_frame(G, subjects, label, branches, options))
+            video.add(render_frame(G, subjects, labels[index % options.frames, None], branches, options))
 
 
 @naming_memory('lower --render-resolution')
@@ -82,14 +75,13 @@ def write_texture_images(options):
         raise UserError(f'--output={options.output} must end in .png with --epi')
     if options.frames < 2:
         raise UserError(f'--epi stacks frames: --frames={options.frames} is too few, take 120')
-    G = load_generator(options.network, options.device)
-    branches = choose_branches(G, options.branch)
+    G, branches = options.load()
     if options.render_resolution == 1 and branches != ('2d',):
         raise UserError('--render-resolution=1 leaves one pixel of a line, and --epi needs two: give 2 or more, or leave it out')
     labels = view_label(G.config, torch.linspace(-options.yaw_range, options.yaw_range, options.frames))
     make_output_folder(options.output.parent)
     cells, scores = [], []
-    for seed, w in zip(tqdm(options.seeds, unit='subject'), seed_ws(G, options.seeds, options.trunc, options.trunc_cutoff)):
+    for seed, w in zip(tqdm(options.seeds, unit='subject'), options.ws(G, options.seeds)):
         images = [_texture_image(G, make_subject(G, w[None]), labels, branch, options) for branch in branches]
         scores.append((seed, dict(zip(branches, map(straightness, images)))))
         cells += images
@@ -100,23 +92,15 @@ def write_texture_images(options):
 
 
 def _texture_image(G, subject, labels, branch, options):
-    """uint8 [3, frames, W] of one subject."""
-    frames = [
-        to_uint8(render_subjects(G, [subject], label[None], branch, options.render_resolution)['image']).cpu() for label in labels
-    ]
-    return texture_image(torch.cat(frames), options.epi_line)
-
-
-def camera_path(config, options):
-    """Labels [frames, 25] of one orbit."""
-    if options.full_orbit:
-        return view_label(config, *full_orbit(options.frames, -options.pitch_range))
-    return view_label(config, *portrait_orbit(options.frames, options.yaw_range, options.pitch_range))
+    """uint8 [3, frames, W] of one subject: row t is a line of frame t, --epi-line of the height from the top."""
+    frames = [render_subjects(G, [subject], label[None], branch, options.render_resolution)['image'][0] for label in labels]
+    line = int(options.epi_line * frames[0].shape[1])
+    return torch.stack([to_uint8(frame[:, line]).cpu() for frame in frames], dim=1)
 
 
 def casts(G, options):
     """For every frame of the video the subjects in its cells."""
-    ws = seed_ws(G, options.seeds, options.trunc, options.trunc_cutoff)
+    ws = options.ws(G, options.seeds)
     if options.mode == 'orbit':
         for group in ws.split(options.cells):
             subjects = [make_subject(G, w[None]) for w in group]

@@ -8,25 +8,17 @@ from trimesh.exchange.ply import export_ply
 
 from dnnlib.files import replacing
 
-FORMATS = ('ply', 'glb')
-
 
 def save_mesh(mesh, path):
     """Write a trimesh.Trimesh with colours at its vertices; the path's suffix, .ply or .glb, says how.
 
     A write that is broken off leaves no file under `path`. Raises ValueError for other suffixes.
     """
-    path = Path(path)
-    encoders = {'.ply': _encode_ply, '.glb': _encode_glb}
-    if path.suffix not in encoders:
-        raise ValueError(f'a mesh is written as one of {", ".join(encoders)}, not {path.suffix!r}')
-    content = encoders[path.suffix](mesh)
+    suffix = Path(path).suffix
+    if suffix.lstrip('.') not in FORMATS:
+        raise ValueError(f'a mesh is written as one of .{", .".join(FORMATS)}, not {suffix!r}')
     with replacing(path) as file:
-        file.write(content)
-
-
-def _encode_ply(mesh):
-    return export_ply(mesh, vertex_normal=True)
+        file.write(FORMATS[suffix.lstrip('.')](mesh))
 
 
 def _encode_glb(mesh):
@@ -51,3 +43,6 @@ def srgb_to_linear(colors):
     values = colors.astype(np.float32) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return np.concatenate([linear[:, :3], values[:, 3:]], axis=1).astype(np.float32)
+
+
+FORMATS = {'ply': lambda mesh: export_ply(mesh, vertex_normal=True), 'glb': _encode_glb}  # suffix: the bytes of a mesh

@@ -37,7 +37,8 @@ def isosurface(density, level, box_size, border=DEFAULT_BORDER):
     Returns a trimesh.Trimesh in world units with normals towards lower density.
     Raises UserError when the level is not between the extremes inside the shell.
     """
-    inside = _inside(len(density), border)
+    shell = max(1, round(border * (len(density) - 1)))
+    inside = (slice(shell, -shell),) * 3
     lowest, highest = float(density[inside].min()), float(density[inside].max())
     if not max(lowest, 0) < level < highest:
         raise UserError(
@@ -50,13 +51,6 @@ def isosurface(density, level, box_size, border=DEFAULT_BORDER):
     # scikit-image winds by the left hand: its 'ascent' is what turns our normals outward.
     vertices, faces, _, _ = marching_cubes(cleared, level, spacing=(spacing,) * 3, gradient_direction='ascent')
     return trimesh.Trimesh(vertices - box_size / 2, faces)
-
-
-def _inside(resolution, border):
-    shell = max(1, round(border * (resolution - 1)))
-    if resolution <= 2 * shell:
-        raise UserError(f'a grid of {resolution} points per side has none inside its border of {shell}')
-    return (slice(shell, -shell),) * 3
 
 
 @torch.no_grad()

@@ -264,9 +264,9 @@ def network(class_name, kwargs, device='cpu'):
     """This project's module for published arguments."""
     with torch.device(device):
         if class_name in published.GENERATORS:
-            return Generator(published.generator_config(class_name, kwargs, []))
+            return Generator(published.read_generator_config(class_name, kwargs, []))
         build = DualDiscriminator if class_name == DUAL_CLASS else PatchDiscriminator
-        return build(published.discriminator_config(class_name, kwargs, []))
+        return build(published.read_discriminator_config(class_name, kwargs, []))
 
 
 def published_name(name, config):

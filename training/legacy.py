@@ -15,7 +15,7 @@ from dnnlib.files import make_output_folder, replacing
 from dnnlib.params import UserPath
 from interop.pickles import LegacyError
 from interop.published import build_from_reference
-from training.snapshots import describe, load_augment_p, open_networks, save_snapshot
+from training.snapshots import load_augment_p, networks_to_data, open_networks, save_snapshot
 
 __all__ = ['LegacyError', 'build_from_reference']
 
@@ -26,7 +26,7 @@ def save_safetensors(path, networks):
         from safetensors.torch import save
     except ImportError:
         raise UserError('--safetensors needs the package safetensors: pip install safetensors') from None
-    entries = {name: describe(module) for name, module in networks.items()}
+    entries = networks_to_data(networks)
     tensors = {f'{name}.{key}': value for name, entry in entries.items() for key, value in entry['state'].items()}
     metadata = {name: json.dumps({'class': entry['class'], 'config': entry['config']}) for name, entry in entries.items()}
     with replacing(path) as file:

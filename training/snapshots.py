@@ -8,9 +8,11 @@ import warnings
 import click
 import torch
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, first_line
 from dnnlib.files import replacing
 from interop.pickles import is_pickle
+from interop.published import load_published, published_augment_p
+from torch_utils.checkpoint import copy_to_cpu
 from training.config import DiscriminatorConfig, GeneratorConfig
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
@@ -28,34 +30,32 @@ class SnapshotError(UserError):
     """A file that is no snapshot, or one that does not fit."""
 
 
-def describe(module):
-    """A network as plain data: class name, configuration, tensors."""
-    state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
-    return {'class': type(module).__name__, 'config': module.config.to_dict(), 'state': state}
+def networks_to_data(networks):
+    """Networks by name as plain data, a copy: of each its class name, configuration and tensors. None is left out."""
+    return {
+        name: {'class': type(module).__name__, 'config': module.config.to_dict(), 'state': copy_to_cpu(module.state_dict())}
+        for name, module in networks.items()
+        if module is not None
+    }
 
 
-def rebuild(entry):
-    """The network of `describe`'s data, in evaluation mode."""
+def network_from_data(entry):
+    """The network of one entry of `networks_to_data`, in evaluation mode."""
     build, config = CLASSES[entry['class']]
     module = build(config.from_dict(entry['config']))
     module.load_state_dict(entry['state'])
     return module.eval().requires_grad_(False)
 
 
-def describe_all(networks):
-    """`describe` of networks by name; None is left out."""
-    return {name: describe(module) for name, module in networks.items() if module is not None}
-
-
 def save_snapshot(path, networks, about):
     """Write networks (by name, None left out) and `about` (plain data); beside first, then renamed. Raises OSError."""
-    write_snapshot(path, describe_all(networks), about)
+    write_snapshot(path, networks_to_data(networks), about)
 
 
-def write_snapshot(path, described, about):
-    """`save_snapshot` of what `describe_all` gave."""
+def write_snapshot(path, data, about):
+    """`save_snapshot` of what `networks_to_data` gave."""
     payload = io.BytesIO()
-    torch.save({'format': FORMAT, 'version': VERSION, 'about': about, 'networks': described}, payload)
+    torch.save({'format': FORMAT, 'version': VERSION, 'about': about, 'networks': data}, payload)
     with replacing(path) as file:
         file.write(payload.getbuffer())
 
@@ -124,21 +124,17 @@ def open_networks(path, strict=True):
     """What `load_networks` returns, on the CPU, and what it would warn of: one line, or ''."""
     path = newest_snapshot(path)
     if os.path.isfile(path) and is_pickle(path):
-        from interop.published import load_published  # stands above this module: it builds networks
-
         return load_published(path, strict)
     content = read_snapshot(path)
     try:
-        return {name: rebuild(entry) for name, entry in content['networks'].items()}, ''
+        return {name: network_from_data(entry) for name, entry in content['networks'].items()}, ''
     except Exception as error:  # numbers of another version, or of a file that was edited, fail in many ways
-        raise SnapshotError(f'{path} does not fit this version: {_first_line(error)}') from None
+        raise SnapshotError(f'{path} does not fit this version: {first_line(error)}') from None
 
 
 def load_augment_p(path):
     """ADA's probability when a snapshot was written; 0 where it does not say."""
     if is_pickle(path):
-        from interop.published import load_augment_p as published_augment_p  # stands above this module
-
         return published_augment_p(path)
     return float(read_snapshot(path)['about'].get('augment_p', 0.0))
 
@@ -148,17 +144,10 @@ def copy_matching(target, state):
 
     Returns the names taken, and those of `target` that were not in `state` or had another shape.
     """
-    own = target.state_dict()
-    taken = matching(own, state)
-    for name in taken:
-        own[name].copy_(state[name])
-    return taken, [name for name in own if name not in taken]
+    fitting = {name: state[name] for name in matching(target.state_dict(), state)}
+    return list(fitting), target.load_state_dict(fitting, strict=False).missing_keys
 
 
 def matching(own, state):
     """The names in the state dict `own` that are in `state`, too, with tensors of the same shape."""
     return [name for name, value in own.items() if name in state and state[name].shape == value.shape]
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -17,7 +17,7 @@ from training.rendering.fused import agree_on_kernels
 from training.run.checkpoints import Saver, describe_resumption, without_tensors
 from training.run.grids import SampleGrid
 from training.run.reporting import Clock, Reporter
-from training.snapshots import describe_all, load_augment_p, load_networks
+from training.snapshots import load_augment_p, load_networks, networks_to_data
 from training.state import build_state
 from training.step import BadGradients, training_step
 
@@ -264,7 +264,7 @@ class TrainingRun:
                 'options': self.config.to_dict(),
             }
             with self.clock.measure('saving'):
-                self.saver.save_samples(state.images_seen, pictures, self.grid.columns, describe_all(state.networks), about)
+                self.saver.save_samples(state.images_seen, pictures, self.grid.columns, networks_to_data(state.networks), about)
 
     def _evaluate(self, state):
         """Metrics of the snapshot that was just saved. Every process computes its part.

@@ -29,7 +29,7 @@ def without(table, *names):
 def generator_config(class_name, kwargs):
     """The configuration, where no argument is unknown."""
     unknown = []
-    config = published.generator_config(class_name, kwargs, unknown)
+    config = published.read_generator_config(class_name, kwargs, unknown)
     assert unknown == []
     return config
 

@@ -66,14 +66,14 @@ def test_what_arguments_mean():
     cars = generator_config(STAGE2_CLASS, GENERATOR | {'rendering_kwargs': rendering}).rendering
     assert (cars.focal, cars.white_background, cars.camera_pivot) == (SHAPENET_FOCAL, True, (0, 0, 0))
     unknown = []
-    defaults = published.discriminator_config(DUAL_CLASS, dict(c_dim=25, img_resolution=64, img_channels=3), unknown)
+    defaults = published.read_discriminator_config(DUAL_CLASS, dict(c_dim=25, img_resolution=64, img_channels=3), unknown)
     assert (defaults.conv_clamp, defaults.low_precision_resolutions, defaults.minibatch_group, defaults.mapping_layers) == (
         256,
         4,
         4,
         8,
     )
-    assert published.discriminator_config(DUAL_CLASS, DUAL | {'conv_clamp': None}, unknown).conv_clamp is None and unknown == []
+    assert published.read_discriminator_config(DUAL_CLASS, DUAL | {'conv_clamp': None}, unknown).conv_clamp is None and unknown == []
 
 
 @pytest.mark.parametrize('class_name, kwargs', [(STAGE1_CLASS, EG3D), (STAGE1_CLASS, STAGE1), (STAGE2_CLASS, GENERATOR)])

@@ -94,7 +94,7 @@ def test_published_arguments_give_the_presets(kind):
     arguments = files.KINDS[kind][0]
     class_name = files.STAGE2_CLASS if kind.endswith('stage2') else files.STAGE1_CLASS
     unknown = []
-    assert published.generator_config(class_name, arguments, unknown) == expected_config(kind) and unknown == []
+    assert published.read_generator_config(class_name, arguments, unknown) == expected_config(kind) and unknown == []
 
 
 @pytest.mark.parametrize('kind', files.KINDS)

@@ -64,13 +64,13 @@ class Saver:
         except SnapshotError:
             return False
 
-    def save_samples(self, images_seen, pictures, columns, described, about):
-        """fakes<moment>_<name>.png for every entry of pictures, and network-snapshot-<moment>.pkl."""
+    def save_samples(self, images_seen, pictures, columns, networks, about):
+        """fakes<moment>_<name>.png for every entry of pictures, and network-snapshot-<moment>.pkl of plain data."""
 
         def write():
             for name, images in pictures.items():
                 save_png(image_grid(images, columns), self._path(f'fakes{moment(images_seen)}_{name}.png'))
-            write_snapshot(self.snapshot_path(images_seen), described, about)
+            write_snapshot(self.snapshot_path(images_seen), networks, about)
 
         self.background.give(write)
 
