@@ -243,10 +243,11 @@ class _Arguments:
             raise self.wrong(name, value, f'it should be of type {" or ".join(kind.__name__ for kind in types)}')
         return value
 
-    def number(self, name, default):
-        value = self.take(name, int, float, default=default)
-        if not -1e9 <= value <= 1e9:
-            raise self.wrong(name, value, 'it should be a number of a size that occurs')
+    def number(self, name, default=_REQUIRED, words=()):
+        """A number of a size that occurs, or one of the `words`."""
+        value = self.take(name, int, float, *map(type, words), default=default)
+        if not (value in words if isinstance(value, str) else -1e9 <= value <= 1e9):
+            raise self.wrong(name, value, f'it should be {" or ".join(["a number of a size that occurs", *words])}')
         return value
 
     def size(self, name, default=_REQUIRED, largest=65536):
@@ -319,7 +320,8 @@ _PLANE_ACTIVATIONS = {None: 'linear', 'tanh': 'tanh', 'sigmoid': 'sigmoid', 'non
 
 def _plane_options(class_name, kwargs):
     """The tri-planes: Mimic3D says how large they are, EG3D's are always 256^2 and in an order of their own."""
-    mimic3d = class_name == GENERATORS[1] or 'triplane_resolution' in kwargs.values
+    residual = class_name == GENERATORS[1]
+    mimic3d = residual or 'triplane_resolution' in kwargs.values
     resolution = kwargs.size('triplane_resolution', 256, largest=4096)
     channels = kwargs.size('triplane_channels', 96)
     if channels % 3:
@@ -328,7 +330,6 @@ def _plane_options(class_name, kwargs):
     every = [2**i for i in range(2, resolution.bit_length())]
     if aware and list(aware) != every:
         raise kwargs.wrong('aware3d_res', aware, f'this project has all of {every}, or none')
-    residual = class_name == GENERATORS[1]
     kwargs.choose('retidx', *(([-3, -1], (-3, -1)) if residual else (None,)))  # coarse and residual planes are returned
     return dict(
         plane_resolution=resolution,
@@ -376,8 +377,8 @@ def _rendering_config(rendering):
     if len(pivot) != 3 or not all(type(x) in (int, float) for x in pivot):
         raise rendering.wrong('avg_camera_pivot', pivot, 'it should be a point')
     return RenderingConfig(
-        near=_limit(rendering, 'ray_start'),
-        far=_limit(rendering, 'ray_end'),
+        near=rendering.number('ray_start', words=('auto',)),
+        far=rendering.number('ray_end', words=('auto',)),
         box_size=rendering.take('box_warp', int, float),
         depth_samples=rendering.size('depth_resolution'),
         importance_samples=rendering.size('depth_resolution_importance'),
@@ -386,13 +387,6 @@ def _rendering_config(rendering):
         camera_pivot=tuple(float(x) for x in pivot),
         focal=SHAPENET_FOCAL if radius == _SHAPENET_RADIUS else FFHQ_FOCAL,
     )
-
-
-def _limit(rendering, name):
-    value = rendering.take(name, int, float, str)
-    if isinstance(value, str) and value != 'auto':
-        raise rendering.wrong(name, value, "it should be a number or 'auto'")
-    return value
 
 
 def read_discriminator_config(class_name, init_kwargs, unknown):
@@ -405,7 +399,6 @@ def read_discriminator_config(class_name, init_kwargs, unknown):
     blocks.choose('resample_filter', list(RESAMPLE_TAPS), RESAMPLE_TAPS)
     epilogue = kwargs.nested('epilogue_kwargs')
     epilogue.fixed(mbstd_num_channels=1, activation='lrelu')
-    group = epilogue.size('mbstd_group_size', 4)
     c_dim = kwargs.size('c_dim')
     if (c_dim > 0) != (class_name in DUAL_DISCRIMINATORS):
         raise LegacyError(f'constructor argument c_dim={c_dim} is not supported: D2D is conditional, D3D is not')
@@ -416,7 +409,7 @@ def read_discriminator_config(class_name, init_kwargs, unknown):
         mapping_layers=_mapping_layers(kwargs),
         channel_base=kwargs.size('channel_base', 32768),
         channel_max=kwargs.size('channel_max', 512),
-        minibatch_group=group,
+        minibatch_group=epilogue.size('mbstd_group_size', 4),
         low_precision_resolutions=low,
         conv_clamp=kwargs.take('conv_clamp', int, float, type(None), default=_CONV_CLAMP),
         precision='fp16' if low else 'fp32',
@@ -445,12 +438,11 @@ def own_name(name, config):
 
 
 def _generator_rules(config):
-    last = config.plane_resolution
     return [
         (r'backbone\.mapping\.fc(\d+)\.', r'mapping.layers.\1.'),
         (r'backbone\.mapping\.', 'mapping.'),
-        (rf'backbone\.synthesis\.b3d{last}\.block2\.', 'residual.blocks.0.'),
-        (rf'backbone\.synthesis\.b3d{last}\.block3\.', 'residual.blocks.1.'),
+        (rf'backbone\.synthesis\.b3d{config.plane_resolution}\.block2\.', 'residual.blocks.0.'),
+        (rf'backbone\.synthesis\.b3d{config.plane_resolution}\.block3\.', 'residual.blocks.1.'),
         (r'backbone\.synthesis\.b3d(\d+)\.block\.', lambda m: f'backbone.stream.{_level(m[1])}.'),
         (r'backbone\.synthesis\.b(\d+)\.', lambda m: f'backbone.blocks.{_level(m[1])}.'),
         (r'superresolution\.block(\d)\.', r'superresolution.blocks.\1.'),
@@ -460,13 +452,12 @@ def _generator_rules(config):
 
 
 def _discriminator_rules(config):
-    top = _level(config.resolution)
     return [
         (r'mapping\.fc(\d+)\.', r'mapping.layers.\1.'),
         (r'mapping\.embed\.', 'mapping.embed.'),
         (r'b4\.(conv|fc|out)\.', r'\1.'),
         (rf'b{config.resolution}\.fromrgb\.', 'from_rgb.'),
-        (r'b(\d+)\.', lambda m: f'blocks.{top - _level(m[1])}.'),
+        (r'b(\d+)\.', lambda m: f'blocks.{_level(config.resolution) - _level(m[1])}.'),
     ]
 
 

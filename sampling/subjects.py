@@ -47,19 +47,14 @@ def default_device():
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def check_device(name):
-    """Compute something on a device. Raises UserError if that fails."""
-    try:
-        torch.rand(2, device=name, generator=torch.Generator(name)).sum().item()
-    except Exception as error:  # every backend that is missing or unknown has errors of its own
-        raise UserError(
-            f'--device={name} cannot be used ({first_line(error)}); choose cpu, or cuda where there is a GPU'
-        ) from None
-
-
 def load_generator(path, device):
     """G_ema of a snapshot on `device` (a name). Raises UserError for a file or device that cannot be used."""
-    check_device(device)
+    try:  # before the file, which may take long to read
+        torch.rand(2, device=device, generator=torch.Generator(device)).sum().item()
+    except Exception as error:  # every backend that is missing or unknown has errors of its own
+        raise UserError(
+            f'--device={device} cannot be used ({first_line(error)}); choose cpu, or cuda where there is a GPU'
+        ) from None
     networks = load_networks(path)
     if 'G_ema' not in networks:
         raise UserError(f'{path} holds no generator G_ema, only: {", ".join(networks) or "nothing"}')
@@ -79,22 +74,17 @@ def choose_branches(G, choice):
     return (choice,)
 
 
-def seed_latents(seeds, z_dim):
-    """Latents [N, z_dim], standard normal; each depends on its own seed alone."""
-    return torch.from_numpy(np.stack([np.random.RandomState(seed).randn(z_dim) for seed in seeds])).float()
-
-
 @torch.no_grad()
 def seed_ws(G, seeds, truncation_psi=1.0, truncation_cutoff=None):
-    """ws [N, num_ws, w_dim] of seeds.
+    """ws [N, num_ws, w_dim] of seeds, each of which depends on its own seed alone.
 
     The frontal camera conditions all of them, whatever camera they are rendered from: the conditioning takes part in
     who the subject is, so a moving one would change it from view to view.
     """
     device = next(G.parameters()).device
     frontal = view_label(G.config).to(device).expand(len(seeds), -1)
-    latents = seed_latents(seeds, G.config.z_dim).to(device)
-    return G.mapping(latents, frontal, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+    latents = torch.from_numpy(np.stack([np.random.RandomState(seed).randn(G.config.z_dim) for seed in seeds]))
+    return G.mapping(latents.float().to(device), frontal, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
 
 
 @torch.no_grad()

@@ -55,8 +55,10 @@ def write_video(options):
     if options.output.suffix.lower() != '.mp4':
         raise UserError(f'--output={options.output} must end in .mp4')
     G, branches = options.load()
-    pitch = options.pitch_range
-    orbit = full_orbit(options.frames, -pitch) if options.full_orbit else portrait_orbit(options.frames, options.yaw_range, pitch)
+    if options.full_orbit:
+        orbit = full_orbit(options.frames, -options.pitch_range)
+    else:
+        orbit = portrait_orbit(options.frames, options.yaw_range, options.pitch_range)
     labels = view_label(G.config, *orbit)
     make_output_folder(options.output.parent)
     with VideoWriter(options.output, options.fps, options.crf) as video:
