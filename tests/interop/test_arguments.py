@@ -73,7 +73,9 @@ def test_what_arguments_mean():
         4,
         8,
     )
-    assert published.read_discriminator_config(DUAL_CLASS, DUAL | {'conv_clamp': None}, unknown).conv_clamp is None and unknown == []
+    assert (
+        published.read_discriminator_config(DUAL_CLASS, DUAL | {'conv_clamp': None}, unknown).conv_clamp is None and unknown == []
+    )
 
 
 @pytest.mark.parametrize('class_name, kwargs', [(STAGE1_CLASS, EG3D), (STAGE1_CLASS, STAGE1), (STAGE2_CLASS, GENERATOR)])
