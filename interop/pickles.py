@@ -6,6 +6,9 @@ text, bytes and records; what a network needs of them is made into numbers and t
 
 `pickle.Unpickler` with a closed `find_class` would be shorter and less safe: a memo as large as an index in the file (ten
 bytes make it take 4 GiB), dicts with whatever keys (tuples that hash for years), methods called on what lies on its stack.
+Its version in Python, `pickle._Unpickler`, has a dict for a memo, but allocates what a BYTEARRAY8 claims, and all that makes,
+sets or calls would have to be overridden, which is most of what is here. `torch.load(weights_only=True)` has fixed lists of what
+it calls. Only the instructions' form is Python's own: `pickletools.genops` reads it.
 """
 
 import contextlib
@@ -26,6 +29,7 @@ MAX_OPCODES = 2_000_000  # a published file has some ten thousand
 MAX_SIZE = 200_000  # of one network, in names: one whose modules contain one module twice, again and again, comes to an end
 MAX_PATH = 500  # characters
 MAX_DEPTH = 40  # of arguments within arguments
+MAX_AXES = 16  # of a tensor or an array; weights have four at most
 MAX_ITEMS = 2**40  # of one tensor: repeated items take no memory, and their number must stay a number that torch can count
 
 
@@ -212,6 +216,7 @@ class _Machine:
             case 'PROTO' | 'FRAME' | 'POP' | 'POP_MARK' | 'STOP':
                 pass
             case _ if name in _LITERALS:
+                # Seeds and sizes are shorter; arithmetic and printing with a number of megabytes would take for ever.
                 require(type(argument) is not int or argument.bit_length() <= 128, 'a number as long as a text')
                 stack.append(argument)
             case _ if name in _FRESH:
@@ -230,10 +235,8 @@ class _Machine:
                 stack[-1].extend(taken)
             case 'SETITEM' | 'SETITEMS':
                 _set_items(stack[-1], taken)
-            case 'MEMOIZE':
-                self.memo[len(self.memo)] = stack[-1]
-            case 'BINPUT' | 'LONG_BINPUT':
-                self.memo[argument] = stack[-1]
+            case 'MEMOIZE' | 'BINPUT' | 'LONG_BINPUT':  # the first one counts by itself
+                self.memo[len(self.memo) if argument is None else argument] = stack[-1]
             case 'BINGET' | 'LONG_BINGET':
                 stack.append(self.memo[argument])
             case 'GLOBAL':
@@ -379,7 +382,7 @@ class Tensors(Mapping):
 
 def _view(values, offset, size, stride):
     """A view of a storage, within it. It may repeat items, and takes no memory."""
-    require(_are_sizes(size) and _are_sizes(stride) and len(size) == len(stride) <= 16, 'the shape of a tensor')
+    require(_are_sizes(size) and _are_sizes(stride) and len(size) == len(stride) <= MAX_AXES, 'the shape of a tensor')
     require(_are_sizes((offset,)) and math.prod(size) <= MAX_ITEMS, 'the size of a tensor')
     if math.prod(size) == 0:
         return torch.zeros(size, dtype=values.dtype)
@@ -439,7 +442,7 @@ def _array(record):
         case _:
             raise LegacyError(f'{printable(record.name)} is no array')
     data, dtype = _bytes(data), _dtype(dtype)
-    require(_are_sizes(shape) and len(shape) <= 16 and order in ('C', 'F'), 'the shape of a numpy array')
+    require(_are_sizes(shape) and len(shape) <= MAX_AXES and order in ('C', 'F'), 'the shape of a numpy array')
     require(math.prod(shape) * dtype.itemsize == len(data), f'a numpy array of shape {shape} from {len(data)} bytes')
     return np.frombuffer(data, dtype).reshape(shape, order=order).astype(dtype.newbyteorder('='))
 

@@ -47,7 +47,7 @@ _SUPERRESOLUTION = {  # by the end of the class name: image, input, channels, wh
     'SuperresolutionHybrid8XDC': (512, 128, (256, 128), True),
 }
 MAX_NETWORKS = 16  # in a file; published ones have four
-_SHAPENET_RADIUS = 1.7
+_SHAPENET_RADIUS = 1.7  # of the viewer's cameras; no other published data set has it
 _CONV_CLAMP = 256.0  # the releases' own wherever they compute in fp16
 _OFF = (None, False, 0, '', 'none')
 _SWITCHED_OFF = (

@@ -59,8 +59,7 @@ def _render(G, subjects, branches, options):
     by_view = {}
     for branch in branches:
         for yaw, pitch in options.views:
-            label = view_label(G.config, yaw, pitch)
-            out = render_subjects(G, subjects, label, branch, options.render_resolution)
+            out = render_subjects(G, subjects, view_label(G.config, yaw, pitch), branch, options.render_resolution)
             by_view.setdefault(branch, []).append(to_uint8(out['image']).cpu())
             if options.depth:
                 by_view.setdefault(f'{branch}_depth', []).append(depth_to_image(out['image_depth']).cpu())
