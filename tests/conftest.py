@@ -2,12 +2,13 @@ import os
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import dataset_tool
-from tests.helpers import load_golden
+from sampling import subjects
+from tests.helpers import load_golden, succeed
 from tests.photographs import write_photographs
-from tests.tiny import train_tiny
+from tests.tiny import tiny_generator, train_tiny
+from training.snapshots import save_snapshot
 
 # Tests are small: threads slow them down, many times over where the machine has other work.
 torch.set_num_threads(1)
@@ -33,8 +34,7 @@ def photographs(tmp_path):
 def data(tmp_path_factory):
     """A demo set of 24 images of 32x32."""
     path = tmp_path_factory.mktemp('data') / 'heads.zip'
-    result = CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--resolution=32', '--images=24'])
-    assert result.exit_code == 0, result.output
+    succeed(dataset_tool.main, 'demo', f'--dest={path}', '--resolution=32', '--images=24')
     return path
 
 
@@ -43,6 +43,22 @@ def finished(data, tmp_path_factory):
     """A finished run of both stages: its folder, its last snapshot as plain data, its statistics."""
     outdir = tmp_path_factory.mktemp('runs') / 'one'
     return outdir, *train_tiny(data, outdir)
+
+
+@pytest.fixture(scope='session')
+def stages(tmp_path_factory):
+    """A folder with two snapshots: 'stage2.pkl' with, 'stage1.pkl' without the 3D branch."""
+    folder = tmp_path_factory.mktemp('networks')
+    save_snapshot(folder / 'stage2.pkl', {'G_ema': tiny_generator().eval()}, {})
+    save_snapshot(folder / 'stage1.pkl', {'G_ema': tiny_generator(residual=False).eval()}, {})
+    return folder
+
+
+@pytest.fixture
+def networks(stages, monkeypatch):
+    """The two snapshots, in the current folder, as generators by name."""
+    monkeypatch.chdir(stages)
+    return {name: subjects.load_generator(f'{name}.pkl', 'cpu') for name in ('stage1', 'stage2')}
 
 
 def pytest_configure(config):

@@ -6,9 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 # Arrays recorded from the published implementation. They are not part of the repository: by default they are looked for
@@ -51,6 +53,37 @@ def assert_same_weights(module, expected):
 def broken(path, content=b'not a snapshot'):
     path.write_bytes(content)
     return path
+
+
+def invoke(command, *arguments):
+    """The result of a script's `main` in this process."""
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def succeed(command, *arguments):
+    """The result of a script that must end well."""
+    result = invoke(command, *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+def error_line(result):
+    """The one line with which a script must end that cannot do what is asked, without a traceback."""
+    assert result.exit_code != 0 and isinstance(result.exception, SystemExit), (result.output, result.exception)
+    (line,) = [line for line in result.output.splitlines() if line.startswith('Error: ')]
+    assert result.output.rstrip().endswith(line), result.output
+    return line
+
+
+def assert_one_clear_line(result, message):
+    assert message in error_line(result)
+
+
+def read_video(path):
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    width, height = meta['size']
+    return meta, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
 
 
 class Hanging(BaseException):

@@ -2,11 +2,11 @@
 
 import json
 
-import click.testing
 import numpy as np
 from PIL import Image
 
 from dataset_tool import main
+from tests.helpers import error_line, invoke
 from training.data.dataset import PosedImageDataset
 
 POINTS = np.array([[0.0, 0.1, 0.2], [0.5, 0.2, -0.1], [-0.4, 0.3, 0.3], [0.1, -0.5, 0.1], [-0.2, -0.3, -0.4]])
@@ -63,6 +63,13 @@ def converted(source, dest, *options):
 
 
 def run(*arguments, code=0):
-    result = click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
+    result = invoke(main, *arguments)
     assert result.exit_code == code, result.output
     return result.output
+
+
+def refused(*arguments):
+    """The one error line of a run that must fail."""
+    result = invoke(main, *arguments)
+    assert result.exit_code == 1
+    return error_line(result)

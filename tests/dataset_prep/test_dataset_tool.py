@@ -11,18 +11,23 @@ from dataset_prep.archive import DatasetWriter
 from dataset_prep.lenses import undistort
 from dnnlib.files import FolderLock
 from tests.helpers import FOX
-from tests.photographs import CENTRE, COLOURS, FOCAL, HEIGHT, POINTS, WIDTH, converted, read_frames, run, write_transforms
+from tests.photographs import (
+    CENTRE,
+    COLOURS,
+    FOCAL,
+    HEIGHT,
+    POINTS,
+    WIDTH,
+    converted,
+    read_frames,
+    refused,
+    run,
+    write_transforms,
+)
 from training.data.dataset import DatasetError, ImageDataset, PosedImageDataset, mirror_label
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
 RESOLUTION = 32
-
-
-def refused(*arguments):
-    """The one error line of a run that must fail."""
-    lines = [line for line in run(*arguments, code=1).splitlines() if line.startswith('Error: ')]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def project(label, points):

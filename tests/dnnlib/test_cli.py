@@ -15,7 +15,7 @@ from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
 from dnnlib.files import cache_path, make_output_folder, replacing
 from dnnlib.params import UserPath
-from tests.helpers import ROOT
+from tests.helpers import ROOT, invoke
 
 
 def outcome(error):
@@ -26,7 +26,7 @@ def outcome(error):
     def command():
         raise error
 
-    result = CliRunner().invoke(command)
+    result = invoke(command)
     assert result.exit_code == 1
     return result.output if isinstance(result.exception, SystemExit) else result.exception
 

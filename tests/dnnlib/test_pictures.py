@@ -11,8 +11,7 @@ from PIL import Image
 
 from dnnlib.pictures import PictureError, fits_proportions, picture_notes, read_header, read_picture
 from metrics.consistency.views import folder_views
-from tests.dataset_prep.test_dataset_tool import refused
-from tests.photographs import converted, run
+from tests.photographs import converted, refused, run
 from tests.training.data.test_dataset import SIZE, write_folder
 from training.data.dataset import ImageDataset, PosedImageDataset
 

@@ -4,11 +4,10 @@ import json
 import warnings
 
 import pytest
-from click.testing import CliRunner
 
 from interop import published
 from tests import published as files
-from tests.helpers import GOLDENS
+from tests.helpers import GOLDENS, succeed
 from training import legacy
 from training.presets import PRESETS, generator_config
 from training.snapshots import load_augment_p, load_networks
@@ -29,12 +28,6 @@ def recorded():
     return layouts
 
 
-def run(*arguments):
-    result = CliRunner().invoke(legacy.main, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
-
-
 def set_augment_p(content, tensors):
     if content.get('augment_pipe') is not None:
         content['augment_pipe'].p.fill_(0.25)
@@ -53,7 +46,7 @@ def check_kind(folder, kind, layout, expected):
     configs = {name: module.config for name, module in networks.items()}
     assert load_augment_p(source) == (0.25 if 'augment_pipe' in tensors else 0)
     del networks
-    assert run('convert', source, target) == (0, f'{target}: {", ".join(configs)}\n')
+    assert succeed(legacy.main, 'convert', source, target).output == f'{target}: {", ".join(configs)}\n'
     source.unlink()
     converted = load_networks(target)
     files.assert_holds(converted, tensors)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import train as train_script
 from dnnlib.errors import UserError
 from metrics import detector, registry, results
 from metrics.monitoring import Monitor
 from tests import small_detector
+from tests.helpers import error_line, invoke
 from tests.interruption import train_in_child
 from tests.tiny import tiny_generator, tiny_run
 from training.training_loop import train
@@ -166,12 +166,10 @@ def refused(data, tmp_path, monkeypatch):
     def call(*options):
         monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
         monkeypatch.setattr(train_script, 'start', lambda *a: pytest.fail('it began to train'))
-        result = CliRunner().invoke(
-            train_script.main, ['--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "run"}', *options]
-        )
-        assert result.exit_code == 1 and result.output.startswith('Error: ') and result.output.count('\n') == 1, result.output
+        result = invoke(train_script.main, '--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "run"}', *options)
+        assert result.exit_code == 1 and result.output.count('\n') == 1, result.output
         assert not (tmp_path / 'run').exists()
-        return result.output
+        return error_line(result)
 
     return call
 

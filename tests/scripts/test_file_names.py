@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import calc_metrics
@@ -16,8 +15,8 @@ import gen_samples
 import gen_videos
 from dnnlib.video import VideoWriter
 from metrics import results
+from tests.helpers import read_video, succeed
 from tests.metrics.test_metrics import write_set
-from tests.sampling.test_sampling_scripts import read_video
 from tests.small_detector import smooth_images, write_images
 from tests.tiny import tiny_generator
 from training.data.dataset import ImageDataset, PosedImageDataset
@@ -31,12 +30,6 @@ NAMES = ('10:30', '-x', '%d %s', '[a]*?', "it's", 'http:', 'pipe:1', 'ä\\n', 't
 def here(tmp_path, monkeypatch):
     """A current folder, so that relative paths begin with their name."""
     monkeypatch.chdir(tmp_path)
-
-
-def succeed(command, *arguments):
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -14,7 +14,6 @@ import unicodedata
 import warnings
 import zipfile
 
-import click.testing
 import numpy as np
 import pytest
 import torch
@@ -25,7 +24,7 @@ from dnnlib.errors import UserError
 from metrics.consistency.views import folder_views
 from metrics.real_statistics import content_hash
 from sampling.subjects import load_generator
-from tests.helpers import Hanging, deadline
+from tests.helpers import Hanging, deadline, invoke
 from tests.interop.small_files import write_small
 from tests.tiny import tiny_generator
 from tests.training.data.test_dataset import SIZE, some_label, some_pixels
@@ -254,7 +253,7 @@ def convert(rng, source, out):
     dest = out / rng.choice(['set', 'set.zip'])
     options = [option for option in ('--skip-missing', '--mirror', '--axes=opencv', '--background=white') if rng.random() < 0.3]
     arguments = ['convert', f'--source={source}', f'--dest={dest}', '--resolution=8', *options]
-    result = click.testing.CliRunner().invoke(dataset_tool.main, arguments)
+    result = invoke(dataset_tool.main, *arguments)
     if result.exit_code == 0:
         dataset = PosedImageDataset(dest)
         assert len([dataset[index] for index in range(len(dataset))]) > 0

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import calc_metrics
 import gen_samples
 import gen_videos
 import train
 from metrics import results
+from tests.helpers import invoke
 from tests.metrics.test_metrics import write_set
 from tests.small_detector import smooth_images
 from tests.tiny import tiny_generator, tiny_run
@@ -63,7 +63,7 @@ DOORS = ('gen_samples', 'gen_videos', 'calc_metrics', 'train')
 @pytest.mark.parametrize('door', DOORS)
 def test_a_run_folder_stands_for_its_newest_snapshot(door, run_folder, tmp_path, data):
     command, arguments = doors(run_folder, tmp_path, data)[door]
-    result = CliRunner().invoke(command, arguments)
+    result = invoke(command, *arguments)
     assert result.exit_code == 0, result.output
     assert result.stderr.count(f'{run_folder}: {NEWEST} is its newest snapshot') == 1
     if door == 'calc_metrics':  # the result lies beside the snapshot and names it
@@ -78,7 +78,7 @@ def test_a_folder_without_snapshots_is_one_line(door, tmp_path, data):
     folder = tmp_path / 'runs'
     (folder / '00000-demo').mkdir(parents=True)
     command, arguments = doors(folder, tmp_path, data)[door]
-    result = CliRunner().invoke(command, arguments)
+    result = invoke(command, *arguments)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert (
         result.output.startswith(f'Error: {folder} is a folder without a network-snapshot-*.pkl')
@@ -115,7 +115,7 @@ def test_a_run_goes_on_when_its_init_from_folder_has_newer_snapshots(run_folder,
     (run_dir / 'training_options.json').write_text(json.dumps(config.to_dict()))
     (run_folder / 'network-snapshot-000101.pkl').write_text('')
     command = [f'--run-dir={run_dir}', '--dry-run']
-    result = CliRunner().invoke(train.main, [*command, f'--init-from={run_folder}'])
+    result = invoke(train.main, *command, f'--init-from={run_folder}')
     assert result.exit_code == 0 and json.loads(result.stdout)['init_from'] == str(run_folder / NEWEST)
-    result = CliRunner().invoke(train.main, [*command, f'--init-from={tmp_path}'])
+    result = invoke(train.main, *command, f'--init-from={tmp_path}')
     assert result.exit_code == 1 and '--init-from' in result.output and 'would change the run' in result.output

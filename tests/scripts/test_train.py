@@ -1,5 +1,6 @@
 """train.py: what its options become, and what it says to bad ones."""
 
+import functools
 import json
 import multiprocessing
 import re
@@ -7,15 +8,16 @@ import zipfile
 
 import click
 import pytest
-from click.testing import CliRunner
 
 import train as train_script
 from dnnlib.errors import UserError
-from tests.helpers import broken
+from tests.helpers import broken, invoke
 from tests.tiny import tiny_generator, tiny_run, train_tiny
 from training.config import RunConfig
 from training.presets import resolve
 from training.snapshots import load_networks, newest_snapshot, save_snapshot
+
+run_train = functools.partial(invoke, train_script.main)
 
 
 def init_from(path, data, tmp_path, **changes):
@@ -24,7 +26,7 @@ def init_from(path, data, tmp_path, **changes):
 
     config = tiny_run(str(data), str(tmp_path / 'run'), init_from=str(path), **changes)
     command = click.command()(friendly_errors(lambda: train_script.check_inputs(config) and None))
-    return CliRunner().invoke(command, [])
+    return invoke(command)
 
 
 def test_weights_that_do_not_fit_are_refused(finished, data, tmp_path):
@@ -75,12 +77,8 @@ def test_images_are_checked_once_for_all_processes_and_before_the_first_step(dat
 # The script
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(train_script.main, [str(a) for a in arguments])
-
-
 def test_dry_run_prints_the_resolved_configuration(tmp_path):
-    result = invoke(
+    result = run_train(
         '--preset=ffhq256',
         '--data=absent.zip',
         '--dry-run',
@@ -138,7 +136,7 @@ def test_every_option_reaches_the_configuration(option):
     base = resolve('ffhq512', 'd', 'o').to_dict()
     resolved = []
     for value in [*values, *(['false'] if option.type.name == 'boolean' else [])]:
-        result = invoke(
+        result = run_train(
             '--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}', *NEEDED.get(option.name, [])
         )
         assert result.exit_code == 0, result.output
@@ -162,18 +160,18 @@ def test_every_option_reaches_the_configuration(option):
     ],
 )
 def test_options_without_effect_are_refused(options, message):
-    result = invoke('--preset=ffhq512', '--data=d', '--dry-run', *options)
+    result = run_train('--preset=ffhq512', '--data=d', '--dry-run', *options)
     assert result.exit_code == 1 and result.output.startswith(f'Error: {message}'), result.output
 
 
 def test_renders_that_super_resolution_would_not_resize_are_refused_before_training():
-    assert invoke('--preset=ffhq512', '--data=d', '--dry-run', '--render-resolution=256').exit_code == 0
-    result = invoke('--preset=ffhq256', '--data=d', '--dry-run', '--render-resolution=256')
+    assert run_train('--preset=ffhq512', '--data=d', '--dry-run', '--render-resolution=256').exit_code == 0
+    result = run_train('--preset=ffhq256', '--data=d', '--dry-run', '--render-resolution=256')
     assert result.exit_code == 1 and result.output.startswith('Error: render_resolution (256) must not exceed 128')
 
 
 def test_training_everything_from_the_first_image_keeps_the_ramps():
-    config = json.loads(invoke('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').output)[
+    config = json.loads(run_train('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').output)[
         'stage2'
     ]
     assert (config['loss']['blur_fade_kimg'], config['loss']['swap_start'], config['ema_rampup']) == (123, 1.0, 0.05)
@@ -181,7 +179,7 @@ def test_training_everything_from_the_first_image_keeps_the_ramps():
 
 def schedules(*options):
     """(blur, beginning of the swap, ramp of the average, ADA's speed) of both stages."""
-    config = json.loads(invoke('--preset=afhq512', '--data=d', '--dry-run', *options).output)
+    config = json.loads(run_train('--preset=afhq512', '--data=d', '--dry-run', *options).output)
     return [
         (stage['loss']['blur_fade_kimg'], stage['loss']['swap_start'], stage['ema_rampup'], stage['ada_kimg'])
         for stage in (config['stage1'], config['stage2'])
@@ -198,16 +196,16 @@ def test_given_weights_need_no_ramps():
     assert schedules('--init-from=x.pkl', '--blur-fade=7', '--swap=0.8') == [(7, 0.8, None, 100), (0, 0.8, None, 100)]
     assert (
         '--fresh-schedules is for runs with --init-from'
-        in invoke('--preset=demo', '--data=d', '--dry-run', '--fresh-schedules').output
+        in run_train('--preset=demo', '--data=d', '--dry-run', '--fresh-schedules').output
     )
 
 
 def test_schedules_of_given_weights_stay_when_the_run_goes_on(data, tmp_path, finished):
     snapshot, again = newest_snapshot(finished[0]), ['--preset=demo', '--data=d', f'--run-dir={tmp_path}', '--dry-run']
-    config = json.loads(invoke(*again, f'--init-from={snapshot}', '--blur-fade=7').output)
+    config = json.loads(run_train(*again, f'--init-from={snapshot}', '--blur-fade=7').output)
     (tmp_path / 'training_options.json').write_text(json.dumps(config))
     for repeated in ([], ['--tick=2'], [f'--init-from={snapshot}', '--blur-fade=7']):
-        assert json.loads(invoke(*again, *repeated).output)['stage1'] == config['stage1']
+        assert json.loads(run_train(*again, *repeated).output)['stage1'] == config['stage1']
 
 
 @pytest.mark.parametrize(
@@ -242,7 +240,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, data, tmp_
     defaults = [a for a in (f'--data={data}', f'--outdir={tmp_path / "runs"}') if not any(b.startswith(a[:6]) for b in arguments)]
     if '--preset=demo' in arguments:
         monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
-    result = invoke(*arguments, *defaults)
+    result = run_train(*arguments, *defaults)
     assert result.exit_code != 0 and message in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert not (tmp_path / 'runs').exists()
@@ -252,7 +250,7 @@ def test_no_option_takes_numbers_that_are_not_finite():
     for option in train_script.main.params:
         for value in ('inf', 'nan', '1e400'):
             if isinstance(option.type, click.types.FloatParamType):
-                result = invoke(f'{option.opts[0]}={value}')
+                result = run_train(f'{option.opts[0]}={value}')
                 assert result.exit_code == 2 and f"Invalid value for '{option.opts[0]}'" in result.output
 
 
@@ -292,7 +290,7 @@ def with_a_broken_image(data, path):
 def test_a_broken_image_is_found_before_anything_is_written(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
     path, name = with_a_broken_image(data, tmp_path / 'broken.zip')
-    result = invoke('--preset=demo', f'--data={path}', f'--run-dir={tmp_path / "run"}')
+    result = run_train('--preset=demo', f'--data={path}', f'--run-dir={tmp_path / "run"}')
     assert result.exit_code == 1 and name in result.output and not (tmp_path / 'run').exists()
 
 
@@ -315,7 +313,7 @@ def test_a_broken_image_met_in_training_is_one_line(processes, workers, data, tm
 def test_an_unwritable_run_folder_is_named(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
     (tmp_path / 'file').write_text('')
-    result = invoke('--preset=demo', f'--data={data}', f'--outdir={tmp_path / "file"}')
+    result = run_train('--preset=demo', f'--data={data}', f'--outdir={tmp_path / "file"}')
     assert result.exit_code == 1 and 'cannot be written' in result.output
 
 
@@ -323,7 +321,7 @@ def test_a_run_folder_in_use_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train_script, 'resolve', lambda *a: tiny_run(a[1], a[2]))
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'keep.txt').write_text('precious')
-    result = invoke('--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "mine"}')
+    result = run_train('--preset=demo', f'--data={data}', f'--run-dir={tmp_path / "mine"}')
     assert result.exit_code != 0 and 'not empty' in result.output
     assert [path.name for path in (tmp_path / 'mine').iterdir()] == ['keep.txt']
 
@@ -335,7 +333,9 @@ def test_a_run_folder_in_use_is_refused(data, tmp_path, monkeypatch):
 def test_under_torchrun_the_processes_are_counted(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
     monkeypatch.setenv('RANK', '0')
-    result = invoke('--preset=ffhq512', '--data=d', '--run-id=x', '--dry-run')
+    result = run_train('--preset=ffhq512', '--data=d', '--run-id=x', '--dry-run')
     assert json.loads(result.output)['gpus'] == 4
-    assert 'torchrun started 4 processes' in invoke('--preset=ffhq512', '--data=d', '--run-id=x', '--dry-run', '--gpus=8').output
-    assert 'name the run' in invoke('--preset=ffhq512', '--data=d', '--dry-run').output
+    assert (
+        'torchrun started 4 processes' in run_train('--preset=ffhq512', '--data=d', '--run-id=x', '--dry-run', '--gpus=8').output
+    )
+    assert 'name the run' in run_train('--preset=ffhq512', '--data=d', '--dry-run').output

@@ -9,10 +9,10 @@ import time
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from dnnlib import files
 from dnnlib.errors import UserError
+from tests.helpers import invoke
 from torch_utils import custom_ops, distributed
 
 # Notes its process number, then makes the library, fails, or hangs if it is the first to run.
@@ -224,20 +224,20 @@ def test_without_a_cache_it_is_built_in_a_temporary_folder(workshop, monkeypatch
 def test_report(workshop, monkeypatch):
     monkeypatch.setattr(custom_ops, 'cuda_home', lambda: None)
     monkeypatch.setattr(custom_ops, 'gpu_architectures', lambda: [])
-    report = CliRunner().invoke(custom_ops.main)
+    report = invoke(custom_ops.main)
     assert report.exit_code == 0, report.output
     assert f'PyTorch        {torch.__version__}' in report.output and 'architectures  none' in report.output
     for operator in custom_ops.OPERATORS:
         assert f'{operator:14} ref (there is no CUDA device)' in report.output
     monkeypatch.setenv('MIMIC3D_OPS', 'cuda')
-    report = CliRunner().invoke(custom_ops.main)
+    report = invoke(custom_ops.main)
     assert report.exit_code == 1 and 'Error: MIMIC3D_OPS=cuda, but bias_act cannot be had' in report.output
 
 
 @pytest.mark.gpu
 def test_report_on_a_gpu():
     custom_ops.load.cache_clear()
-    report = CliRunner().invoke(custom_ops.main)
+    report = invoke(custom_ops.main)
     assert report.exit_code == 0
     for operator in custom_ops.OPERATORS:
         assert f'{operator:14} cuda\n' in report.output, report.output

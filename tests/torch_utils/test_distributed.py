@@ -9,13 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner
 
 import dataset_tool
 from dnnlib.errors import UserError
 from metrics.images import READ_BATCH
 from metrics.monitoring import Monitor
-from tests.helpers import ROOT
+from tests.helpers import ROOT, succeed
 from tests.tiny import tiny_config, tiny_discriminator_config, tiny_run
 from tests.torch_utils import failing
 from torch_utils import distributed
@@ -195,7 +194,7 @@ def test_a_bug_on_one_process_ends_both_and_its_traceback_is_in_the_log(data, tm
 def data(tmp_path_factory):
     """A demo set of 40 images of 64x64, as a folder."""
     path = tmp_path_factory.mktemp('data') / 'heads'
-    assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--images=40']).exit_code == 0
+    succeed(dataset_tool.main, 'demo', f'--dest={path}', '--images=40')
     return path
 
 

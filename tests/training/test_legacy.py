@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from dnnlib.errors import UserError
 from tests import published as files
+from tests.helpers import invoke
 from tests.interop.hostile import HOSTILE
 from tests.interop.small_files import add_unknown, write_small
 from tests.tiny import tiny_networks
@@ -19,7 +19,7 @@ from training.snapshots import load_networks, read_snapshot, save_snapshot
 
 
 def run(*arguments):
-    result = CliRunner().invoke(legacy.main, [str(argument) for argument in arguments])
+    result = invoke(legacy.main, *arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
 

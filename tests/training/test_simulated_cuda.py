@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import dataset_tool
+from tests.helpers import succeed
 from tests.simulated_cuda import DEVICE, SimulatedTensor, simulated_cuda
 from tests.tiny import tiny_config, tiny_discriminator_config, tiny_run
 from torch_utils.random import keyed_generator
@@ -55,7 +55,7 @@ def test_the_simulation_notices_mistakes():
 def test_both_stages_train_and_no_step_waits(tmp_path, monkeypatch, precision, near, far):
     data, run = tmp_path / 'heads.zip', tmp_path / 'run'
     run.mkdir()
-    assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={data}', '--resolution=32', '--images=8']).exit_code == 0
+    succeed(dataset_tool.main, 'demo', f'--dest={data}', '--resolution=32', '--images=8')
     discriminator = tiny_discriminator_config(precision=precision, conv_clamp=256.0)
     rendering = RenderingConfig(depth_samples=4, importance_samples=2, near=near, far=far, white_background=True)
     config = tiny_run(

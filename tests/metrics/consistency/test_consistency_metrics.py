@@ -1,13 +1,13 @@
 """PSNR_mv, SSIM_mv and reproj: views, runs that are interrupted, errors, and the order of their scores."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import calc_metrics
@@ -28,12 +28,15 @@ from metrics.consistency.views import (
     subject_folders,
     view_rays,
 )
-from tests.helpers import FOX, assert_close
+from tests.helpers import FOX, assert_close, assert_one_clear_line, invoke, succeed
 from tests.metrics.consistency import scenes
 from tests.tiny import tiny_generator
 from training.data.camera_checks import CameraError
 from training.rendering.cameras import split_label, view_label
 from training.snapshots import save_snapshot
+
+run = functools.partial(invoke, calc_metrics.main)
+score_with = functools.partial(succeed, calc_metrics.main)
 
 QUICK = ['--fit-steps=2', '--fit-rays=16']
 
@@ -43,22 +46,6 @@ def snapshot(tmp_path):
     path = tmp_path / 'network.pkl'
     save_snapshot(path, {'G_ema': tiny_generator()}, {})
     return path
-
-
-def run(*arguments):
-    return CliRunner().invoke(calc_metrics.main, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def assert_one_clear_line(result, message):
-    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
-    last = result.output.strip().splitlines()[-1]
-    assert last.startswith('Error: ') and message in last, result.output
 
 
 def record(folder, metric):
@@ -188,7 +175,9 @@ def test_split_views():
 
 def test_command_scores_both_branches(snapshot, tmp_path):
     out = tmp_path / 'out'
-    succeed('--metrics=psnr_mv,ssim_mv,reproj', f'--network={snapshot}', '--subjects=2', '--views=3', f'--outdir={out}', *QUICK)
+    score_with(
+        '--metrics=psnr_mv,ssim_mv,reproj', f'--network={snapshot}', '--subjects=2', '--views=3', f'--outdir={out}', *QUICK
+    )
     lines = [json.loads(line) for line in (out / 'metric-psnr_mv.jsonl').read_text().splitlines()]
     assert [line['branch'] for line in lines] == ['2d', '3d']
     for line in lines:
@@ -223,9 +212,9 @@ def test_interrupted_run_goes_on(snapshot, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluation, 'fit', broken_off)
     assert run(*command).exit_code != 0
-    succeed(*command)
+    score_with(*command)
     assert fitted == ['seed 0', 'seed 1', 'seed 1']
-    succeed(*command, '--fit-steps=3')
+    score_with(*command, '--fit-steps=3')
     assert fitted[3:] == ['seed 0', 'seed 1'], 'another protocol starts anew'
 
 
@@ -249,14 +238,14 @@ def test_a_subject_that_fails_stops_no_other(snapshot, tmp_path, monkeypatch):
     (folder,) = tmp_path.glob('consistency-*')
     assert (folder / 'seed0001.json').exists()
     monkeypatch.setattr(evaluation, 'fit', fit)
-    succeed(*command)
+    score_with(*command)
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_subjects(snapshot, tmp_path):
     command = ['--metrics=psnr_mv,reproj', f'--network={snapshot}', '--subjects=3', '--views=2', '--branch=3d', *QUICK]
-    succeed(*command, f'--outdir={tmp_path / "one"}')
-    succeed(*command, f'--outdir={tmp_path / "two"}', '--gpus=2')
+    score_with(*command, f'--outdir={tmp_path / "one"}')
+    score_with(*command, f'--outdir={tmp_path / "two"}', '--gpus=2')
     for metric in ('psnr_mv', 'reproj'):
         one, two = (record(tmp_path / name, metric) for name in ('one', 'two'))
         assert (one['protocol'], one['details'], one['value']) == (two['protocol'], two['details'], two['value'])
@@ -265,7 +254,7 @@ def test_two_processes_share_the_subjects(snapshot, tmp_path):
 def test_stored_views_are_scored(tmp_path):
     views = scenes.render(scenes.sphere, scenes.frontal(4), 16)
     scenes.save_views(views, tmp_path / 'views')
-    succeed(
+    score_with(
         '--metrics=psnr_mv',
         f'--views={tmp_path / "views"}',
         f'--outdir={tmp_path / "out"}',
@@ -286,15 +275,15 @@ def test_stored_views_are_scored(tmp_path):
 def test_meshes_can_be_asked_for_later(tmp_path):
     scenes.save_views(scenes.render(scenes.sphere, scenes.frontal(4), 16), tmp_path / 'views')
     command = ['--metrics=psnr_mv', f'--views={tmp_path / "views"}', f'--outdir={tmp_path / "out"}', '--held-out=3', *QUICK]
-    succeed(*command)
-    succeed(*command, '--meshes')
+    score_with(*command)
+    score_with(*command, '--meshes')
     assert len(list(tmp_path.glob('out/*/views.ply'))) == 1
 
 
 def test_subjects_keep_their_names(tmp_path):
     for name in ('chair.1', 'chair.2'):
         scenes.save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'chairs.v1' / name)
-    succeed('--metrics=psnr_mv', f'--views={tmp_path / "chairs.v1"}', f'--outdir={tmp_path / "out"}', *QUICK)
+    score_with('--metrics=psnr_mv', f'--views={tmp_path / "chairs.v1"}', f'--outdir={tmp_path / "out"}', *QUICK)
     found = record(tmp_path / 'out', 'psnr_mv')
     assert list(found['details']['per_subject']) == ['chair.1', 'chair.2'] and found['label'] == 'chairs.v1'
 
@@ -303,7 +292,7 @@ def test_the_folder_one_stands_in_is_scored(tmp_path, monkeypatch):
     scenes.save_views(scenes.render(scenes.sphere, scenes.frontal(3), 16), tmp_path / 'mine')
     monkeypatch.chdir(tmp_path / 'mine')
     assert_one_clear_line(run('--metrics=psnr_mv', '--views=.', *QUICK), '--outdir=. lies in --views=')
-    succeed('--metrics=psnr_mv', '--views=.', '--outdir=../out', *QUICK)
+    score_with('--metrics=psnr_mv', '--views=.', '--outdir=../out', *QUICK)
     assert record(tmp_path / 'out', 'psnr_mv')['label'] == 'mine'
 
 
@@ -314,7 +303,7 @@ def test_snapshots_compete(tmp_path):
         with torch.no_grad():
             G.decoder.output.bias += 0.1
         save_snapshot(tmp_path / f'{name}.pkl', {'G_ema': G}, {})
-        succeed(
+        score_with(
             '--metrics=psnr_mv,reproj',
             f'--network={tmp_path / name}.pkl',
             '--branch=3d',
@@ -515,5 +504,5 @@ def test_3d_branch_of_a_fresh_generator_scores_above_its_2d_branch():
 @pytest.mark.slow
 @pytest.mark.skipif(not FOX.is_dir(), reason='the photographs of the fox are not part of the repository')
 def test_photographs_are_reconstructed(tmp_path):
-    succeed('--metrics=psnr_mv', f'--views={FOX}', '--view-size=135x240', '--held-out=8', f'--outdir={tmp_path}')
+    score_with('--metrics=psnr_mv', f'--views={FOX}', '--view-size=135x240', '--held-out=8', f'--outdir={tmp_path}')
     assert record(tmp_path, 'psnr_mv')['value'] > 20

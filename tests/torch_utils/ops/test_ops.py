@@ -6,11 +6,11 @@ import random
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch.autograd import gradcheck, gradgradcheck
 
 from benchmarks import ops as benchmark
 from dnnlib.errors import UserError
+from tests.helpers import invoke
 from torch_utils import custom_ops
 from torch_utils.ops import bias_act as bias_act_module
 from torch_utils.ops.bias_act import KERNEL_ACTIVATIONS, bias_act
@@ -203,7 +203,7 @@ def test_activations_without_a_kernel_are_plain_pytorch(operators_everywhere):
 
 def test_benchmark_runs_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    done = CliRunner().invoke(benchmark.main, ['--repeats=1', '--no-compile', f'--json={tmp_path}/ops.json'])
+    done = invoke(benchmark.main, '--repeats=1', '--no-compile', f'--json={tmp_path}/ops.json')
     assert done.exit_code == 0, done.output
     assert 'The CUDA operators are not yet measured.' in done.output
     rows = json.loads((tmp_path / 'ops.json').read_text())['rows']

@@ -11,7 +11,8 @@ from PIL import Image
 from metrics.consistency.views import folder_views
 from metrics.images import load_data
 from metrics.registry import Task
-from tests.dataset_prep.test_dataset_tool import convert_error, refused, run
+from tests.dataset_prep.test_dataset_tool import convert_error, run
+from tests.photographs import refused
 from tests.tiny import tiny_generator, tiny_run
 from train import check_inputs
 from training.config import RenderingConfig

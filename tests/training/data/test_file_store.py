@@ -6,15 +6,13 @@ import struct
 import unicodedata
 import zipfile
 
-import click.testing
 import pytest
 
 import dataset_tool
 from metrics.consistency.views import folder_views
 from metrics.real_statistics import content_hash
-from tests.dataset_prep.test_dataset_tool import refused
-from tests.helpers import deadline
-from tests.photographs import read_frames, run, write_transforms
+from tests.helpers import deadline, invoke
+from tests.photographs import read_frames, refused, run, write_transforms
 from tests.training.data.test_dataset import read_json, write_folder, write_labels, zip_folder
 from training.data.dataset import DatasetError, FileStore, ImageDataset, PosedImageDataset, image_names
 
@@ -379,6 +377,6 @@ def test_every_script_ends_in_one_line(folder, tmp_path):
         (train.main, ['--preset=demo', f'--data={folder}', f'--run-dir={tmp_path}/run', '--imitation=pyramid']),
         (calc_metrics.main, ['--metrics=swd', f'--images={folder}', f'--data={folder}', f'--outdir={tmp_path}']),
     ):
-        result = click.testing.CliRunner().invoke(script, arguments)
+        result = invoke(script, *arguments)
         assert result.exit_code == 1 and 'a/link cannot be read' in result.output and 'Traceback' not in result.output
     assert not list(tmp_path.glob('out*')) and not (tmp_path / 'run').exists()

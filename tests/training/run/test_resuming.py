@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import train as train_script
 from dnnlib.errors import UserError
+from tests.helpers import invoke, succeed
 from tests.interruption import (
     assert_same_end,
     last_state,
@@ -37,6 +37,8 @@ from training.run import resuming
 from training.snapshots import newest_snapshot
 from training.step import BadGradients
 from training.training_loop import train
+
+run_train = functools.partial(invoke, train_script.main)
 
 STEPS = 5  # of each stage
 
@@ -204,7 +206,7 @@ def demo_data(tmp_path_factory):
     import dataset_tool
 
     path = tmp_path_factory.mktemp('data') / 'demo.zip'
-    assert CliRunner().invoke(dataset_tool.main, ['demo', f'--dest={path}', '--images=32']).exit_code == 0
+    succeed(dataset_tool.main, 'demo', f'--dest={path}', '--images=32')
     return path
 
 
@@ -397,7 +399,7 @@ def test_damage_that_is_refused_by_name(name, copy, data):
     damage, message = REFUSED[name]
     damage(copy)
     before = sorted(path.name for path in copy.iterdir())
-    result = CliRunner().invoke(train_script.main, ['--preset=demo', f'--data={data}', f'--run-dir={copy}'])
+    result = run_train('--preset=demo', f'--data={data}', f'--run-dir={copy}')
     assert result.exit_code == 1 and message in result.output and str(copy) in result.output
     assert len(result.output.strip().splitlines()[-1]) > 20 and 'Traceback' not in result.output
     assert sorted(path.name for path in copy.iterdir() if path.name != 'lock') == [name for name in before if name != 'lock']
@@ -486,7 +488,7 @@ def test_a_relative_path_means_the_same_from_anywhere(data, tmp_path, monkeypatc
     monkeypatch.chdir(data.parent)
     monkeypatch.setenv('HOME', str(data.parent))
     for path in (data.name, f'./{data.name}', f'~/{data.name}'):
-        config = json.loads(invoke('--preset=demo', f'--data={path}', '--run-dir=run', '--dry-run').output)
+        config = json.loads(run_train('--preset=demo', f'--data={path}', '--run-dir=run', '--dry-run').output)
         assert (config['data'], config['outdir']) == (str(data), str(data.parent / 'run'))
 
 
@@ -624,10 +626,6 @@ def test_a_few_bad_gradients_do_not(data, tmp_path, monkeypatch):
 # Options on resuming
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(train_script.main, [str(a) for a in arguments])
-
-
 @pytest.mark.parametrize(
     'option',
     [
@@ -644,24 +642,24 @@ def invoke(*arguments):
     ],
 )
 def test_an_option_that_would_change_the_run_is_refused_by_name(option, copy):
-    result = invoke(f'--resume={copy}', option, '--dry-run')
+    result = run_train(f'--resume={copy}', option, '--dry-run')
     assert result.exit_code == 1 and option.split('=')[0] in result.output
     assert 'would change' in result.output or 'has --preset' in result.output
 
 
 def test_passes_too_small_for_the_groups_are_refused(copy):
-    result = invoke(f'--resume={copy}', '--batch-gpu=2', '--dry-run')
+    result = run_train(f'--resume={copy}', '--batch-gpu=2', '--dry-run')
     assert result.exit_code == 1 and 'groups of 4' in result.output
-    assert invoke(f'--resume={copy}', '--batch-gpu=4', '--metrics=none', '--max-minutes=0', '--dry-run').exit_code == 0
+    assert run_train(f'--resume={copy}', '--batch-gpu=4', '--metrics=none', '--max-minutes=0', '--dry-run').exit_code == 0
 
 
 def test_options_that_make_no_sense_alone_are_refused_by_name(copy):
-    result = invoke(f'--resume={copy}', '--near=auto', '--far=auto', '--dry-run')
+    result = run_train(f'--resume={copy}', '--near=auto', '--far=auto', '--dry-run')
     assert result.exit_code == 1 and '--near' in result.output and 'would change' in result.output
 
 
 def test_options_that_change_nothing_are_taken(copy, data):
-    result = invoke(
+    result = run_train(
         '--preset=demo',
         f'--data={data}',
         f'--run-dir={copy}',
@@ -682,7 +680,7 @@ def test_a_run_may_be_the_current_folder(data, tmp_path, monkeypatch):
     begin(tiny_run(str(data), str(tmp_path)))
     monkeypatch.chdir(tmp_path)
     for option in ('--resume=.', '--run-dir=.'):
-        assert invoke(option, '--dry-run').exit_code == 0
+        assert run_train(option, '--dry-run').exit_code == 0
 
 
 def test_the_same_options_again_are_no_change(data, tmp_path):
@@ -700,14 +698,14 @@ def test_the_same_options_again_are_no_change(data, tmp_path):
         '--blur-fade=3',
         '--dry-run',
     ]
-    first = invoke(*arguments)
+    first = run_train(*arguments)
     assert first.exit_code == 0, first.output
     from training.config import RunConfig
 
     begin(RunConfig.from_dict(json.loads(first.output)))
-    again = invoke(*arguments)
+    again = run_train(*arguments)
     assert again.exit_code == 0 and json.loads(again.output) == json.loads(first.output)
-    assert json.loads(invoke(f'--resume={tmp_path / "a"}', '--dry-run').output) == json.loads(first.output)
+    assert json.loads(run_train(f'--resume={tmp_path / "a"}', '--dry-run').output) == json.loads(first.output)
 
 
 @pytest.mark.parametrize(
@@ -729,5 +727,5 @@ def test_the_same_options_again_are_no_change(data, tmp_path):
 def test_bad_ways_to_name_a_run(arguments, message, tmp_path):
     (tmp_path / 'elsewhere' / 'empty').mkdir(parents=True)
     arguments = [argument.replace('EMPTY', str(tmp_path / 'elsewhere' / 'empty')) for argument in arguments]
-    result = invoke(*arguments, f'--outdir={tmp_path}')
+    result = run_train(*arguments, f'--outdir={tmp_path}')
     assert result.exit_code == 1 and message in result.output
