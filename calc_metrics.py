@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder, source_name
 from dnnlib.params import FiniteRange, UserPath
 from interop.pickles import is_pickle
-from metrics import evaluate_branches, registry, results, tables
+from metrics import compute_records, registry, results, tables
 from sampling.subjects import choose_branches, load_generator
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
@@ -36,7 +36,7 @@ class MetricList(click.ParamType):
         try:
             names = [name.strip() for name in value.split(',')]
             for name in names:
-                registry.find(name)
+                registry.find_family(name)
         except UserError as error:
             self.fail(str(error), param, ctx)
         return names
@@ -67,14 +67,6 @@ class Request:
     gpus: int
     workers: int
     group_options: dict
-
-
-def group_options(command):
-    """Decorator: the options that the groups of metrics bring along."""
-    for group in registry.groups():
-        for option in reversed(group.options):
-            command = option(command)
-    return command
 
 
 @click.group(invoke_without_command=True, context_settings=dict(max_content_width=120, show_default=True))
@@ -126,7 +118,7 @@ def group_options(command):
 )
 @click.option('--gpus', type=click.IntRange(1), default=1, help='Processes, one per GPU (without one: CPU processes).')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Processes that read images, per GPU.')
-@group_options
+@registry.add_group_options
 @click.pass_context
 @friendly_errors
 def main(context, **options):
@@ -149,8 +141,10 @@ def refuse_options_of_other_metrics(options):
     """Raise UserError for options that none of the metrics takes notice of."""
     source = next((name for name in ('network', 'views', 'images') if isinstance(options[name], str | Path)), None)
     groups = registry.by_group(options['metrics'])
-    if source is not None and all(group.uses for group, _ in groups):
-        used = {source, *ALWAYS_USED}.union(*(group.uses(metrics, source == 'network') for group, metrics in groups))
+    if source is not None and all(group.uses for group in groups):
+        used = {source, *ALWAYS_USED}.union(
+            *(group.uses(list(metrics.values()), source == 'network') for group, metrics in groups.items())
+        )
         refuse_idle(set(options) - used, f'on {", ".join(options["metrics"])} with --{source}')
     if options['trunc'] == 1:
         refuse_idle(('trunc_cutoff',), 'with --trunc=1')
@@ -163,8 +157,9 @@ def compute_metrics(request):
             request = replace(request, network=distributed.from_first(functools.partial(newest_snapshot, request.network)))
         with distributed.together():
             evaluation = prepare_evaluation(request)
-        for record in evaluate_branches(request.metrics, evaluation.task, evaluation.branches, evaluation.about):
-            distributed.from_first(functools.partial(publish, evaluation.task.outdir, record))
+        for branch in evaluation.branches:
+            for record in compute_records(request.metrics, replace(evaluation.task, branch=branch), evaluation.about):
+                distributed.from_first(functools.partial(publish, evaluation.task.outdir, record))
 
 
 def publish(outdir, record):
@@ -177,7 +172,7 @@ def publish(outdir, record):
 
 def write(outdir, record):
     try:
-        results.append(outdir, record)
+        results.append_record(outdir, record)
     except OSError as error:
         raise UserError(
             f'{results.file_of(outdir, record["metric"])} cannot be written ({error.strerror}); the result is printed '
@@ -271,7 +266,7 @@ def default_label(request):
 @friendly_errors
 def print_table(runs, form, published, every):
     """Print a table of the results in folders, beside the published ones."""
-    records = [record for run in runs for record in results.read(run)]
+    records = [record for run in runs for record in results.read_folder(run)]
     click.echo(tables.format_table(tables.rows(records, every, published), form))
 
 
@@ -281,10 +276,8 @@ def print_table(runs, form, published, every):
 @friendly_errors
 def plot(run, output):
     """Draw metrics against kimg."""
-    from metrics.plots import plot_metrics  # matplotlib is slow to import
-
     output = output or Path(run) / 'metrics.png'
-    plot_metrics(results.read(run), output)
+    tables.plot_metrics(results.read_folder(run), output)
     click.echo(f'written {output}')
 
 

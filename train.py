@@ -196,7 +196,7 @@ def check_inputs(config):
 
     distributed.check_gpus(config.gpus)
     for name in config.metrics:
-        registry.find(name)
+        registry.find_family(name)
     check(config.detector is None or os.path.isfile(config.detector), f'--detector={config.detector}: no such file')
     dataset = PosedImageDataset(
         config.data, resolution=config.generator.image_resolution, background=config.generator.rendering.background

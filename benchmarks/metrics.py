@@ -14,13 +14,12 @@ import torch
 
 from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.params import UserPath
-from metrics.collection import collect
 from metrics.detector import FEATURES, NAME, Detector
 from metrics.evaluation import full_precision
-from metrics.images import PUBLISHED, GeneratedImages
-from metrics.processes import my_batches
+from metrics.images import PUBLISHED, GeneratedImages, my_batches
+from metrics.inception import FeatureMoments
 from metrics.registry import Task
-from metrics.statistics import FeatureMoments
+from metrics.statistics import Statistic, collect_statistics
 from sampling.subjects import load_generator
 from torch_utils import distributed
 from training.networks.generator import Generator
@@ -77,7 +76,7 @@ def measure_stages(task, labels, detector, images):
 
     def both(most):
         count = images if most is None else batches[:most][-1].stop
-        collect(source, [(FeatureMoments(FEATURES), count)], detector, task, task.branch)
+        collect_statistics(source, [(Statistic(FeatureMoments, FEATURES), count)], detector, task, task.branch)
 
     return [seconds(function, task.device) for function in (generate, extract, both)]
 

@@ -31,26 +31,16 @@ def find_weights(option=None):
 
 
 def _find(option):
-    path = pretrained.find_weights(weights_url(), option, '--detector', 'leave it to --metrics=swd, which needs none')
-    digest = _sha256(path)
-    if option is None and not digest.startswith(_expected_hash()):
+    url = weights_url()
+    path = pretrained.find_weights(url, option, '--detector', 'leave it to --metrics=swd, which needs none')
+    expected = pretrained.hash_in_name(url)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if option is None and not digest.startswith(expected):
         raise WeightsError(
-            f'{path} is damaged (its SHA-256 is {digest[:8]}..., not {_expected_hash()}...): delete it, or name '
+            f'{path} is damaged (its SHA-256 is {digest[:8]}..., not {expected}...): delete it, or name '
             'another file with --detector=FILE'
         )
     return str(path), digest
-
-
-def _expected_hash():
-    return pretrained.hash_in_name(weights_url())
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Detector:

@@ -11,9 +11,9 @@ import click
 
 from dnnlib.errors import UserError
 from dnnlib.params import UserPath
-from metrics import detector as detectors
 from metrics import registry
-from metrics.collection import collect
+from metrics.detector import NAME as DETECTOR_NAME
+from metrics.detector import Detector, find_weights
 from metrics.images import (
     PUBLISHED,
     GeneratedImages,
@@ -27,15 +27,16 @@ from metrics.images import (
 )
 from metrics.real_statistics import real_statistics
 from metrics.registry import GENERATION_OPTIONS, Group, Outcome
+from metrics.statistics import Statistic, collect_statistics
 from torch_utils import distributed
 from training.data.dataset import ImageDataset
 
-ALL = 'all'  # every real image
+ALL, SAME = 'all', 'same'  # every real image; as many as evaluated ones
 
 
 @dataclass(frozen=True)
 class ImageMetric:
-    """A metric by its numbers. Subclasses add `statistic` (metrics/statistics.py) and `compare`.
+    """A metric by its numbers. Subclasses add `statistic` and `compare`.
 
     count: evaluated images, None: as many as both sets have; real: real images it takes: a number, ALL or None; least: images
     that a set must have; same_size: whether evaluated and real images must be of one resolution (the detector resizes its own);
@@ -45,6 +46,7 @@ class ImageMetric:
     name: str
     count: int | None
     real: int | str | None
+    statistic: ClassVar[Statistic]
     least: ClassVar[int] = 2
     same_size: ClassVar[bool] = False
     rendering: ClassVar[Rendering] = PUBLISHED
@@ -55,11 +57,10 @@ class ImageMetric:
 
     def counts(self, evaluated, real):
         """(evaluated images, real images or None) to take of `evaluated` and `real` that there are (None: any number, none)."""
-        count = self.count
-        self._check(count, evaluated, 'of --images')
         wanted = real if self.real == ALL else self.real
+        self._check(self.count, evaluated, 'of --images')
         self._check(wanted, real, 'of --data')
-        return count, wanted
+        return self.count, wanted
 
     def rendering_for(self, task):
         """The Rendering of a task with a generator."""
@@ -73,44 +74,54 @@ class ImageMetric:
             raise UserError(f'{self.name} needs {wanted} images, but there are only {present} {whose}: ask for a smaller number')
 
 
-def needs_detector(name):
-    """Whether a metric, by its name, needs the detector's weights."""
-    family, match = registry.find(name)
-    return family.group is GROUP and family.build(match).statistic.layer is not None
-
-
 def check_counts(names, real):
     """Raises UserError where a metric of generated images, by its name, takes more than the `real` images that there are."""
-    for group, metrics in registry.by_group(names):
-        if group is GROUP:
-            for metric in metrics:
-                metric.counts(None, real)
+    for metric in registry.by_group(names).get(GROUP, {}).values():
+        metric.counts(None, real)
 
 
-def evaluate_images(metrics, task):
+def need_detector(names):
+    """Those of metrics' names whose metrics need the detector's weights."""
+    return [name for name, metric in registry.by_group(names).get(GROUP, {}).items() if metric.statistic.layer]
+
+
+def compute_image_metrics(metrics, task):
     """Outcomes of ImageMetrics by name; see registry.Group."""
-    data = load_data(task) if task.generator is not None or any(metric.real for metric in metrics) else None
+    generated = task.generator is not None
+    data = load_data(task) if generated or any(metric.real for metric in metrics) else None
     sources = _evaluated_images(metrics, task, data)
-    for metric, source in sources.items():
-        if metric.same_size and task.generator is not None:
-            check_render_resolution(metric.name, task, source, data)
-    present = None if task.generator is not None else len(sources[metrics[0]]), None if data is None else len(data)
+    present = None if generated else len(sources[metrics[0]]), None if data is None else len(data)
     counts = {metric: metric.counts(*present) for metric in metrics}
     layers = sorted({metric.statistic.layer for metric in metrics if metric.statistic.layer})
-    weights = detectors.find_weights(task.options.get('detector')) if layers else None
-    detector = detectors.Detector(weights[0], layers, task.device) if layers else None
+    weights, digest = find_weights(task.options.get('detector')) if layers else (None, None)
+    detector = Detector(weights, layers, task.device) if layers else None
     wanted = [(metric.statistic, counts[metric][1]) for metric in metrics if metric.real]
-    real, content = real_statistics(wanted, data, task, detector, weights and weights[1]) if wanted else ({}, None)
+    content = distributed.from_first(data.image_hash) if wanted else None
+    real = real_statistics(wanted, data, content, task, detector, digest)
     found = {}
     for source in dict.fromkeys(sources.values()):
         taken = [(metric.statistic, counts[metric][0]) for metric in metrics if sources[metric] is source]
-        found[source] = collect(source, taken, detector, task, f'{task.branch or "stored"} images')
+        found[source] = collect_statistics(source, taken, detector, task, f'{task.branch or "stored"} images')
 
     def outcome(metric):
         (count, real_count), source = counts[metric], sources[metric]
         evaluated = found[source][metric.statistic, count]
         value, parts, protocol = metric.compare(evaluated, real.get((metric.statistic, real_count)), task)
-        return Outcome(value, parts, {**_protocol(metric, count, real_count, source, task, weights, content), **protocol})
+        about = {
+            'images': count,
+            'real_images': real_count,
+            'real_subset': None if metric.real is None else 'all' if metric.real == ALL else 'drawn by the seed',
+            'resolution': source.resolution,
+            'mirror': task.mirror,
+            'data_content': content,
+            'seed': task.seed,
+            'tf32': False,
+        }
+        if generated:
+            about |= _about_generation(source, task)
+        if metric.statistic.layer:
+            about |= {'detector': DETECTOR_NAME, 'detector_sha256': digest, 'layer': metric.statistic.layer}
+        return Outcome(value, parts, about | protocol)
 
     return distributed.from_first(lambda: {metric.name: outcome(metric) for metric in metrics})
 
@@ -120,6 +131,9 @@ def _evaluated_images(metrics, task, data):
     if task.generator is not None:
         renderings = {metric: metric.rendering_for(task) for metric in metrics}
         sources = {rendering: GeneratedImages(task, data.labels, rendering) for rendering in renderings.values()}
+        for metric, rendering in renderings.items():
+            if metric.same_size:
+                check_render_resolution(metric.name, task, sources[rendering], data)
         return {metric: sources[rendering] for metric, rendering in renderings.items()}
     if task.images is None:
         raise UserError('there is nothing to evaluate: give --network=PATH or --images=DIR')
@@ -129,41 +143,20 @@ def _evaluated_images(metrics, task, data):
     images = ImageDataset(task.images, background=background_of(task))
     if distributed.rank() == 0:
         say_notes(task, images)
-    stored = StoredImages(images, task)
     if data is not None:
-        check_resolution(task.images, stored, data)
-    return dict.fromkeys(metrics, stored)
-
-
-def _protocol(metric, count, real_count, source, task, weights, content):
-    """Every choice that a value depends on."""
-    about_generator = {} if task.generator is None else _about_generation(source, task)
-    return {
-        'images': count,
-        'real_images': real_count,
-        'real_subset': None if metric.real is None else 'all' if metric.real == ALL else 'drawn by the seed',
-        'resolution': source.resolution,
-        'mirror': task.mirror,
-        'data_content': content,
-        'seed': task.seed,
-        'tf32': False,
-        **about_generator,
-        **(
-            {'detector': detectors.NAME, 'detector_sha256': weights[1], 'layer': metric.statistic.layer}
-            if metric.statistic.layer
-            else {}
-        ),
-    }
+        check_resolution(task.images, images, data)
+    return dict.fromkeys(metrics, StoredImages(images, task))
 
 
 def _about_generation(source, task):
+    """What generated images depend on, plain data."""
     rendering = task.generator.config.rendering
     about = {
         'cameras': 'training labels',
         **source.rendering._asdict(),
         'truncation_psi': task.truncation_psi,
         'truncation_cutoff': task.truncation_cutoff,
-        'render_resolution': _render_resolution(source, task),
+        'render_resolution': source.render_resolution,
         'render_precision': rendering.precision,
         'skip': task.skip,
         'batch': task.batch,
@@ -178,27 +171,13 @@ def _about_generation(source, task):
     return about
 
 
-def _render_resolution(source, task):
-    """Pixels per side of the volume render."""
-    own = source.resolution if task.branch == '3d' else task.generator.config.render_resolution
-    return source.render_resolution or own
-
-
-def image_count(match):
-    """The number of images in a metric's name: '50k' is 50 000."""
-    return int(match['count']) * (1000 if match['thousand'] else 1)
-
-
-COUNT = r'(?P<count>[1-9]\d*)(?P<thousand>k?)'  # in patterns of names
-
-
 def _uses(metrics, generated):
     own = GENERATION_OPTIONS | {'sampling', 'noise_mode', 'skip', 'data', 'mirror'} if generated else {'images', 'background'}
     return own | ({'data', 'mirror'} if any(metric.real for metric in metrics) else set())
 
 
 GROUP = Group(
-    evaluate_images,
+    compute_image_metrics,
     uses=_uses,
     options=(
         click.option(
@@ -215,3 +194,17 @@ GROUP = Group(
         ),
     ),
 )
+
+
+def register_numbered(form, kind, real, help, higher_is_better=False):
+    """Make an ImageMetric known whose name holds the number of images, N: 50k is 50 000.
+
+    form: such as 'fid<N>_full'; kind: the class; real: as in ImageMetric, or SAME.
+    """
+
+    def build(match):
+        count = int(match['count']) * (1000 if match['thousand'] else 1)
+        return kind(match[0], count, count if real == SAME else real)
+
+    pattern = form.replace('<N>', r'(?P<count>[1-9]\d*)(?P<thousand>k?)')
+    registry.register(form, GROUP, help, higher_is_better, pattern, build)

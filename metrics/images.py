@@ -7,7 +7,6 @@ import click
 import torch
 
 from dnnlib.errors import UserError
-from metrics.processes import my_batches
 from torch_utils import distributed
 from torch_utils.images import to_uint8
 from torch_utils.random import keyed_generator
@@ -35,22 +34,35 @@ WITHOUT_CHANCE = Rendering('deterministic', 'const')
 READ_BATCH = 32  # stored images at once; a constant, since features depend on it in their last digits
 
 
+def my_batches(count, batch):
+    """This process's share of images 0 .. count - 1, as ranges of up to `batch` numbers.
+
+    Whole batches are dealt out. So an image is always computed together with the same others, and its features are
+    bit-identical for any number of processes.
+    """
+    return [
+        range(start, min(start + batch, count))
+        for start in range(distributed.rank() * batch, count, distributed.world_size() * batch)
+    ]
+
+
 class GeneratedImages:
     """Images of a generator. The latent of number i, its camera, which is one of the training labels, and its random numbers are
     keyed by (seed, i); latent and camera are the same for every Rendering.
 
     task: registry.Task with a generator; labels: [M, 25]; rendering: a Rendering.
-    Attribute: `resolution`, pixels per side of the images.
+    Attributes: `resolution` and `render_resolution`, pixels per side of the images, and of the volume render behind them.
     """
 
     def __init__(self, task, labels, rendering):
         self.task, self.labels, self.rendering = task, labels, rendering
-        self._frontal = view_label(task.generator.config).to(task.device)
-        whole = task.generator.config.image_resolution
+        config = task.generator.config
+        self._frontal = view_label(config).to(task.device)
+        whole = config.image_resolution
         # 'coarse' is by default rendered at 64 x 64; here its images stand beside the data's.
-        self.render_resolution = task.render_resolution or (whole if task.branch == 'coarse' else None)
+        self.render_resolution = task.render_resolution or (config.render_resolution if task.branch == '2d' else whole)
         # '3d' and 'coarse' give the volume render itself; S2D brings '2d' to the network's size.
-        self.resolution = whole if task.branch == '2d' else self.render_resolution or whole
+        self.resolution = whole if task.branch == '2d' else self.render_resolution
 
     def batches(self, count):
         """(numbers: a range, images: uint8 [n, 3, R, R] on the device) of this process's share of the first `count`."""
@@ -132,24 +144,19 @@ class StoredImages:
     def batches(self, count):
         """As GeneratedImages.batches. Raises DatasetError for an image that cannot be read."""
         mine = my_batches(count, READ_BATCH)
-        chosen = [self._items(numbers) for numbers in mine]
-        on_gpu = self.task.device.type == 'cuda'
         # A generator of its own: otherwise the loader would draw from torch's, and training after it would go another way.
         loader = torch.utils.data.DataLoader(
             CarryErrors(self.items),
-            batch_sampler=chosen,
+            batch_sampler=[numbers if self.order is None else self.order[numbers].tolist() for numbers in mine],
             collate_fn=_collate,
             num_workers=min(self.task.workers, len(mine)),
-            pin_memory=on_gpu,
+            pin_memory=self.task.device.type == 'cuda',
             generator=torch.Generator(),
         )
         for numbers, images in zip(mine, loader):
             if isinstance(images, UserError):
                 raise images
             yield numbers, images.to(self.task.device, non_blocking=True)
-
-    def _items(self, numbers):
-        return list(numbers) if self.order is None else self.order[numbers.start : numbers.stop].tolist()
 
 
 def _collate(items):

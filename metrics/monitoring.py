@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dnnlib.errors import UserError
 from metrics import evaluation, registry, results
 from metrics.detector import find_weights
-from metrics.image_quality import needs_detector
+from metrics.image_quality import need_detector
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
 from torch_utils.pretrained import WeightsError
@@ -28,9 +28,8 @@ class Monitor:
     outdir: str
     detector: str | None = None
     workers: int = 2
-    _checked: bool = field(default=False, init=False)
 
-    def evaluate(self, generator, device, branches, about, log):
+    def evaluate_snapshot(self, generator, device, branches, about, log):
         """Records of all metrics and branches that could be computed. Every process must call it.
 
         `log` is told of those that could not. Without the detector's weights it is told so once, and the metrics that need
@@ -52,15 +51,15 @@ class Monitor:
         )
         records = []
         for branch in branches:
-            for names in registry.names_by_group(self.names):
-                records += self._records_of(names, dataclasses.replace(task, branch=branch), about, log)
+            for metrics in registry.by_group(self.names).values():
+                records += self._records_of(list(metrics), dataclasses.replace(task, branch=branch), about, log)
         return records
 
     def _records_of(self, names, task, about, log):
         """Records of metrics that are computed together; none if that fails, which neither costs the others nor ends the run."""
         try:
             with naming_memory('leave it to calc_metrics.py'):
-                return list(evaluation.evaluate(names, task, about))
+                return list(evaluation.compute_records(names, task, about))
         except distributed.LostContact:
             raise
         except UserError as error:
@@ -68,13 +67,11 @@ class Monitor:
             return []
 
     def _leave_out_what_cannot_be(self, log):
-        needing = [name for name in self.names if needs_detector(name)]
-        if needing and not self._checked:
-            reason = distributed.first_problem(self._obstacle())
-            if reason is not None:
-                log(f'the training goes on without {", ".join(needing)}: {reason}')
-                self.names = [name for name in self.names if name not in needing]
-        self._checked = True
+        needing = need_detector(self.names)
+        reason = distributed.first_problem(self._obstacle()) if needing else None
+        if reason is not None:
+            log(f'the training goes on without {", ".join(needing)}: {reason}')
+            self.names = [name for name in self.names if name not in needing]
 
     def _obstacle(self):
         """Why this process has no detector, or None."""
@@ -84,17 +81,13 @@ class Monitor:
             return str(error)
         return None if os.path.isfile(path) else f'{path}: no such file on this machine'
 
-    def evaluated(self, kimg):
+    def _written(self, name):
+        """{(kimg, branch)} of a metric's results that are there: a run that was interrupted may meet a moment again."""
+        return {(record.get('kimg'), record['branch']) for record in results.read_file(results.file_of(self.outdir, name))}
+
+    def is_evaluated(self, kimg):
         """Whether the results of a moment are there already. For one process."""
-        return all(any(record.get('kimg') == kimg for record in self._records(name)) for name in self.names)
-
-    def _records(self, name):
-        path = results.file_of(self.outdir, name)
-        return list(results.read_file(path)) if path.exists() else []
-
-    def _is_written(self, record):
-        """Whether this metric and branch were evaluated at this moment before: by a run that was interrupted, and goes on."""
-        return any(all(other.get(key) == record[key] for key in ('kimg', 'branch')) for other in self._records(record['metric']))
+        return all(kimg in [moment for moment, _ in self._written(name)] for name in self.names)
 
     def keep(self, records, snapshot, branches):
         """Write the records that are not there yet; copy their snapshot if it is the best. For one process.
@@ -102,7 +95,7 @@ class Monitor:
         The first metric of the last of `branches` decides; without its record no snapshot is the best. Returns lines for
         the log.
         """
-        new = [record for record in records if not self._is_written(record)]
+        new = [record for record in records if (record['kimg'], record['branch']) not in self._written(record['metric'])]
         if not new:
             return []
         best = results.keep_best(self.outdir, new, snapshot, self.names[0], branches[-1])

@@ -3,11 +3,11 @@
 A metric belongs to a `Group`: metrics that share their expensive part (generated images, features, reconstructions) and
 are therefore computed together. A module makes a metric known like this, and is listed in `metrics/__init__.py`:
 
-    def evaluate_views(metrics, task):               # metrics: what `build` made of the names that were asked for
+    def compute_views(metrics, task):                # metrics: what `build` made of the names that were asked for
         ...                                          # called on every process, with the same Task
         return {'psnr_mv': Outcome(value=35.7)}      # on every process
 
-    GROUP = Group(evaluate_views, options=(click.option('--subjects', default=50, help='Subjects to reconstruct.'),))
+    GROUP = Group(compute_views, options=(click.option('--subjects', default=50, help='Subjects to reconstruct.'),))
     register('psnr_mv', GROUP, 'PSNR between generated views and their reconstruction.', higher_is_better=True)
 
 A group's own options appear on calc_metrics.py's command line; their values are in `task.options`, by name. What all
@@ -66,7 +66,7 @@ class Outcome:
 class Group:
     """Metrics that are computed together; see the head of this file."""
 
-    evaluate: Callable[[list, Task], dict[str, Outcome]]
+    compute: Callable[[list, Task], dict[str, Outcome]]
     options: tuple = ()  # click options
     # (metrics, whether a generator is evaluated) -> names of the options that have an effect; None: all have
     uses: Callable[[list, bool], set] | None = None
@@ -94,7 +94,7 @@ def register(form, group, help, higher_is_better=False, pattern=None, build=lamb
     """Make a metric known.
 
     form: its name as users read it, such as 'psnr_mv' or 'fid<N>_full'; pattern: the regular expression of its names, where
-    that is not the form itself; build: from the pattern's match to what the group's `evaluate` gets, by default the name.
+    that is not the form itself; build: from the pattern's match to what the group's `compute` gets, by default the name.
     """
     _FAMILIES[form] = Family(form, group, help, higher_is_better, pattern or re.escape(form), build)
 
@@ -109,19 +109,20 @@ def groups():
     return list(dict.fromkeys(family.group for family in families()))
 
 
+def add_group_options(command):
+    """Decorator: all groups' own options for a click command."""
+    for group in groups():
+        for option in reversed(group.options):
+            command = option(command)
+    return command
+
+
 def default_options():
     """{name: default} of all groups' own options."""
-
-    def carrier(**options):
-        pass
-
-    for group in groups():
-        for option in group.options:
-            carrier = option(carrier)
-    return click.command()(carrier).make_context('metrics', []).params
+    return click.command('metrics')(add_group_options(lambda **options: None)).make_context('metrics', []).params
 
 
-def find(name):
+def find_family(name):
     """(Family, match) of a metric's name. Raises UserError for a name that no metric has."""
     for family in families():
         match = re.fullmatch(family.pattern, name)
@@ -130,15 +131,10 @@ def find(name):
     raise UserError(f'{name!r} is no metric; there are: {", ".join(family.form for family in families())}')
 
 
-def names_by_group(names):
-    """Lists of the names whose metrics are computed together, each list in the order of `names`."""
-    grouped = {}
-    for name in dict.fromkeys(names):
-        grouped.setdefault(find(name)[0].group, []).append(name)
-    return list(grouped.values())
-
-
 def by_group(names):
-    """[(Group, its metrics as `build` made them)] of metrics' names."""
-    found = [[find(name) for name in together] for together in names_by_group(names)]
-    return [(families[0][0].group, [family.build(match) for family, match in families]) for families in found]
+    """{Group: {name: metric as `build` made it}}: what is computed together, in the order of `names`."""
+    grouped = {}
+    for name in names:
+        family, match = find_family(name)
+        grouped.setdefault(family.group, {})[name] = family.build(match)
+    return grouped

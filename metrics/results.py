@@ -19,12 +19,12 @@ def file_of(outdir, metric):
     return Path(outdir) / f'metric-{metric}.jsonl'
 
 
-def append(outdir, record):
+def append_record(outdir, record):
     """Write a record as a line of metric-<name>.jsonl in a folder. Raises OSError."""
     append_json_line(file_of(outdir, record['metric']), record)
 
 
-def read(folder):
+def read_folder(folder):
     """All records of a folder, in the order of the files' names and lines.
 
     Raises UserError for a folder without results. A line that is none, such as a half-written one, costs a warning.
@@ -36,8 +36,8 @@ def read(folder):
 
 
 def read_file(path):
-    """The records of one file; see `read`."""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    """The records of one file, none where it is missing; see `read_folder`."""
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             record = json.loads(line)
             yield {
@@ -65,11 +65,10 @@ def keep_best(outdir, records, snapshot, metric, branch):
 
     For one process of a training loop. metric, branch: whose record decides; where `records` lack it, nothing is the best.
     """
-    path = file_of(outdir, metric)
-    earlier = list(read_file(path)) if path.exists() else []
+    earlier = list(read_file(file_of(outdir, metric)))
     best = any(is_best(record, earlier) for record in records if (record['metric'], record['branch']) == (metric, branch))
     for record in records:
-        append(outdir, record)
+        append_record(outdir, record)
     if best:
         with open(snapshot, 'rb') as source, replacing(os.path.join(outdir, BEST)) as target:
             shutil.copyfileobj(source, target)

@@ -1,8 +1,11 @@
-"""Tables of results beside the published ones."""
+"""Results in tables, beside the published ones, and as curves over a training."""
 
 import csv
 import io
+from pathlib import PurePath
 
+from dnnlib.errors import UserError
+from dnnlib.files import replacing
 from metrics.images import PUBLISHED, WITHOUT_CHANCE
 
 # FID, PSNR_mv, SSIM_mv as printed in the paper (docs/method.md, section 7); None: not given.
@@ -33,12 +36,11 @@ _OTHER_HEADING = '### Another protocol (CGS-GAN: other backgrounds and crops): c
 def published_rows(choice):
     """The published results on a data set of PUBLISHED_DATA, on 'all' of them, or on 'none': the paper's, then CGS-GAN's."""
     paper = [
-        {'method': method, 'data': name, 'source': 'published', **dict(zip(_METRICS, values))}
+        {'method': method, 'data': name, 'source': 'published', **dict(zip(_METRICS, by_data[key]))}
         for key, name in PUBLISHED_DATA.items()
         if choice in (key, 'all')
         for method, by_data in _PUBLISHED.items()
-        for values in [by_data.get(key, ())]
-        if values
+        if key in by_data
     ]
     others = [
         {'method': method, 'data': PUBLISHED_DATA['ffhq512'], 'source': OTHER_SOURCE, 'fid50k_full': fid, _FID3D: fid3d}
@@ -56,7 +58,9 @@ def rows(records, every=False, published='none'):
     """
     measured = {}
     for record in records:
-        row = measured.setdefault(_identity(record), _row(record))
+        psi = record['protocol'].get('truncation_psi')
+        identity = (psi, *map(record.get, ('label', 'branch', 'snapshot', 'kimg', 'images', 'data')))
+        row = measured.setdefault(identity, _row(record, psi))
         column = _column(record)
         row[column] = record['value']
         row.update({f'{column} {part}': record['parts'][part] for part in _SHOWN_PARTS if part in record['parts']})
@@ -77,23 +81,14 @@ def _column(record):
     return f'{record["metric"]} ({sampling} rays, {noise_mode} noise)'
 
 
-def _identity(record):
-    return tuple(record.get(key) for key in ('label', 'branch', 'snapshot', 'kimg', 'images', 'data')) + (_truncation(record),)
-
-
-def _truncation(record):
-    return record.get('protocol', {}).get('truncation_psi')
-
-
-def _row(record):
-    branch = f' {record["branch"].upper()} branch' if record.get('branch') else ''
-    data = (record.get('data') or '').rstrip('/').rsplit('/', 1)[-1]
+def _row(record, psi):
+    branch = f' {record["branch"].upper()} branch' if record['branch'] else ''
     return {
         'method': f'{record["label"]}{branch}',
-        'data': data,
+        'data': PurePath(record.get('data') or '').name,
         'source': 'measured',
         'kimg': record.get('kimg'),
-        'psi': _truncation(record),
+        'psi': psi,
     }
 
 
@@ -109,12 +104,9 @@ def format_table(rows, form='markdown'):
 
 def _cells(rows):
     """Names of columns, and the rows' texts."""
-    known = dict.fromkeys(['method', 'data', 'source', 'kimg', 'psi', *_METRICS, _FID3D])
-    columns = [
-        name
-        for name in dict.fromkeys([*known, *(name for row in rows for name in row)])
-        if any(row.get(name) not in (None, '') for row in rows)
-    ]
+    known = ['method', 'data', 'source', 'kimg', 'psi', *_METRICS, _FID3D]
+    names = dict.fromkeys([*known, *(name for row in rows for name in row)])
+    columns = [name for name in names if any(row.get(name) not in (None, '') for row in rows)]
     return columns, [[_text(row.get(name)) for name in columns] for row in rows]
 
 
@@ -133,3 +125,31 @@ def _markdown(columns, cells):
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in cells]
     return '\n'.join([lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|', *lines[1:]])
+
+
+def plot_metrics(records, path):
+    """Draw every metric against kimg, a panel each and a line per branch, as a PNG. The last result of a kimg counts.
+
+    Raises UserError when no record says at which kimg it was measured, or when the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # slow to import
+
+    curves = {}
+    for record in records:
+        if record.get('kimg') is not None:
+            points = curves.setdefault(record['metric'], {}).setdefault(record['branch'] or record['label'], {})
+            points[record['kimg']] = record['value']
+    if not curves:
+        raise UserError('no result says at which kimg it was measured: evaluate snapshots of a run, or train with --metrics')
+    figure = Figure(figsize=(4.8 * len(curves), 3.6), layout='constrained')
+    for axes, (metric, branches) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
+        for branch, points in sorted(branches.items()):
+            axes.plot(*zip(*sorted(points.items())), marker='o', markersize=3, label=branch)
+        axes.set(title=metric, xlabel='kimg')
+        axes.grid(alpha=0.3)
+        axes.legend()
+    try:
+        with replacing(path) as file:
+            figure.savefig(file, format='png', dpi=120)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written ({error.strerror}): name another file with --output') from None

@@ -238,7 +238,7 @@ class TrainingRun:
         """After a restart from a moment that was to be shown: what the interruption left undone."""
         if not distributed.from_first(lambda: self.saver.has_snapshot(state.images_seen)):
             self._save_samples(state)
-        if self._evaluates(state) and not distributed.from_first(lambda: self.monitor.evaluated(state.images_seen / 1000)):
+        if self._evaluates(state) and not distributed.from_first(lambda: self.monitor.is_evaluated(state.images_seen / 1000)):
             self._evaluate(state)
 
     def _evaluates(self, state):
@@ -278,7 +278,7 @@ class TrainingRun:
             self.saver.finish_writing()
         distributed.wait_for_all()
         with self.clock.measure('metrics'), self.requests.obeyed_at_once(distributed.exit_code_when_stopped()):
-            records = self.monitor.evaluate(state.networks['G_ema'], self.device, branches, about, self.log)
+            records = self.monitor.evaluate_snapshot(state.networks['G_ema'], self.device, branches, about, self.log)
         if self.first:
             for line in self.monitor.keep(records, snapshot, branches):
                 self.log(line)

@@ -255,6 +255,21 @@ class ImageDataset(torch.utils.data.Dataset):
             pixels = pixels[:, ::-1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
+    def image_hash(self):
+        """Hash of the images' names, sizes and check sums: the same for every copy of a set.
+
+        A zip's directory has the check sums; of a folder, files are read for them. Of a large set, a spread has to do.
+        """
+        return self._hash()
+
+    def _hash(self, more=b''):
+        stride = -(-len(self._names) // _CHECKSUMS)
+        files = [
+            (name, self._store.stamp(name)[0], self._store.checksum(name) if index % stride == 0 else None)
+            for index, name in enumerate(self._names)
+        ]
+        return hashlib.sha256(json.dumps(files).encode() + more).hexdigest()[:32]
+
     def _check_sizes(self):
         """Have the side of the first image as resolution, and look for others among the rest."""
         stride = -(-len(self._names) // _HEADERS_CHECKED)
@@ -300,17 +315,8 @@ class PosedImageDataset(ImageDataset):
         check_cameras(self.labels[: len(self._names)], self._names, f'{self._store.path}/{LABEL_FILE}', scene)
 
     def content_hash(self):
-        """Hash of the images' names, sizes and check sums, and of the cameras: the same for every copy of a set.
-
-        A zip's directory has the check sums; of a folder, files are read for them. Of a large set, a spread has to do.
-        """
-        stride = -(-len(self._names) // _CHECKSUMS)
-        files = [
-            (name, self._store.stamp(name)[0], self._store.checksum(name) if index % stride == 0 else None)
-            for index, name in enumerate(self._names)
-        ]
-        cameras = self.labels[: len(self._names)].numpy().tobytes()
-        return hashlib.sha256(json.dumps(files).encode() + cameras).hexdigest()[:32]
+        """Hash of the images, as `image_hash`, and of the cameras."""
+        return self._hash(self.labels[: len(self._names)].numpy().tobytes())
 
 
 def epoch_order(n, seed, epoch):

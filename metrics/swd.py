@@ -8,15 +8,14 @@ One choice differs from the paper, which does not say whose mean and deviation t
 so that a set that is merely too dark or too pale does not score 0.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from dnnlib.errors import UserError
-from metrics.image_quality import COUNT, GROUP, ImageMetric, image_count
+from metrics.image_quality import GROUP, SAME, ImageMetric, register_numbered
 from metrics.images import WITHOUT_CHANCE
 from metrics.registry import register
+from metrics.statistics import Statistic
 from torch_utils import distributed
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import keyed_generator
@@ -28,19 +27,25 @@ COARSEST = 16  # pixels per side of the pyramid's last level
 SCALE = 1000  # the paper prints its distances times 1000
 
 
-@dataclass(frozen=True)
 class Patches:
     """Patches of every image and level: {side of the level: float16 [count * 128, 3 * 7 * 7]}, values 0 to 255."""
 
-    layer = None
-    cacheable = False
+    def __init__(self, count, size, device):
+        self.levels = {
+            side: torch.zeros(count, PATCHES, 3 * PATCH**2, dtype=torch.float16, device=device) for side in pyramid_sides(size)
+        }
 
-    def start(self, count, resolution, device):
-        return _PatchCollector(count, resolution, device)
+    def add(self, numbers, images):
+        for level, (side, picture) in enumerate(zip(self.levels, laplacian_pyramid(images.float()))):
+            corners = torch.stack([patch_corners(number, level, side) for number in numbers])
+            self.levels[side][numbers.start : numbers.stop] = cut_patches(picture, corners.to(images.device, non_blocking=True))
+
+    def finish(self):
+        return {str(side): distributed.total(patches).flatten(0, 1).cpu().numpy() for side, patches in self.levels.items()}
 
 
 class SlicedWasserstein(ImageMetric):
-    statistic = Patches()
+    statistic = Statistic(Patches, layer=None)
     same_size = True
     rendering = WITHOUT_CHANCE
 
@@ -63,22 +68,6 @@ class SlicedWasserstein(ImageMetric):
             'normalised_by': 'real images',
         }
         return sum(levels.values()) / len(levels), levels, protocol
-
-
-class _PatchCollector:
-    def __init__(self, count, resolution, device):
-        self.levels = {
-            side: torch.zeros(count, PATCHES, 3 * PATCH**2, dtype=torch.float16, device=device)
-            for side in pyramid_sides(resolution)
-        }
-
-    def add(self, numbers, images, features):
-        for level, (side, picture) in enumerate(zip(self.levels, laplacian_pyramid(images.float()))):
-            corners = torch.stack([patch_corners(number, level, side) for number in numbers])
-            self.levels[side][numbers.start : numbers.stop] = cut_patches(picture, corners.to(images.device, non_blocking=True))
-
-    def finish(self):
-        return {str(side): distributed.total(patches).flatten(0, 1).cpu().numpy() for side, patches in self.levels.items()}
 
 
 def pyramid_sides(resolution):
@@ -121,7 +110,7 @@ def cut_patches(images, corners):
 def level_distance(evaluated, real, seed):
     """Sliced Wasserstein distance between patches [M, 3 * 7 * 7] of two sets, in standard deviations of the real pixels."""
     mean, std = channel_statistics(real)
-    evaluated, real = (normalize(patches, mean, std) for patches in (evaluated, real))
+    evaluated, real = (((patches.unflatten(1, (3, -1)).float() - mean) / std).flatten(1) for patches in (evaluated, real))
     directions = torch.randn(evaluated.shape[1], PROJECTIONS, generator=keyed_generator((seed,))).to(evaluated.device)
     directions = directions / directions.norm(dim=0)
     distances = [
@@ -145,20 +134,10 @@ def channel_statistics(patches):
     return channels.mean(dim=(0, 2))[:, None].float(), channels.std(dim=(0, 2))[:, None].clamp(min=1e-6).float()
 
 
-def normalize(patches, mean, std):
-    return ((patches.unflatten(1, (3, -1)).float() - mean) / std).flatten(1)
-
-
 register(
     'swd',
     GROUP,
     f'Sliced Wasserstein distance, of all images there are, {MOST_IMAGES} at most.',
     build=lambda match: SlicedWasserstein('swd', None, MOST_IMAGES),
 )
-register(
-    'swd<N>',
-    GROUP,
-    'Sliced Wasserstein distance of N generated images to N real ones.',
-    pattern=f'swd{COUNT}',
-    build=lambda match: SlicedWasserstein(match[0], image_count(match), image_count(match)),
-)
+register_numbered('swd<N>', SlicedWasserstein, SAME, 'Sliced Wasserstein distance of N generated images to N real ones.')
