@@ -5,7 +5,7 @@
 """
 
 # Modules that register metrics, in the order in which help texts and tables list them.
-from metrics import inception, swd  # noqa: F401, I001
+from metrics import inception, swd  # noqa: F401
 from metrics.consistency import evaluation as _consistency  # noqa: F401
 from metrics.evaluation import compute_records
 from metrics.registry import Task

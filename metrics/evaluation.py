@@ -16,8 +16,8 @@ _LIBRARIES = ('torch', 'torch-fidelity', 'numpy', 'scipy', 'pillow')
 def compute_records(names, task, about=None):
     """Compute metrics, group by group. Every process must iterate over it, with the same arguments but for the device.
 
-    names: metrics' names, such as ['fid50k_full', 'swd']; task: registry.Task, of one branch; about: what else the records should say
-    (plain data: snapshot, kimg, label ...). Yields records (plain data), one per metric, the same on every process; those
+    names: metrics' names, such as ['fid50k_full', 'swd']; task: registry.Task, of one branch; about: what else the records should
+    say (plain data: snapshot, kimg, label ...). Yields records (plain data), one per metric, the same on every process; those
     of a group as soon as it is done, so that a later failure does not take them along.
     Raises UserError for a task that cannot be done, WeightsError (torch_utils/pretrained.py) for missing detector weights.
     """
@@ -43,6 +43,7 @@ def full_precision():
 
 def _record(name, outcome, task, seconds, about):
     """A line of metric-<name>.jsonl. `seconds` are those of all metrics that were computed together."""
+    versions = {library: importlib.metadata.version(library) for library in _LIBRARIES}
     on_gpu = task.device.type == 'cuda'
     return {
         'metric': name,
@@ -58,9 +59,6 @@ def _record(name, outcome, task, seconds, about):
         'processes': distributed.world_size(),
         'device': torch.cuda.get_device_name(task.device) if on_gpu else platform.machine(),
         'gpus': distributed.world_size() if on_gpu else 0,
-        'versions': {
-            'python': platform.python_version(),
-            **{library: importlib.metadata.version(library) for library in _LIBRARIES},
-        },
+        'versions': {'python': platform.python_version(), **versions},
         'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
     }

@@ -78,5 +78,5 @@ def keep_best(outdir, records, snapshot, metric, branch):
 def is_best(record, earlier):
     """Whether `record` beats all `earlier` records of its metric, branch and protocol. Not-a-number beats nothing."""
     rivals = [other['value'] for other in earlier if all(other[key] == record[key] for key in ('metric', 'branch', 'protocol'))]
-    sign = 1 if registry.find(record['metric'])[0].higher_is_better else -1
+    sign = 1 if registry.find_family(record['metric'])[0].higher_is_better else -1
     return record['value'] == record['value'] and all(not sign * rival >= sign * record['value'] for rival in rivals)

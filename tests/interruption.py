@@ -127,7 +127,7 @@ MOMENTS = {
     'writing samples': (checkpoints, 'write_snapshot', _before),
     'writing a state': (checkpoint, 'write_state', _half_written),
     'state written': (checkpoint, 'write_state', _after),
-    'a metric that is told to stop': (monitoring.Monitor, 'evaluate', _stop_request),
+    'a metric that is told to stop': (monitoring.Monitor, 'evaluate_snapshot', _stop_request),
     'a step that hangs': (training_loop, 'training_step', _hang),
     'stage 2 begins': (training_loop.TrainingRun, '_train_stage', _before),
 }

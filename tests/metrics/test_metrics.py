@@ -15,19 +15,17 @@ from torch_fidelity import calculate_metrics, register_feature_extractor
 from dataset_prep.archive import DatasetWriter
 from dnnlib import files
 from dnnlib.errors import UserError
-from metrics import Task, detector, evaluate, needs_detector, real_statistics, registry, results, tables
-from metrics import sliced_wasserstein as swd
-from metrics.collection import collect
-from metrics.frechet_distance import frechet_distance
+from metrics import Task, compute_records, detector, real_statistics, registry, results, swd, tables
+from metrics.image_quality import need_detector
 from metrics.images import FRONTAL, PUBLISHED, WITHOUT_CHANCE, GeneratedImages, ImageRandom, Rendering, StoredImages
-from metrics.plots import plot_metrics
-from metrics.statistics import FeatureList, FeatureMoments
+from metrics.inception import FeatureList, FeatureMoments, frechet_distance
+from metrics.statistics import Statistic, collect_statistics
 from tests import small_detector
 from tests.small_detector import WIDTHS, SmallExtractor, smooth_images, write_images
 from tests.tiny import tiny_generator
 from torch_utils import pretrained
 from torch_utils.pretrained import WeightsError
-from training.data.dataset import PosedImageDataset
+from training.data.dataset import ImageDataset, PosedImageDataset
 from training.rendering.cameras import view_label
 
 CPU = torch.device('cpu')
@@ -38,8 +36,7 @@ def small(monkeypatch, tmp_path):
     """The small detector, and a file that stands for its weights."""
     monkeypatch.setattr(detector, 'WIDTHS', dict(detector.WIDTHS))
     monkeypatch.setattr(detector, '_load', None)
-    for module in ('metrics.statistics', 'metrics.frechet_distance'):
-        monkeypatch.setattr(f'{module}.WIDTHS', small_detector.WIDTHS)
+    monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
     small_detector.install()
     weights = tmp_path / 'weights.pth'
     weights.write_bytes(b'any')
@@ -68,7 +65,7 @@ def stored_task(images, data, tmp_path, weights=None, **changes):
 
 
 def values(names, task):
-    return {record['metric']: record['value'] for record in evaluate(names, task)}
+    return {record['metric']: record['value'] for record in compute_records(names, task)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -91,18 +88,18 @@ def values(names, task):
     ],
 )
 def test_names_say_how_many_images(name, count, real):
-    ((_, [metric]),) = registry.by_group([name])
+    ((metric,),) = (metrics.values() for metrics in registry.by_group([name]).values())
     assert (metric.name, metric.count, metric.real) == (name, count, real)
 
 
 def test_only_swd_and_consistency_go_without_the_detector():
-    assert [needs_detector(name) for name in ('fid2k_full', 'is50k', 'swd', 'psnr_mv')] == [True, True, False, False]
+    assert need_detector(['fid2k_full', 'swd', 'is50k', 'psnr_mv']) == ['fid2k_full', 'is50k']
 
 
 @pytest.mark.parametrize('name', ['fid', 'fid0_full', 'fid3d50k', 'fid50m', 'pr50k_full', 'is50k_full', 'nonsense', ''])
 def test_other_names_are_refused(name):
     with pytest.raises(UserError, match='fid<N>_full'):
-        registry.find(name)
+        registry.find_family(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,11 +123,11 @@ def test_frechet_distance_of_covariances_that_do_not_commute():
     assert frechet_distance(np.zeros(4), a, np.zeros(4), b) == pytest.approx(np.trace(a) + np.trace(b) - 2 * trace, rel=1e-9)
 
 
-def test_moments_are_the_mean_and_the_unbiased_covariance(small):
+def test_moments_are_the_mean_and_the_unbiased_covariance():
     x = torch.randn(30, 12) * 5 + 3
-    collector = FeatureMoments(detector.FEATURES).start(30, 32, CPU)
+    collector = FeatureMoments(30, 12, CPU)
     for start in (0, 16):
-        collector.add(range(start, min(start + 16, 30)), None, {detector.FEATURES: x[start : start + 16]})
+        collector.add(range(start, min(start + 16, 30)), x[start : start + 16])
     found = collector.finish()
     np.testing.assert_allclose(found['mean'], x.double().mean(dim=0), rtol=1e-12)
     np.testing.assert_allclose(found['covariance'], np.cov(x.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-9)
@@ -164,7 +161,9 @@ def test_metrics_agree_with_torch_fidelity_with_the_random_weights_of_a_small_de
     theirs = fidelity(first, second, kid_subset_size=40)
     records = {
         record['metric']: record
-        for record in evaluate(['fid50_full', 'kid50_full', 'pr503_full', 'is50'], stored_task(first, data, tmp_path, small))
+        for record in compute_records(
+            ['fid50_full', 'kid50_full', 'pr503_full', 'is50'], stored_task(first, data, tmp_path, small)
+        )
     }
     assert records['fid50_full']['value'] == pytest.approx(theirs['frechet_inception_distance'], rel=1e-5)
     assert records['kid50_full']['value'] == pytest.approx(theirs['kernel_inception_distance_mean'], rel=1e-6)
@@ -377,7 +376,9 @@ def test_generation_goes_on_while_features_are_computed(small):
         seen.append(source.second_begun.wait(timeout=20))
         return {detector.FEATURES: torch.zeros(len(images), WIDTHS[detector.FEATURES])}
 
-    collect(source, [(FeatureList(detector.FEATURES), 2)], slow_detector, Task(device=CPU, progress=False), '')
+    collect_statistics(
+        source, [(Statistic(FeatureList, detector.FEATURES), 2)], slow_detector, Task(device=CPU, progress=False), ''
+    )
     assert seen == [True, True]
 
 
@@ -392,8 +393,10 @@ def test_features_beside_generation_are_those_after_it(small, branch):
     )
     extract = SmallExtractor('small', [detector.FEATURES])
     extract.first = extract.first.cuda()
-    statistic = FeatureList(detector.FEATURES)
-    found = collect(source, [(statistic, 100)], lambda images: {detector.FEATURES: extract(images)[0]}, source.task, '')
+    statistic = Statistic(FeatureList, detector.FEATURES)
+    found = collect_statistics(
+        source, [(statistic, 100)], lambda images: {detector.FEATURES: extract(images)[0]}, source.task, ''
+    )
     expected = torch.cat([extract(images)[0] for _, images in source.batches(100)])
     np.testing.assert_allclose(found[statistic, 100]['features'], expected.cpu().numpy(), rtol=1e-5, atol=1e-5)
 
@@ -405,7 +408,7 @@ def test_errors_of_the_side_thread_come_out():
     task = Task(device=CPU, generator=tiny_generator().eval(), branch='2d', progress=False)
     with pytest.raises(UserError, match='broken'):
         source = GeneratedImages(task, view_label(task.generator.config), PUBLISHED)
-        collect(source, [(FeatureList(detector.FEATURES), 2)], fail, task, '')
+        collect_statistics(source, [(Statistic(FeatureList, detector.FEATURES), 2)], fail, task, '')
 
 
 def test_metrics_leave_torchs_random_numbers_alone(real):
@@ -425,7 +428,9 @@ def cached(small, real, tmp_path, monkeypatch):
     """A function that computes a FID; it returns the value and how often real images were read."""
     folder = write_images(tmp_path / 'a', smooth_images(33, seed=2))
     passes = []
-    monkeypatch.setattr(real_statistics, 'collect', lambda *arguments: passes.append(1) or collect(*arguments))
+    monkeypatch.setattr(
+        real_statistics, 'collect_statistics', lambda *arguments: passes.append(1) or collect_statistics(*arguments)
+    )
 
     def run(data=real, weights=small, name='fid33_full', **changes):
         passes.clear()
@@ -492,7 +497,9 @@ def test_without_a_home_the_cache_is_temporary_and_an_option_wins(homeless, cach
         pytest.warns(UserWarning, match='no cache folder can be written .*home directory'),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(real_statistics, 'collect', lambda *arguments: passes.append(1) or collect(*arguments))
+        patch.setattr(
+            real_statistics, 'collect_statistics', lambda *arguments: passes.append(1) or collect_statistics(*arguments)
+        )
         assert [values(['fid33_full'], task)['fid33_full'] for _ in range(2)] == [first[0]] * 2
     assert passes == [1]
 
@@ -512,11 +519,11 @@ def test_a_copy_of_the_data_is_the_same_data_as_zip_and_as_folder(real, tmp_path
     shutil.copy(real, tmp_path / 'copy.zip')
     with zipfile.ZipFile(real) as archive:
         archive.extractall(tmp_path / 'folder')
-    hashes = {real_statistics.content_hash(path) for path in (real, tmp_path / 'copy.zip', tmp_path / 'folder')}
+    hashes = {ImageDataset(path).image_hash() for path in (real, tmp_path / 'copy.zip', tmp_path / 'folder')}
     assert len(hashes) == 1
     image = next((tmp_path / 'folder').rglob('*.png'))
     image.write_bytes(image.read_bytes() + b'x')
-    assert real_statistics.content_hash(tmp_path / 'folder') not in hashes
+    assert ImageDataset(tmp_path / 'folder').image_hash() not in hashes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -565,7 +572,7 @@ def test_weights_come_from_the_option_then_the_cache_then_a_download(hub, tmp_pa
 
 
 def test_the_hash_is_that_of_the_published_file():
-    assert detector._expected_hash() == '6726825d'
+    assert pretrained.hash_in_name(detector.weights_url()) == '6726825d'
 
 
 class Trap:
@@ -620,19 +627,19 @@ def test_the_best_snapshot_is_kept(tmp_path):
         kept.append((best, (tmp_path / 'network-snapshot-best.pkl').read_text()))
     assert kept == [(True, '0'), (False, '0'), (True, '2')]
     assert not results.keep_best(tmp_path, [record(0.0, branch='2d'), record(0.0, metric='swd')], snapshot, 'fid50k_full', '3d')
-    assert len(results.read(tmp_path)) == 11 and not list(tmp_path.glob('*.tmp'))
+    assert len(results.read_folder(tmp_path)) == 11 and not list(tmp_path.glob('*.tmp'))
 
 
 def test_results_are_read_back_and_a_broken_line_costs_a_warning(tmp_path):
     for value in (3.0, 2.0):
-        results.append(tmp_path, record(value))
-    assert [found['value'] for found in results.read(tmp_path)] == [3.0, 2.0]
+        results.append_record(tmp_path, record(value))
+    assert [found['value'] for found in results.read_folder(tmp_path)] == [3.0, 2.0]
     with open(tmp_path / 'metric-fid50k_full.jsonl', 'a') as file:
         file.write('{"metric": ')
     with pytest.warns(UserWarning, match='metric-fid50k_full.jsonl: line 3'):
-        assert len(results.read(tmp_path)) == 2
+        assert len(results.read_folder(tmp_path)) == 2
     with pytest.raises(UserError, match='holds no metric-'):
-        results.read(tmp_path / 'nothing')
+        results.read_folder(tmp_path / 'nothing')
 
 
 def test_a_table_shows_the_newest_snapshots_beside_the_published_results():
@@ -709,10 +716,10 @@ def test_another_way_of_generating_images_has_a_column_of_its_own():
 
 
 def test_a_plot_needs_kimgs(tmp_path):
-    plot_metrics([record(5.0, 10.0), record(4.0, 20.0), record(6.0, 10.0, branch='2d')], tmp_path / 'plot.png')
+    tables.plot_metrics([record(5.0, 10.0), record(4.0, 20.0), record(6.0, 10.0, branch='2d')], tmp_path / 'plot.png')
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
     with pytest.raises(UserError, match='kimg'):
-        plot_metrics([record(1.0, kimg=None)], tmp_path / 'no.png')
+        tables.plot_metrics([record(1.0, kimg=None)], tmp_path / 'no.png')
 
 
 def test_records_are_plain_data_and_say_how_they_were_made(small, real, tmp_path):
@@ -728,7 +735,7 @@ def test_records_are_plain_data_and_say_how_they_were_made(small, real, tmp_path
         seed=3,
         options={'detector': small, 'cache_dir': str(tmp_path)},
     )
-    (found,) = evaluate(['fid33_full'], task, {'snapshot': 'x.pkl', 'kimg': 12.0, 'label': 'x'})
+    (found,) = compute_records(['fid33_full'], task, {'snapshot': 'x.pkl', 'kimg': 12.0, 'label': 'x'})
     assert json.loads(json.dumps(found)) == found
     assert {'value', 'snapshot', 'kimg', 'branch', 'seconds', 'gpus', 'versions'} <= set(found)
     expected = {
@@ -759,7 +766,7 @@ def evaluated(small, real, tmp_path):
     def of_generator(G, names=NAMES, **changes):
         options = {'detector': small, 'cache_dir': str(tmp_path / 'cache')}
         task = Task(device=CPU, generator=G, data=real, workers=0, progress=False, options=options, **{'branch': '3d', **changes})
-        return {record['metric']: record for record in evaluate(names, task)}
+        return {record['metric']: record for record in compute_records(names, task)}
 
     return of_generator
 
@@ -805,5 +812,5 @@ def test_stored_images_have_no_fid3d_and_name_no_way_of_generating_them(small, r
     task = stored_task(folder, real, tmp_path, small)
     with pytest.raises(UserError, match='fid3d33_full needs --network'):
         values(['fid3d33_full'], task)
-    for found in evaluate(['fid33_full', 'swd'], task):
+    for found in compute_records(['fid33_full', 'swd'], task):
         assert found['protocol']['sampling'] is None and found['protocol']['noise_mode'] is None

@@ -38,7 +38,7 @@ def ours(folder, processes):
     options = {'detector': str(folder / 'weights.pth'), 'cache_dir': str(folder / f'cache{processes}')}
     request = request_for(NAMES, outdir, options, images=str(folder / 'evaluated'), data=str(folder / 'real.zip'), gpus=processes)
     distributed.launch(functools.partial(compute_metrics, request), processes)
-    return {record['metric']: record for record in results.read(outdir)}
+    return {record['metric']: record for record in results.read_folder(outdir)}
 
 
 def test_metrics_agree_with_torch_fidelitys_command_with_random_weights(folder):

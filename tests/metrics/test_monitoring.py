@@ -37,7 +37,7 @@ def no_weights(tmp_path, monkeypatch):
 
 def test_snapshots_are_evaluated_and_the_best_is_kept(data, tmp_path):
     outdir = trained(data, tmp_path / 'run', ['swd8'])
-    records = results.read(outdir)
+    records = results.read_folder(outdir)
     assert [(record['branch'], record['kimg']) for record in records] == [
         ('2d', 0.008),
         ('2d', 0.016),
@@ -52,13 +52,12 @@ def test_snapshots_are_evaluated_and_the_best_is_kept(data, tmp_path):
 
 
 def test_snapshots_are_evaluated_as_the_published_numbers_were(data, tmp_path, monkeypatch):
-    monkeypatch.setattr('metrics.frechet_distance.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr(detector, '_load', lambda weights, layers: small_detector.SmallExtractor('small', list(layers)))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     (tmp_path / 'weights.pth').write_bytes(b'any')
     monitor = Monitor(['fid20_full', 'fid3d20_full'], str(data), False, str(tmp_path), str(tmp_path / 'weights.pth'), workers=0)
-    records = monitor.evaluate(
+    records = monitor.evaluate_snapshot(
         tiny_generator().eval(), torch.device('cpu'), ('2d', '3d'), {'kimg': 1.0, 'label': 'run'}, pytest.fail
     )
     assert [(record['metric'], record['branch']) for record in records] == [
@@ -78,7 +77,7 @@ def test_snapshots_are_evaluated_as_the_published_numbers_were(data, tmp_path, m
 
 
 def test_metrics_every_so_many_snapshots(data, tmp_path):
-    records = results.read(trained(data, tmp_path / 'run', ['swd8'], metrics_every=2))
+    records = results.read_folder(trained(data, tmp_path / 'run', ['swd8'], metrics_every=2))
     assert {record['kimg'] for record in records} == {0.016, 0.032}
 
 
@@ -92,7 +91,7 @@ def test_metrics_change_nothing_in_the_training(data, tmp_path):
 def test_without_the_detector_one_warning_and_the_training_goes_on(data, tmp_path, no_weights):
     outdir = trained(data, tmp_path / 'run', ['fid8_full', 'swd8'])
     assert (outdir / 'log.txt').read_text().count('the training goes on without fid8_full') == 1
-    assert {record['metric'] for record in results.read(outdir)} == {'swd8'}
+    assert {record['metric'] for record in results.read_folder(outdir)} == {'swd8'}
 
 
 def test_metrics_that_cannot_be_computed_do_not_end_the_training(data, tmp_path):
@@ -119,7 +118,7 @@ def fragile(monkeypatch):
 def test_a_metric_that_fails_does_not_cost_the_others(data, tmp_path, fragile):
     fragile('2d', '3d')
     outdir = trained(data, tmp_path / 'run', ['swd8', 'fragile'])
-    assert [record['branch'] for record in results.read(outdir)] == ['2d', '2d', '2d', '3d', '2d', '3d']
+    assert [record['branch'] for record in results.read_folder(outdir)] == ['2d', '2d', '2d', '3d', '2d', '3d']
     assert (outdir / 'log.txt').read_text().count('no fragile of this snapshot, 3d branch: it broke') == 2
     assert (outdir / 'network-snapshot-best.pkl').exists()
 
@@ -127,7 +126,7 @@ def test_a_metric_that_fails_does_not_cost_the_others(data, tmp_path, fragile):
 def test_a_branch_that_fails_does_not_cost_the_other_and_the_best_is_not_chosen_by_it(data, tmp_path, fragile):
     fragile('3d')
     outdir = trained(data, tmp_path / 'run', ['fragile', 'swd8'])
-    found = [(record['metric'], record['branch']) for record in results.read(outdir)]
+    found = [(record['metric'], record['branch']) for record in results.read_folder(outdir)]
     assert found == [('fragile', '2d')] * 4 + [('swd8', branch) for branch in ('2d', '2d', '2d', '3d', '2d', '3d')]
     assert (outdir / 'log.txt').read_text().count('the best snapshot so far') == 1  # the first one: later ones are no better
 
@@ -145,18 +144,18 @@ def test_results_that_were_written_before_an_interruption_are_not_written_twice(
         'the best snapshot so far: network-snapshot-best.pkl',
     ]
     assert monitor.keep(records, tmp_path / 'a.pkl', ('2d', '3d')) == []
-    assert len(results.read(tmp_path)) == 2
+    assert len(results.read_folder(tmp_path)) == 2
 
 
 def test_a_signal_during_metrics_ends_the_run_and_the_next_start_does_them_again(data, tmp_path):
     (tmp_path / 'run').mkdir()
     config = tiny_run(str(data), str(tmp_path / 'run'), threads=1, snapshot_ticks=1, metrics=('swd8',))
     assert train_in_child(config, ('a metric that is told to stop', 2), monitor=monitor_of(config)) == (75, '')
-    assert [record['kimg'] for record in results.read(tmp_path / 'run')] == [0.008]
+    assert [record['kimg'] for record in results.read_folder(tmp_path / 'run')] == [0.008]
     assert train_in_child(config, monitor=monitor_of(config)) == (0, '')
-    records = results.read(tmp_path / 'run')
+    records = results.read_folder(tmp_path / 'run')
     assert [record['kimg'] for record in records] == [0.008, 0.016, 0.024, 0.024, 0.032, 0.032]
-    assert train_in_child(config, monitor=monitor_of(config)) == (0, '') and results.read(tmp_path / 'run') == records
+    assert train_in_child(config, monitor=monitor_of(config)) == (0, '') and results.read_folder(tmp_path / 'run') == records
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_both_branches_are_evaluated_on_the_data_of_the_training(folder, tmp_pat
     result = evaluated(
         tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--label=ours', '--samples=5', '--trunc=0.5'
     )
-    first, second = results.read(tmp_path)
+    first, second = results.read_folder(tmp_path)
     assert [found['branch'] for found in (first, second)] == ['2d', '3d'] and first['value'] != second['value']
     assert (first['kimg'], first['label'], first['data']) == (12.0, 'ours', str(folder / 'set.zip'))
     assert first['protocol']['samples_per_ray'] == [5, 4] and first['protocol']['truncation_psi'] == 0.5
@@ -61,7 +61,7 @@ def test_the_published_way_of_generating_images_is_the_default_and_another_an_op
     ways = [
         {
             (one['metric'], one['branch']): (one['protocol']['sampling'], one['protocol']['noise_mode'])
-            for one in results.read(tmp_path / outdir)
+            for one in results.read_folder(tmp_path / outdir)
         }
         for outdir in ('default', 'exact')
     ]
@@ -75,7 +75,7 @@ def test_the_published_way_of_generating_images_is_the_default_and_another_an_op
 def test_a_network_of_stage_1_has_its_2d_branch_evaluated_and_says_so(folder, tmp_path):
     result = evaluated(tmp_path, '--metrics=swd20', f'--network={folder / "stage1.pkl"}')
     assert 'only the 2D branch is evaluated' in result.output
-    assert [found['branch'] for found in results.read(tmp_path)] == ['2d']
+    assert [found['branch'] for found in results.read_folder(tmp_path)] == ['2d']
 
 
 def test_a_folder_of_images_is_evaluated_and_put_in_tables(folder, tmp_path):
@@ -103,7 +103,7 @@ def test_plain_folders_of_images_need_no_cameras(folder, tmp_path, inception):
             inception[0],
             f'--cache-dir={tmp_path / f"cache-{cache}"}',
         )
-    plain, posed = (results.read(tmp_path / outdir) for outdir in 'ab')
+    plain, posed = (results.read_folder(tmp_path / outdir) for outdir in 'ab')
     assert [(one['metric'], one['value']) for one in plain] == [(other['metric'], other['value']) for other in posed]
     assert {one['metric']: one['protocol']['real_images'] for one in plain} == {
         'fid40_full': 80,
@@ -149,7 +149,7 @@ def test_a_result_that_cannot_be_printed_is_written(folder, tmp_path, monkeypatc
     monkeypatch.setattr(calc_metrics.results, 'format_record', lambda record: (_ for _ in ()).throw(OSError('no terminal')))
     with pytest.raises(OSError, match='no terminal'):
         calc_metrics.publish(tmp_path, {'metric': 'swd20', 'value': 1.0})
-    assert [record['value'] for record in results.read(tmp_path)] == [1.0]
+    assert [record['value'] for record in results.read_folder(tmp_path)] == [1.0]
 
 
 def request_for(metrics, outdir, group_options, **changes):
@@ -207,7 +207,7 @@ def test_the_number_of_processes_changes_nothing(processes, folder, tmp_path):
             gpus=count,
         )
         distributed.launch(functools.partial(compute_with_small_detector, request), count)
-        found.append(results.read(tmp_path / str(count)))
+        found.append(results.read_folder(tmp_path / str(count)))
     assert len(found[0]) == 7 and [record['processes'] for record in found[1]] == [processes] * 7
     for one, several in zip(*found, strict=True):
         assert several['value'] == pytest.approx(one['value'], rel=1e-6), one['metric']
@@ -234,7 +234,7 @@ def test_a_full_gpu_is_named(refused, folder, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError('CUDA out of memory')
 
-    monkeypatch.setattr(calc_metrics, 'evaluate_branches', full)
+    monkeypatch.setattr(calc_metrics, 'compute_records', full)
     assert 'lower --batch' in refused('--metrics=swd', f'--network={folder / "stage2.pkl"}')
 
 
@@ -272,7 +272,6 @@ def test_too_few_images_are_named(refused, folder):
 @pytest.fixture
 def inception(tmp_path, monkeypatch):
     """Options for the small detector in place of the Inception."""
-    monkeypatch.setattr('metrics.frechet_distance.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr('metrics.statistics.WIDTHS', small_detector.WIDTHS)
     monkeypatch.setattr(detector, '_load', lambda weights, layers: small_detector.SmallExtractor('small', list(layers)))
     (tmp_path / 'weights.pth').write_bytes(b'any')
@@ -308,13 +307,13 @@ def test_the_inception_metrics_take_renders_of_another_size_and_say_which(folder
         '--render-resolution=16',
         *inception,
     )
-    protocol = results.read(tmp_path)[0]['protocol']
+    protocol = results.read_folder(tmp_path)[0]['protocol']
     assert (protocol['resolution'], protocol['render_resolution']) == (16, 16)
 
 
 def test_swd_takes_any_render_resolution_of_the_2d_branch(folder, tmp_path):
     evaluated(tmp_path, '--metrics=swd20', f'--network={folder / "stage2.pkl"}', '--branch=2d', '--render-resolution=16')
-    protocol = results.read(tmp_path)[0]['protocol']
+    protocol = results.read_folder(tmp_path)[0]['protocol']
     assert (protocol['resolution'], protocol['render_resolution']) == (32, 16)
 
 

@@ -64,7 +64,7 @@ def test_what_the_scripts_read_and_write(name, here):
     assert set(os.listdir()) == {f'{name}{suffix}' for suffix in ('', '.PNG', '.MP4', '.out', '.pkl', '.plot', '.zip')}
     assert {Image.open(f'{name}{suffix}').format for suffix in ('.PNG', '.plot')} == {'PNG'}
     assert sorted(os.listdir(name)) == ['samples_3d.png', 'seed0000.glb', 'seed0000.ply']
-    assert results.read(f'{name}.out')[0]['snapshot'] == os.path.abspath(f'{name}.pkl')
+    assert results.read_folder(f'{name}.out')[0]['snapshot'] == os.path.abspath(f'{name}.pkl')
 
 
 def test_images_of_a_set(tmp_path):

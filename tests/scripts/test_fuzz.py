@@ -22,7 +22,6 @@ from PIL import Image
 import dataset_tool
 from dnnlib.errors import UserError
 from metrics.consistency.views import folder_views
-from metrics.real_statistics import content_hash
 from sampling.subjects import load_generator
 from tests.helpers import Hanging, deadline, invoke
 from tests.interop.small_files import write_small
@@ -271,7 +270,7 @@ def try_readers(rng, path, out):
             lambda: read_images(PosedImageDataset, path),
             lambda: read_images(ImageDataset, path),
             lambda: folder_views(path, (8, 8)),
-            lambda: content_hash(path),
+            lambda: ImageDataset(path).image_hash(),
             lambda: convert(rng, path, out),
         )
     ]

@@ -67,7 +67,7 @@ def test_a_run_folder_stands_for_its_newest_snapshot(door, run_folder, tmp_path,
     assert result.exit_code == 0, result.output
     assert result.stderr.count(f'{run_folder}: {NEWEST} is its newest snapshot') == 1
     if door == 'calc_metrics':  # the result lies beside the snapshot and names it
-        (record,) = results.read(run_folder)
+        (record,) = results.read_folder(run_folder)
         assert (record['snapshot'], record['kimg'], record['label']) == (str(run_folder / NEWEST), 100.0, run_folder.name)
     if door == 'train':
         assert json.loads(result.stdout)['init_from'] == str(run_folder / NEWEST)

@@ -10,7 +10,6 @@ import pytest
 
 import dataset_tool
 from metrics.consistency.views import folder_views
-from metrics.real_statistics import content_hash
 from tests.helpers import deadline, invoke
 from tests.photographs import read_frames, refused, run, write_transforms
 from tests.training.data.test_dataset import read_json, write_folder, write_labels, zip_folder
@@ -135,7 +134,7 @@ def test_zips_of_other_programs(folder, tmp_path, rename):
     path = zip_of(tmp_path / 'other.zip', {'top/': b'', '__MACOSX/top/._x.png': b'fork', '.DS_Store': b'', **files})
     posed, plain = PosedImageDataset(path), PosedImageDataset(folder)
     assert len(posed) == 5 and (posed.labels == plain.labels).all() and (posed[3][0] == plain[3][0]).all()
-    assert content_hash(path)
+    assert posed.image_hash()
     run('convert', '--source', path, '--dest', tmp_path / 'out', '--resolution', 8)
     assert len(folder_views(path)) == 5
 
