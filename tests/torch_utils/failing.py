@@ -1,4 +1,4 @@
-"""What one of two processes does wrong, for test_distributed.py."""
+"""What one of two processes does wrong, for test_distributed.py and the tests of whole runs."""
 
 import contextlib
 import os
@@ -11,6 +11,8 @@ from dnnlib.errors import UserError
 from torch_utils import custom_ops, distributed
 from training import step, training_loop
 from training.rendering import fused
+
+LONGEST_S = 60  # a process that waits for another one would wait longer
 
 
 class Broken(UserError):
