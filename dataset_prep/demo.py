@@ -8,7 +8,6 @@ import dataclasses
 import math
 
 import numpy as np
-import torch
 
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
@@ -30,7 +29,7 @@ class Ellipsoid:
     centre: np.ndarray  # [3], world units
     axes: np.ndarray  # [3], half axes
     color: np.ndarray  # [3], 0..1
-    cut: tuple = None
+    cut: tuple = (np.zeros(3), -1.0)  # keeps all
 
 
 def draw_cameras(count, focal, radius, rng):
@@ -38,7 +37,7 @@ def draw_cameras(count, focal, radius, rng):
     yaw = rng.uniform(-_YAW_RANGE, _YAW_RANGE, count)
     pitch = np.clip(rng.normal(0, _PITCH_SPREAD, count), -_PITCH_LIMIT, _PITCH_LIMIT)
     vertical = math.pi / 2 * (1 - np.sin(pitch))  # the vertical angle is uniform in the height, not in the pitch
-    poses = look_at_pose(torch.from_numpy(math.pi / 2 + yaw), torch.from_numpy(vertical), (0.0, 0.0, 0.0), radius)
+    poses = look_at_pose(math.pi / 2 + yaw, vertical, (0.0, 0.0, 0.0), radius)
     return make_label(poses, pinhole(focal)).numpy()
 
 
@@ -132,9 +131,7 @@ def _trace(part, origin, directions, color, depth):
     rows, columns = np.nonzero(discriminant > 0)
     a, b, root = a[rows, columns], b[rows, columns], np.sqrt(discriminant[rows, columns])
     rays = directions[:, rows, columns]
-    distance = (-b - root) / a
-    if part.cut is not None:
-        distance = _cut_distance(part.cut, origin, rays, distance, (root - b) / a)
+    distance = _first_kept(part.cut, origin, rays, (-b - root) / a, (root - b) / a)
     seen = distance < depth[rows, columns]
     rows, columns, rays, distance = rows[seen], columns[seen], rays[:, seen], distance[seen]
     depth[rows, columns] = distance
@@ -154,7 +151,7 @@ def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def _cut_distance(cut, origin, rays, entry, leave):
+def _first_kept(cut, origin, rays, entry, leave):
     """The first of entry and leave that lies on the kept side of the cut, else infinity."""
     normal, offset = cut[0].astype(np.float32), np.float32(cut[1])
     along, start = _dot(normal, rays), _dot(normal, origin)

@@ -197,7 +197,11 @@ def _view(store, frame, axes, masks_in_folder):
     _check_model(frame)
     distortion = tuple(frame.number(key, 0) for key in _DISTORTION)
     return View(
-        frame.name, _pose(frame) @ TO_OPENCV[axes], _intrinsics(store, frame), distortion, _mask(store, frame, masks_in_folder)
+        frame.name,
+        _pose(frame) @ TO_OPENCV[axes],
+        _intrinsics(store, frame),
+        distortion,
+        _mask_name(store, frame, masks_in_folder),
     )
 
 
@@ -230,8 +234,8 @@ def _pose(frame):
     return pose
 
 
-def _mask(store, frame, in_folder):
-    """The mask of an image: its "mask_path", or its namesake in the folder `masks`, if there is such a folder."""
+def _mask_name(store, frame, in_folder):
+    """The file with the mask of an image: its "mask_path", or its namesake in the folder `masks`, if there is such a folder."""
     path = frame.values.get('mask_path')
     if path:
         mask = store.find(path) if isinstance(path, str) else None
@@ -289,7 +293,8 @@ def _focal(frame, axis, size):
 
 
 def _check_lenses(source, views):
-    lenses = {(view.intrinsics.tobytes(), view.distortion): view for view in views if any(view.distortion)}  # most share one
+    # Photographs mostly share a lens: it is looked at once, with the first that has it.
+    lenses = {(view.intrinsics.tobytes(), view.distortion): view for view in reversed(views) if any(view.distortion)}
     for view in lenses.values():
         if folds(view.intrinsics, view.distortion):
             raise DatasetError(

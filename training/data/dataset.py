@@ -338,11 +338,5 @@ def batch_indices(n, seed, start, count):
     n: images in the set; start: images seen so far. Returns int64 [count]. A pure function: any cut of the stream
     gives the same stream.
     """
-    parts = [torch.empty(0, dtype=torch.int64)]
-    position, end = start, start + count
-    while position < end:
-        epoch, offset = divmod(position, n)
-        taken = min(n - offset, end - position)
-        parts.append(_epoch_order(n, seed, epoch)[offset : offset + taken])
-        position += taken
-    return torch.cat(parts)
+    epochs = range(start // n, (start + count) // n + 1)
+    return torch.cat([_epoch_order(n, seed, epoch) for epoch in epochs])[start % n :][:count]

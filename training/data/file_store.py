@@ -71,19 +71,19 @@ class FileStore:
 
     def open(self, name):
         """A binary file object; of a zip it reads only as far as it is asked to."""
-        real = self._files[self.find(name)]
         if self.is_zip:
-            return self._open_entry(real)
+            return self._open_entry(self._entry(name))
+        file = self.path / self._files[self.find(name)]
         try:
-            if not (self.path / real).is_file():
+            if not file.is_file():
                 raise OSError('it is no regular file')  # opening a pipe would wait for its other end
-            return open(self.path / real, 'rb')
+            return open(file, 'rb')
         except OSError as error:
             raise self._unreadable(name, error) from error
 
     def checksum(self, name):
         """CRC-32 of a file's content; of a zip, as its directory has it."""
-        return self._archive().getinfo(self._files[self.find(name)]).CRC if self.is_zip else zlib.crc32(self.read(name))
+        return self._entry(name).CRC if self.is_zip else zlib.crc32(self.read(name))
 
     def stamp(self, name):
         """Two numbers that another content would most likely change, without reading it."""
@@ -112,18 +112,13 @@ class FileStore:
         try:
             if self.path.is_dir():
                 return False
-            if not self.path.exists():
-                raise DatasetError(f'{self.path} does not exist: give the path of a zip or a folder of images')
             regular = self.path.is_file()
-            if regular and zipfile.is_zipfile(self.path):
-                return True
-            if regular and (self.path.suffix.lower() == '.zip' or _begins_as_zip(self.path)):
-                raise DatasetError(f'{self.path} is a truncated or corrupt zip: copy or create it again')
+            if regular and (zipfile.is_zipfile(self.path) or self.path.suffix.lower() == '.zip' or _begins_as_zip(self.path)):
+                return True  # that it is truncated or corrupt shows when it is listed
+            trouble = 'is neither a zip nor a folder' if self.path.exists() else 'does not exist'
         except OSError as error:
-            raise DatasetError(
-                f'{self.path} cannot be read ({_reason(error)}): give the path of a zip or a folder of images'
-            ) from error
-        raise DatasetError(f'{self.path} is neither a zip nor a folder: give the path of a zip or a folder of images')
+            trouble = f'cannot be read ({_reason(error)})'
+        raise DatasetError(f'{self.path} {trouble}: give the path of a zip or a folder of images')
 
     def _archive(self):
         # A forked child must not share the parent's file position.
@@ -136,8 +131,12 @@ class FileStore:
                 ) from error
         return self._zip
 
-    def _open_entry(self, real):
-        entry = self._archive().getinfo(real)
+    def _entry(self, name):
+        """What a zip's directory says of a file."""
+        return self._archive().getinfo(self._files[self.find(name)])
+
+    def _open_entry(self, entry):
+        real = entry.filename
         if entry.flag_bits & _ENCRYPTED:
             raise DatasetError(f'{self.path}: {real} is encrypted: pack the zip anew, without a password')
         try:
@@ -209,12 +208,10 @@ class FileStore:
 
     def _check_packing(self):
         """Raises DatasetError for a kind of packing that cannot be undone."""
-        kinds = {}
-        for real in self._files.values():
-            entry = self._archive().getinfo(real)
-            kinds[entry.compress_type, entry.flag_bits & _ENCRYPTED] = real
-        for real in kinds.values():
-            self._open_entry(real).close()
+        entries = map(self._archive().getinfo, self._files.values())
+        kinds = {(entry.compress_type, entry.flag_bits & _ENCRYPTED): entry for entry in entries}
+        for entry in kinds.values():
+            self._open_entry(entry).close()
 
 
 def normal_name(name):
