@@ -24,12 +24,12 @@ from training.data.dataset import (
     LABEL_FILE,
     DatasetError,
     FileStore,
-    LabelFile,
     check_declared_size,
     image_header,
     image_names,
     lies_deeper,
     open_image,
+    read_labels,
 )
 from training.rendering.cameras import split_label
 
@@ -202,12 +202,13 @@ def _range(values):
 
 
 def _read_dataset(store, skip_missing):
-    names, label_file = image_names(store), LabelFile(store, skip_missing)
-    poses, intrinsics = split_label(label_file.labels_of(names).double().numpy())
+    names = image_names(store)
+    labels, notes = read_labels(store, names, skip_missing)
+    poses, intrinsics = split_label(labels.double().numpy())
     views = [View(*parts) for parts in zip(names, poses, intrinsics)]
     for view in views:
         header = image_header(store, view.name)
         if header.size != header.stored_size:  # turned by EXIF: with square pixels, focal lengths fit one of the sizes
             aspect = view.intrinsics[0, 0] / view.intrinsics[1, 1]
             check_declared_size(store, view.name, (header.size[0], header.size[0] * aspect))
-    return views, label_file.notes
+    return views, notes

@@ -44,7 +44,7 @@ def draw_cameras(count, focal, radius, rng):
 def draw_head(rng):
     """A random identity: a list of ellipsoids inside the sphere of radius 0.32 around the origin."""
     size = rng.uniform([0.17, 0.215, 0.18], [0.21, 0.255, 0.22])
-    skin, hair = _between(_SKIN, rng.uniform()), _between(_HAIR, rng.uniform())
+    skin, hair = _blend(_SKIN, rng.uniform()), _blend(_HAIR, rng.uniform())
     head = Ellipsoid(np.array([0, -0.02, 0]), size, skin)
     nose = Ellipsoid(_on_face(head, 0, -0.1), rng.uniform([0.03, 0.036, 0.06], [0.042, 0.05, 0.085]), skin * 0.85)
     lips = np.array([*rng.uniform([0.06, 0.018], [0.09, 0.03]), 0.03])
@@ -63,7 +63,7 @@ def render_ellipsoids(parts, label, resolution):
     parts: list of Ellipsoid; label: float array [25]; the camera must be outside all of them.
     """
     fine = resolution * _SUPERSAMPLING
-    origin, directions = _rays(label, fine)
+    origin, directions = _camera_rays(label, fine)
     color = np.ones((3, fine, fine), np.float32)  # on white, which the demo preset composites on
     depth = np.full((fine, fine), np.inf, np.float32)
     for part in parts:
@@ -84,7 +84,7 @@ def demo_items(images, resolution, identities, seed, focal, radius):
         yield render_ellipsoids(head, label, resolution), label
 
 
-def _between(colors, position):
+def _blend(colors, position):
     """The colour at `position` in [0, 1] on the way from the first of two colours to the second."""
     first, second = np.array(colors)
     return first + (second - first) * position
@@ -111,7 +111,7 @@ def _eyes(rng, head):
 # Images of the tracer are channels first, so that numpy's inner loops are long.
 
 
-def _rays(label, resolution):
+def _camera_rays(label, resolution):
     """Camera origin [3] and directions [3, resolution, resolution], of unit depth, not of unit length."""
     pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
     centres = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution

@@ -1,5 +1,6 @@
 """The files of a data set, in a zip or in a folder, by names that are compared as paths."""
 
+import contextlib
 import os
 import pathlib
 import posixpath
@@ -112,8 +113,7 @@ class FileStore:
         try:
             if self.path.is_dir():
                 return False
-            regular = self.path.is_file()
-            if regular and (zipfile.is_zipfile(self.path) or self.path.suffix.lower() == '.zip' or _begins_as_zip(self.path)):
+            if self.path.is_file() and (self.path.suffix.lower() == '.zip' or zipfile.is_zipfile(self.path)):
                 return True  # that it is truncated or corrupt shows when it is listed
             trouble = 'is neither a zip nor a folder' if self.path.exists() else 'does not exist'
         except OSError as error:
@@ -202,9 +202,8 @@ class FileStore:
     def _leave_out_top(self):
         """Name the files of a zip from the one folder that holds them all."""
         top = posixpath.commonpath([posixpath.dirname(name) for name in self._files]) if self._files else ''
-        if top:
-            self._top = top + '/'
-            self._files = {name.removeprefix(self._top): real for name, real in self._files.items()}
+        self._top = f'{top}/' if top else ''
+        self._files = {name.removeprefix(self._top): real for name, real in self._files.items()}
 
     def _check_packing(self):
         """Raises DatasetError for a kind of packing that cannot be undone."""
@@ -229,20 +228,13 @@ def _split_suffix(name):
 def _entry_name(entry):
     """The name of a zip's entry. Some programs write UTF-8 without saying so, which zipfile takes for code page 437."""
     if not entry.flag_bits & _UTF8:
-        try:
+        with contextlib.suppress(UnicodeError):
             return entry.filename.encode('cp437').decode('utf-8')
-        except UnicodeError:
-            pass
     return entry.filename
 
 
 def _is_hidden(part):
     return part != '..' and part.startswith('.') or part == '__MACOSX'
-
-
-def _begins_as_zip(path):
-    with open(path, 'rb') as file:
-        return file.read(4) == b'PK\x03\x04'
 
 
 def _reason(error):
