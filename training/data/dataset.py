@@ -247,17 +247,14 @@ class ImageDataset(torch.utils.data.Dataset):
         pixels = np.asarray(image)[:, :: -1 if mirrored else 1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def image_hash(self):
-        """Hash of the images' names, sizes and check sums: the same for every copy of a set.
+    def image_hash(self, more=b''):
+        """Hash of the images' names, sizes and check sums, and of `more` bytes: the same for every copy of a set.
 
         A zip's directory has the check sums; of a folder, files are read for them. Of a large set, a spread has to do.
         """
-        return self._hash()
-
-    def _hash(self, more=b''):
         stride = -(-len(self._names) // _CHECKSUMS)
         files = [
-            (name, self._store.stamp(name)[0], self._store.checksum(name) if index % stride == 0 else None)
+            (name, self._store.size(name), self._store.checksum(name) if index % stride == 0 else None)
             for index, name in enumerate(self._names)
         ]
         return hashlib.sha256(json.dumps(files).encode() + more).hexdigest()[:32]
@@ -307,7 +304,7 @@ class PosedImageDataset(ImageDataset):
 
     def content_hash(self):
         """Hash of the images, as `image_hash`, and of the cameras."""
-        return self._hash(self.labels[: len(self._names)].numpy().tobytes())
+        return self.image_hash(self.labels[: len(self._names)].numpy().tobytes())
 
 
 def epoch_order(n, seed, epoch):

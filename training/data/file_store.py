@@ -86,13 +86,9 @@ class FileStore:
         """CRC-32 of a file's content; of a zip, as its directory has it."""
         return self._entry(name).CRC if self.is_zip else zlib.crc32(self.read(name))
 
-    def stamp(self, name):
-        """Two numbers that another content would most likely change, without reading it."""
-        if self.is_zip:
-            entry = self._archive().getinfo(self._files[self.find(name)])
-            return entry.file_size, entry.CRC
-        stat = (self.path / self._files[self.find(name)]).stat()
-        return stat.st_size, stat.st_mtime_ns
+    def size(self, name):
+        """The length of a file's content in bytes, without reading it."""
+        return self._entry(name).file_size if self.is_zip else (self.path / self._files[self.find(name)]).stat().st_size
 
     def _from_top(self, name):
         """A name as in `names`, wherever it leads."""
