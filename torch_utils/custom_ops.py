@@ -69,11 +69,11 @@ def choose(operator, device_type, impl=None):
     return 'ref'
 
 
-def demanded_by_user():
-    """MIMIC3D_OPS: 'cuda', 'ref' or None."""
-    value = os.environ.get('MIMIC3D_OPS') or None
-    if value not in (None, 'cuda', 'ref'):
-        raise UserError(f'MIMIC3D_OPS must be cuda or ref, got {value!r}; unset it to use what there is')
+def demanded_by_user(variable='MIMIC3D_OPS', choices=('cuda', 'ref')):
+    """The value of an environment variable, one of `choices`, or None where it is not set. Raises UserError for any other."""
+    value = os.environ.get(variable) or None
+    if value not in (None, *choices):
+        raise UserError(f'{variable} must be {" or ".join(choices)}, got {value!r}; unset it to use what there is')
     return value
 
 

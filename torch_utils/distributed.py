@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import uuid
+from types import SimpleNamespace
 
 import psutil
 import torch
@@ -293,7 +294,7 @@ def together(naming=True):
     if world_size() == 1:
         yield
         return
-    block, mine = _Block(naming), None
+    block, mine = SimpleNamespace(naming=naming, broken=None), None  # broken: what another process left the block for
     _blocks.append(block)
     try:
         yield
@@ -311,13 +312,6 @@ def together(naming=True):
         raise block.broken
     else:
         raise mine
-
-
-class _Block:
-    """A block of `together`. broken: what was raised in it when another process was found to have left it."""
-
-    def __init__(self, naming):
-        self.naming, self.broken = naming, None
 
 
 def _agree(block=None, error=None):

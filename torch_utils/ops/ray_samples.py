@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from torch_utils.ops.triplane import first_derivative_only, on_device, samples_first, samples_last
+from torch_utils.ops.triplane import first_derivative_only, on_device, samples_first, samples_last, softplus
 
 RAYS_PER_BLOCK = 128  # one ray per thread
 RAYS_PER_TILE = 16  # where a program holds all samples of its rays at once
@@ -80,11 +80,10 @@ def _along_rays(kernel, block, depths, *arguments, **sizes):
 
 @triton.jit
 def _interval(density, next_density, depth, next_depth):
-    """Optical density of an interval, what it lets through, and its length."""
+    """An interval's raw density, what it lets through, and its length."""
     length = next_depth - depth
     mean = (density + next_density) / 2 - 1
-    optical = tl.maximum(mean, 0.0) + tl.log(1 + tl.exp(-tl.abs(mean)))  # softplus
-    return mean, tl.exp(-optical * length), length
+    return mean, tl.exp(-softplus(mean) * length), length
 
 
 @triton.jit

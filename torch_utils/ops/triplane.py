@@ -256,7 +256,7 @@ def _dot(a, b, OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
     return tl.maximum(x, 0.0) + tl.log(1 + tl.exp(-tl.abs(x)))
 
 
@@ -266,12 +266,6 @@ def _load_hidden(weight, bias, channel, unit, CHANNELS: tl.constexpr, UNITS: tl.
     real = (channel < CHANNELS)[:, None] & (unit < UNITS)[None, :]
     return tl.load(weight + unit[None, :] * CHANNELS + channel[:, None], mask=real, other=0.0), \
         tl.load(bias + unit, mask=unit < UNITS, other=0.0)
-
-
-@triton.jit
-def _load_density(weight, bias, unit, UNITS: tl.constexpr):
-    """The density's weights [H] and bias."""
-    return tl.load(weight + unit, mask=unit < UNITS, other=0.0), tl.load(bias)
 
 
 @triton.jit
@@ -296,7 +290,7 @@ def _samples_kernel(density_out, colors_out, chosen, count, samples, rays, rays_
     """Density and colours of a block of samples."""
     channel, unit, color = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOR_BLOCK)
     w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
-    wd, bd = _load_density(output_weight, output_bias, unit, UNITS)
+    wd, bd = tl.load(output_weight + unit, mask=unit < UNITS, other=0.0), tl.load(output_bias)  # row 0 is the density's
     sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = sample < count
     if chosen is not None:
@@ -306,7 +300,7 @@ def _samples_kernel(density_out, colors_out, chosen, count, samples, rays, rays_
     x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
     features = _features(coarse, fine, ray // rays_per_image, x, y, z, real, coarse_height, coarse_width, fine_height, fine_width,
                          channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
-    hidden = _softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
+    hidden = softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
     tl.store(density_out + sample, tl.sum(hidden * wd[None, :], axis=1) + bd, mask=real)
     if COLORS > 0:
         wc, bc = _load_colors(output_weight, output_bias, unit, color, UNITS, COLORS)
@@ -338,7 +332,7 @@ def _pixels_kernel(pixels_out, weights, rays, rays_per_image, origins, direction
             x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
             features = _features(coarse, fine, ray // rays_per_image, x, y, z, real, coarse_height, coarse_width, fine_height,
                                  fine_width, channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
-            hidden = _softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
+            hidden = softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
             values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOR_GAIN + COLOR_OFFSET
             pixels += weight[:, None] * values
         sample += rays
@@ -362,7 +356,7 @@ def _backward_kernel(grad_density, grad_colors, grad_pixels, weights, grad_weigh
     """
     channel, unit, color = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOR_BLOCK)
     w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
-    wd, bd = _load_density(output_weight, output_bias, unit, UNITS)
+    wd = tl.load(output_weight + unit, mask=unit < UNITS, other=0.0)  # row 0 is the density's
     wc, bc = _load_colors(output_weight, output_bias, unit, color, UNITS, COLORS)
     g_w1 = tl.zeros([CHANNEL_BLOCK, UNIT_BLOCK], tl.float32)
     g_b1 = tl.zeros([UNIT_BLOCK], tl.float32)
@@ -380,7 +374,7 @@ def _backward_kernel(grad_density, grad_colors, grad_pixels, weights, grad_weigh
         features = _features(coarse, fine, image, x, y, z, real, coarse_height, coarse_width, fine_height, fine_width,
                              channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
         before = _dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :]
-        hidden = _softplus(before)
+        hidden = softplus(before)
         g_hidden = tl.zeros([BLOCK, UNIT_BLOCK], tl.float32)
         if COLORS > 0:
             has_color = real[:, None] & (color < COLORS)[None, :]

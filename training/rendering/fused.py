@@ -40,7 +40,7 @@ def is_chosen(field, origins, directions):
     The environment variable MIMIC3D_RENDERER, 'fused' or 'ref', forces a choice. Raises UserError where it names another, or
     fused steps where they cannot run.
     """
-    forced = _forced()
+    forced = custom_ops.demanded_by_user(VARIABLE, CHOICES)
     obstacle = None if forced == 'ref' else _obstacle(field, origins, directions, forced == 'fused')
     if forced == 'fused' and obstacle:
         raise UserError(f'{VARIABLE}=fused cannot render here: {obstacle}; set {VARIABLE}=ref, or unset it')
@@ -54,17 +54,11 @@ def agree_on_kernels(device):
 
     device: the torch.device that this process renders on. Raises UserError where the environment's demands differ.
     """
-    distributed.check_same(VARIABLE, _forced())
-    if device.type == 'cuda' and _forced() != 'ref' and not _NO_TRITON:
+    forced = custom_ops.demanded_by_user(VARIABLE, CHOICES)
+    distributed.check_same(VARIABLE, forced)
+    if device.type == 'cuda' and forced != 'ref' and not _NO_TRITON:
         _problem_of_triton.agree(device)
     custom_ops.agree()
-
-
-def _forced():
-    forced = os.environ.get(VARIABLE) or None
-    if forced not in (None, *CHOICES):
-        raise UserError(f'{VARIABLE} must be {" or ".join(CHOICES)}, got {forced!r}; unset it to let the renderer choose')
-    return forced
 
 
 def _obstacle(field, origins, directions, forced):
