@@ -19,8 +19,6 @@ from training.networks.stylegan2 import RESAMPLE_TAPS, FullyConnected, add_noise
 
 NUM_PLANES = 3
 AWARE_AXES = ('xy', 'yz', 'zx')  # the planes that alignment is defined for: (width axis, height axis)
-# Width of a strip, and how many of its output columns at each end differ from the interior, by (kernel size, up).
-_STRIPS = {(1, 1): (1, 0), (3, 1): (3, 1), (3, 2): (3, 2)}
 
 
 def align_planes(planes):
@@ -54,12 +52,15 @@ def aware_modulated_conv2d(planes, weight, styles, up=1, resample_filter=None, d
     Returns what `plane_modulated_conv2d` returns for `align_planes(planes)`: [N, 3, C_out, R', R'].
     """
     style_of = styles.unflatten(2, (NUM_PLANES, -1))  # [N, target, source, C]
-    width, edge = _STRIPS[weight.shape[-1], up]
+    width = weight.shape[-1]  # of a strip: with one column inside, and to each side those that a border changes
+    edge = width // 2 * up  # how many columns of the result a border changes
 
     def convolve(images, ahead):
         """Images [N, target, C, h, w] made from source plane target + ahead, with that source's weights and styles."""
-        scales = torch.stack([style_of[:, target, (target + ahead) % NUM_PLANES] for target in range(NUM_PLANES)], dim=1)
-        kernels = weight.unflatten(1, (NUM_PLANES, -1)).roll(-ahead, dims=1).transpose(0, 1).flatten(0, 1)  # target by target
+        sources = [(target + ahead) % NUM_PLANES for target in range(NUM_PLANES)]
+        scales = torch.stack([style_of[:, target, source] for target, source in enumerate(sources)], dim=1)
+        kernels_of = weight.unflatten(1, (NUM_PLANES, -1))
+        kernels = torch.cat([kernels_of[:, source] for source in sources])  # target by target
         y = conv2d((images * scales[..., None, None]).flatten(1, 2), kernels, resample_filter, up=up, groups=NUM_PLANES)
         return y.unflatten(1, (NUM_PLANES, -1))
 
@@ -76,11 +77,10 @@ def _widen(strip, size, edge, dim):
     """Repeat the interior of a strip until it measures `size` along `dim`."""
     if edge == 0:
         return strip
-    length = strip.shape[dim]
+    first, interior, last = strip.split([edge, strip.shape[dim] - 2 * edge, edge], dim=dim)
     shape = list(strip.shape)
     shape[dim] = size - 2 * edge
-    interior = strip.narrow(dim, edge, 1).expand(shape)
-    return torch.cat([strip.narrow(dim, 0, edge), interior, strip.narrow(dim, length - edge, edge)], dim=dim)
+    return torch.cat([first, interior.narrow(dim, 0, 1).expand(shape), last], dim=dim)
 
 
 def plane_modulated_conv2d(planes, weight, styles, **options):
