@@ -415,7 +415,7 @@ def _phase(context, part, inputs, arrays):
     )
     real_random = Prescribed(len(real), arrays['patch_offsets_real'].long())
     if part == 'Gmain':
-        return step.generator_loss(context, inputs, fake_random)[0], context.G
+        return step.generator_loss(context, inputs, fake_random), context.G
     if part == 'Greg':
         return step.density_loss(context, inputs, fake_random), context.G
     if part == 'Dreg':

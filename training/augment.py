@@ -9,7 +9,6 @@ row alone, so a batch may be split over processes and steps in any way.
 
 import functools
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -44,32 +43,16 @@ SYM6 = (
 SYM6_CENTRE = 5
 
 
-@dataclass(frozen=True)
-class AugmentDraws:
-    """The random numbers of a batch, one row per image. `draws[rows]` takes a slice, as a process does of its share."""
-
-    uniform: torch.Tensor  # [N, len(UNIFORM_DRAWS)] in [0, 1)
-    normal: torch.Tensor  # [N, len(NORMAL_DRAWS)], standard normal
-    gates: torch.Tensor  # [N, len(GATES)] in [0, 1); a transform is applied where its gate is below its probability
-
-    def __len__(self):
-        return len(self.gates)
-
-    def __getitem__(self, rows):
-        return AugmentDraws(self.uniform[rows], self.normal[rows], self.gates[rows])
-
-
 def draw_parameters(n, generator):
-    """All random numbers that augmenting n images takes. generator: a torch.Generator of the CPU.
+    """All random numbers that augmenting n images takes, a row for each. generator: a torch.Generator of the CPU.
 
     There the numbers are the same on every machine, and `augment` can size its buffers without waiting for a GPU.
+    Returns float64 [n, columns]: UNIFORM_DRAWS in [0, 1); NORMAL_DRAWS, standard normal; GATES in [0, 1), of which those that
+    are below the probability of their transform let it be applied.
     """
     options = dict(generator=generator, dtype=torch.float64)
-    return AugmentDraws(
-        uniform=torch.rand([n, len(UNIFORM_DRAWS)], **options),
-        normal=torch.randn([n, len(NORMAL_DRAWS)], **options),
-        gates=torch.rand([n, len(GATES)], **options),
-    )
+    uniform, normal = torch.rand([n, len(UNIFORM_DRAWS)], **options), torch.randn([n, len(NORMAL_DRAWS)], **options)
+    return torch.cat([uniform, normal, torch.rand([n, len(GATES)], **options)], dim=1)
 
 
 def augment_rows(images, p, random):
@@ -176,16 +159,14 @@ def color_matrices(draws, p):
 
 
 def _named(draws, p):
-    """The columns of the draws by name, and each gate as 1 (apply) or 0 (leave)."""
-    uniform = dict(zip(UNIFORM_DRAWS, draws.uniform.unbind(dim=1), strict=True))
-    normal = dict(zip(NORMAL_DRAWS, draws.normal.unbind(dim=1), strict=True))
-    p = torch.as_tensor(p, dtype=draws.gates.dtype, device=draws.gates.device).clamp(0, 1)
+    """The columns of the draws by name: uniform, normal, and each gate as 1 (apply) or 0 (leave)."""
+    names = UNIFORM_DRAWS, NORMAL_DRAWS, GATES
+    columns = draws.split([len(part) for part in names], dim=1)
+    uniform, normal, gates = (dict(zip(part, values.unbind(dim=1))) for part, values in zip(names, columns))
+    p = torch.as_tensor(p, dtype=draws.dtype).clamp(0, 1)
     p_half = 1 - torch.sqrt(1 - p)  # of the two rotations, which together have the probability of one
-    gates = {
-        name: (gate < (p_half if name.startswith('rotate_') else p)).to(gate.dtype)
-        for name, gate in zip(GATES, draws.gates.unbind(dim=1), strict=True)
-    }
-    return uniform, normal, gates
+    opened = {name: gate < (p_half if name.startswith('rotate_') else p) for name, gate in gates.items()}
+    return uniform, normal, {name: is_open.to(draws.dtype) for name, is_open in opened.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

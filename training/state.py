@@ -20,7 +20,7 @@ from training.snapshots import copy_matching
 @dataclass
 class TrainingState:
     """images_seen: of the run; start: those before this stage; steps: of this stage. bad_steps: for each phase, how many times
-    in a row its gradients were not finite; strict: phases that may not be so once more (`training.step.optimizing`).
+    in a row its gradients were not finite; strict: phases that may not be so once more (`training.step.optimize`).
     """
 
     config: RunConfig

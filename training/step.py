@@ -10,7 +10,6 @@ The paper's names and the code's: D2D is `D`, I2D `image`; D3D is `D_patch`, a p
 A step changes a `TrainingState` and returns what it saw. It knows nothing of files, folders or signals.
 """
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,19 +57,22 @@ class LossContext:
     """What the losses of a step depend on besides images and random numbers.
 
     D_patch: None in stage 1; imitation: (patch, target) -> distances [N], or None; augment: (images [N, 3k, H, W], probability,
-    random) -> images, or None; seen: {name: values that a loss has noted}.
+    random) -> images, or None; fakes: what the generator's loss has made of every microbatch, for the discriminators; seen:
+    {name: values that a loss has noted}.
     """
 
     G: torch.nn.Module
     D: torch.nn.Module
     D_patch: torch.nn.Module | None
     loss: Any  # LossConfig
+    microbatches: int = 1  # how many losses of this process are averaged
     imitation: Any = None
     augment: Any = None
     augment_p: float = 0.0
     blur_sigma: float = 0.0  # pixels
     noise_mode: str = 'random'
     sampling: str = 'stratified'
+    fakes: list = field(default_factory=list)
     seen: dict = field(default_factory=dict)
 
     def note(self, name, values):
@@ -81,17 +83,12 @@ class LossContext:
         self.note(f'signs/{kind}', logits.sign())
 
 
-@dataclass(frozen=True)
-class Microbatch:
-    """What one forward and backward pass works on: one of `count`, its rows of the whole batch, and its real images."""
+class Microbatch(NamedTuple):
+    """What one forward and backward pass of this process works on: its rows of the whole batch, and its real images."""
 
-    count: int  # of this process
     rows: slice
     real: torch.Tensor  # [n, 3, R, R] in [-1, 1]
     real_c: torch.Tensor  # [n, 25]
-
-    def backward(self, loss):
-        (loss / self.count).backward()
 
 
 def training_step(state, real, real_c):
@@ -105,53 +102,59 @@ def training_step(state, real, real_c):
     stage_images = state.steps * config.batch
     sigma, swap_p = blur_sigma(loss, stage_images, config.batch), swap_probability(loss, stage_images)
     augment = augment_rows if config.augment == 'ada' else None
-    context = LossContext(G, D, D_patch, loss, state.imitation, augment, state.augment_p, sigma)
     microbatches = split(state, real, real_c)
+    context = LossContext(G, D, D_patch, loss, len(microbatches), state.imitation, augment, state.augment_p, sigma)
     scale_learning_rates(state, ramp(0.0, 1.0, stage_images + config.batch, intervals.lr_rampup_kimg * 1000))
 
     # G: L_total = L_imitation + lambda_p L_adv_3D + L_adv_2D (equation 8)
-    inputs, fakes = draw_inputs(state, 'generator', swap_p), []
-    with optimizing(state, 'G', 'generator', context):
-        for micro in microbatches:
-            total, made = generator_loss(context, inputs.rows(micro.rows), draws(state, 'generator', 'loss', micro.rows))
-            micro.backward(total)
-            fakes.append(made.detach())
-    G.mapping.update_w_avg(distributed.average(torch.stack([made.mean_w for made in fakes]).mean(dim=0)))
+    inputs = draw_inputs(state, 'generator', swap_p)
+    losses = (  # each is computed only when `optimize` comes to it, when the one before is gone from memory
+        generator_loss(context, inputs.rows(micro.rows), draws(state, 'generator', 'loss', micro.rows)) for micro in microbatches
+    )
+    optimize(state, 'G', 'generator', losses, context)
+    G.mapping.update_w_avg(distributed.average(torch.stack([fakes.mean_w for fakes in context.fakes]).mean(dim=0)))
 
     # G: density regularisation, lazily: every k-th step with k times the weight (StyleGAN2, appendix B)
-    if loss.density_weight > 0 and state.steps % intervals.density_interval == 0:
+    every = intervals.density_interval
+    if loss.density_weight > 0 and state.steps % every == 0:
         inputs = draw_inputs(state, 'density', swap_p, swap_together=True)
-        with optimizing(state, 'G', 'density', context):
-            for micro in microbatches:
-                density = density_loss(context, inputs.rows(micro.rows), draws(state, 'density', 'loss', micro.rows))
-                micro.backward(intervals.density_interval * density)
+        losses = (
+            every * density_loss(context, inputs.rows(micro.rows), draws(state, 'density', 'loss', micro.rows))
+            for micro in microbatches
+        )
+        optimize(state, 'G', 'density', losses, context)
 
     # D2D: real and generated images, each beside its raw counterpart; R1, lazily
+    every = intervals.r1_interval
     if not config.share_fakes:
-        fakes = make_fakes(context, state, 'discriminator', swap_p, microbatches, image=True)
-    with optimizing(state, 'D', 'discriminator', context):
-        for micro, made in zip(microbatches, fakes, strict=True):
-            random = draws(state, 'discriminator', 'loss', micro.rows)
-            micro.backward(discriminator_loss(context, made, micro.real, micro.real_c, random))
-    if loss.r1_gamma > 0 and state.steps % intervals.r1_interval == 0:
-        with optimizing(state, 'D', 'discriminator_r1', context):
-            for micro in microbatches:
-                random = draws(state, 'discriminator_r1', 'loss', micro.rows)
-                micro.backward(intervals.r1_interval * discriminator_r1(context, micro.real, micro.real_c, random))
+        context.fakes = make_fakes(context, state, 'discriminator', swap_p, microbatches, image=True)
+    losses = (
+        discriminator_loss(context, fakes, micro.real, micro.real_c, draws(state, 'discriminator', 'loss', micro.rows))
+        for micro, fakes in zip(microbatches, context.fakes, strict=True)
+    )
+    optimize(state, 'D', 'discriminator', losses, context)
+    if loss.r1_gamma > 0 and state.steps % every == 0:
+        losses = (
+            every * discriminator_r1(context, micro.real, micro.real_c, draws(state, 'discriminator_r1', 'loss', micro.rows))
+            for micro in microbatches
+        )
+        optimize(state, 'D', 'discriminator_r1', losses, context)
 
     # D3D: the 3D branch's patches and patches of real images; R1, lazily
     if D_patch is not None:
         if not config.share_fakes:
-            fakes = make_fakes(context, state, 'patch', swap_p, microbatches, patch=True)
-        with optimizing(state, 'D_patch', 'patch', context):
-            for micro, made in zip(microbatches, fakes, strict=True):
-                random = draws(state, 'patch', 'loss', micro.rows)
-                micro.backward(patch_discriminator_loss(context, made, micro.real, random))
-        if loss.r1_gamma_patch > 0 and state.steps % intervals.r1_interval == 0:
-            with optimizing(state, 'D_patch', 'patch_r1', context):
-                for micro in microbatches:
-                    random = draws(state, 'patch_r1', 'loss', micro.rows)
-                    micro.backward(intervals.r1_interval * patch_discriminator_r1(context, micro.real, random))
+            context.fakes = make_fakes(context, state, 'patch', swap_p, microbatches, patch=True)
+        losses = (
+            patch_discriminator_loss(context, fakes, micro.real, draws(state, 'patch', 'loss', micro.rows))
+            for micro, fakes in zip(microbatches, context.fakes, strict=True)
+        )
+        optimize(state, 'D_patch', 'patch', losses, context)
+        if loss.r1_gamma_patch > 0 and state.steps % every == 0:
+            losses = (
+                every * patch_discriminator_r1(context, micro.real, draws(state, 'patch_r1', 'loss', micro.rows))
+                for micro in microbatches
+            )
+            optimize(state, 'D_patch', 'patch_r1', losses, context)
 
     # ADA's probability, G's moving average
     adapt_augmentation(state, context)
@@ -167,8 +170,9 @@ def training_step(state, real, real_c):
 
 
 def generator_loss(context, inputs, random):
-    """L_adv_2D, and in stage 2 L_imitation and L_adv_3D, those that there are (equations 5 to 8). Returns the loss and the Fakes."""
+    """L_adv_2D, and L_imitation and L_adv_3D where there are any (equations 5 to 8). Its Fakes join those of the context."""
     fakes = generate(context, inputs, random, image=True, patch=context.imitation is not None or context.D_patch is not None)
+    context.fakes.append(fakes.detach())
     logits = context.D(*discriminator_inputs(context, fakes.image, fakes.image_raw, random), inputs.c)
     total = L_adv_2D = F.softplus(-logits).mean()
     context.note_logits('fake', logits)
@@ -186,7 +190,7 @@ def generator_loss(context, inputs, random):
         total = total + context.loss.patch_weight * L_adv_3D
     context.note('depth/mean', fakes.depth)
     context.note('depth/spread', fakes.depth.std(dim=(1, 2, 3)))
-    return total, fakes
+    return total
 
 
 def density_loss(context, inputs, random):
@@ -326,8 +330,7 @@ def split(state, real, real_c):
     real = real.to(state.device, non_blocking=True).float() / 127.5 - 1
     real_c = real_c.to(state.device, non_blocking=True)
     return [
-        Microbatch(count, slice(rank + processes * k, None, count * processes), real[k::count], real_c[k::count])
-        for k in range(count)
+        Microbatch(slice(rank + processes * k, None, count * processes), real[k::count], real_c[k::count]) for k in range(count)
     ]
 
 
@@ -346,17 +349,18 @@ def draw_inputs(state, phase, swap_p, swap_together=False):
 # Optimisers, augmentation, moving average
 
 
-@contextlib.contextmanager
-def optimizing(state, name, phase, context):
-    """A block in which network `name` gathers gradients, one backward pass for each microbatch; at its end the optimiser steps.
+def optimize(state, name, phase, losses, context):
+    """A step of the optimiser of network `name`, down the mean of the losses' gradients.
 
-    The gradients are averaged over processes, then what is not finite is replaced (docs/method.md, section 5). Raises
-    BadGradients where state.strict names the phase and its gradients are still not finite.
+    losses: an iterator, of one loss for each of the context's microbatches. The gradients are averaged over processes, then what
+    is not finite is replaced (docs/method.md, section 5). Raises BadGradients where state.strict names the phase and its
+    gradients are still not finite.
     """
     network, optimizer = state.networks[name], state.optimizers[name]
     optimizer.zero_grad(set_to_none=True)
     network.requires_grad_(True)
-    yield
+    for loss in losses:
+        (loss / context.microbatches).backward()
     network.requires_grad_(False)
     gradients = {key: parameter.grad for key, parameter in network.named_parameters() if parameter.grad is not None}
     distributed.average_gradients(network.parameters())

@@ -145,7 +145,7 @@ def loss_outputs():
         D,
         D_patch,
         config,
-        lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
+        imitation=lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
         blur_sigma=1.1,
         noise_mode='const',
         sampling='deterministic',
@@ -155,8 +155,8 @@ def loss_outputs():
     real = torch.tanh(draw('real', 2, 3, 32, 32))
     random = Prescribed(2, corners, (points + 1) / 2, draw('moves', 2, 32, 3))
     real_random = Prescribed(2, corners.flip(0))
-    loss, fakes = step.generator_loss(context, inputs, random)
-    fakes = fakes.detach()
+    loss = step.generator_loss(context, inputs, random)
+    (fakes,) = context.fakes
     phases = {
         'generator': (G, loss),
         'density': (G, step.density_loss(context, inputs, random)),

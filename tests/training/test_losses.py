@@ -106,7 +106,12 @@ class Scene:
         self.D = DualDiscriminator(tiny_discriminator_config())
         self.D_patch = PatchDiscriminator(tiny_discriminator_config(resolution=8, c_dim=0)) if stage == 2 else None
         self.context = step.LossContext(
-            self.G, self.D, self.D_patch, LossConfig(density_points=20), pyramid_distance if stage == 2 else None, **options
+            self.G,
+            self.D,
+            self.D_patch,
+            LossConfig(density_points=20),
+            imitation=pyramid_distance if stage == 2 else None,
+            **options,
         )
         c = view_label(self.G.config, yaw=torch.linspace(-0.3, 0.3, 4), pitch=torch.zeros(4))
         self.inputs = FakeInputs(torch.randn(4, 8), c, c.roll(1, dims=0))
@@ -139,14 +144,14 @@ def frozen(scene, *networks):
 def test_generator_step_of_stage_1():
     scene = Scene(stage=1)
     frozen(scene, scene.D)
-    loss, fakes = step.generator_loss(scene.context, scene.inputs, scene.random)
-    assert fakes.patch is None and scene.learners(loss) == G_MODULES
+    loss = step.generator_loss(scene.context, scene.inputs, scene.random)
+    assert scene.context.fakes[0].patch is None and scene.learners(loss) == G_MODULES
 
 
 def test_generator_step_of_stage_2():
     scene = Scene()
     frozen(scene, scene.D, scene.D_patch)
-    loss, _ = step.generator_loss(scene.context, scene.inputs, scene.random)
+    loss = step.generator_loss(scene.context, scene.inputs, scene.random)
     assert scene.learners(loss) == G_MODULES | {'G.residual'}
 
 
@@ -155,7 +160,7 @@ def test_imitation_teaches_the_3d_branch_only():
     scene = Scene()
     scene.D.forward = lambda image, raw, c: torch.zeros(4, 1)  # neither discriminator has anything to say
     scene.D_patch.forward = lambda patch: torch.zeros(4, 1)
-    learners = scene.learners(step.generator_loss(scene.context, scene.inputs, scene.random)[0])
+    learners = scene.learners(step.generator_loss(scene.context, scene.inputs, scene.random))
     assert 'G.superresolution' not in learners and 'G.residual' in learners
 
 
@@ -269,10 +274,8 @@ def linear_state(module, **changes):
 
 def one_step(state, phase, *losses):
     """An optimiser step of G on the mean of `losses`, a pass each. Returns what it noted."""
-    context = step.LossContext(None, None, None, None)
-    with step.optimizing(state, 'G', phase, context):
-        for loss in losses:
-            step.Microbatch(len(losses), slice(None), None, None).backward(loss())
+    context = step.LossContext(None, None, None, None, microbatches=len(losses))
+    step.optimize(state, 'G', phase, (loss() for loss in losses), context)
     return {name: values[-1] for name, values in context.seen.items()}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import setup_filter
-from training.networks.stylegan2 import RESAMPLE_TAPS, FullyConnected, add_noise, conv2d, demodulation, modulated_conv2d
+from training.networks.stylegan2 import RESAMPLE_TAPS, StyledConv, add_noise, conv2d, demodulation, modulated_conv2d
 
 NUM_PLANES = 3
 AWARE_AXES = ('xy', 'yz', 'zx')  # the planes that alignment is defined for: (width axis, height axis)
@@ -91,7 +91,7 @@ def plane_modulated_conv2d(planes, weight, styles, **options):
     return modulated_conv2d(planes.flatten(0, 1), weight, styles.flatten(0, 1), **options).unflatten(0, (-1, NUM_PLANES))
 
 
-class PlaneConv(nn.Module):
+class PlaneConv(StyledConv):
     """A modulated convolution of three planes: weights are shared by the planes, styles are not (supplement, section I.1).
 
     Planes stand side by side in the channels, so that a layer is used like one of StyleGAN2's; in_channels and
@@ -99,20 +99,17 @@ class PlaneConv(nn.Module):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, w_dim, align):
-        super().__init__()
-        self.convolution = aware_modulated_conv2d if align else plane_modulated_conv2d
         seen = in_channels if align else in_channels // NUM_PLANES
-        self.affine = FullyConnected(w_dim, NUM_PLANES * seen, bias_init=1.0)
-        self.weight = nn.Parameter(torch.randn(out_channels // NUM_PLANES, seen, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels // NUM_PLANES))
+        super().__init__(seen, out_channels // NUM_PLANES, kernel_size, w_dim, styles=NUM_PLANES * seen)
+        self.convolution = aware_modulated_conv2d if align else plane_modulated_conv2d
 
-    def styles(self, w):
-        """[N, 3, channels that a plane sees]: first those of xy, then yz, then zx."""
-        return self.affine(w).unflatten(1, (NUM_PLANES, -1))
+    def convolve(self, x, w, gain=1.0, **options):
+        """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns the planes one by one, [N, 3, out_channels / 3, R', R'].
 
-    def convolve(self, x, styles, **options):
-        """x: [N, in_channels, R, R]. Returns the planes one by one, [N, 3, out_channels / 3, R', R']."""
-        return self.convolution(x.unflatten(1, (NUM_PLANES, -1)), self.weight, styles, **options)
+        gain: of the styles, which are those of xy, then of yz, then of zx.
+        """
+        planes, styles = (images.unflatten(1, (NUM_PLANES, -1)) for images in (x, self.affine(w) * gain))
+        return self.convolution(planes, self.weight, styles, **options)
 
 
 class PlaneLayer(PlaneConv):
@@ -127,7 +124,7 @@ class PlaneLayer(PlaneConv):
 
     def forward(self, x, w, noise_mode, random=None):
         """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns [N, out_channels, up * R, up * R]."""
-        planes = self.convolve(x, self.styles(w), up=self.up, resample_filter=self.resample_filter)
+        planes = self.convolve(x, w, up=self.up, resample_filter=self.resample_filter)
         planes = add_noise(planes, noise_mode, self.noise_const, self.noise_strength, random)
         return bias_act(planes, self.bias, dim=2, act='lrelu').flatten(1, 2)
 
@@ -141,5 +138,5 @@ class PlaneToRGB(PlaneConv):
 
     def forward(self, x, w):
         """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns [N, out_channels, R, R]."""
-        planes = self.convolve(x, self.styles(w) * self.style_gain, demodulate=False)
+        planes = self.convolve(x, w, self.style_gain, demodulate=False)
         return bias_act(planes, self.bias, dim=2).flatten(1, 2)
