@@ -187,9 +187,7 @@ def say_notes(task, images):
             _say_once(f'{images.name}: {line}')
 
 
-@functools.cache
-def _say_once(line):
-    click.echo(line, err=True)
+_say_once = functools.cache(functools.partial(click.echo, err=True))
 
 
 def background_of(task):
