@@ -5,7 +5,7 @@ python calc_metrics.py table RUN... ; python calc_metrics.py plot RUN
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 
 import click
@@ -13,7 +13,8 @@ import click
 from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder, source_name
-from dnnlib.params import FiniteRange, UserPath
+from dnnlib.options import GroupedGroup, config_options, setting
+from dnnlib.params import FiniteRange, UserPath, name_list
 from interop.pickles import is_pickle
 from metrics import compute_records, registry, results, tables
 from sampling.subjects import choose_branches, load_generator
@@ -22,102 +23,100 @@ from torch_utils.memory import naming_memory
 from training.rendering.fused import agree_on_kernels
 from training.snapshots import newest_snapshot, read_snapshot
 
-BRANCHES = ('2d', '3d', 'both', 'coarse')
 # Options about the result, or about what a metric may need, whether it does or not.
 ALWAYS_USED = {'metrics', 'outdir', 'label', 'seed', 'batch', 'gpus', 'workers', 'detector', 'cache_dir'}
 
 
-class MetricList(click.ParamType):
-    """`fid50k_full,swd` -> ['fid50k_full', 'swd']."""
-
-    name = 'metrics'
-
-    def convert(self, value, param, ctx):
-        try:
-            names = [name.strip() for name in value.split(',')]
-            for name in names:
-                registry.find_family(name)
-        except UserError as error:
-            self.fail(str(error), param, ctx)
-        return names
+GROUPS = IMAGES, PROTOCOL, MACHINE = 'Images', 'Protocol', 'Machine and output'  # headings of --help
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """The command line of the script's own command; see its --help."""
+    """What to evaluate, and how; the fields are the options of the script's own command, but for those that metrics bring."""
 
-    metrics: list
-    network: str | None
-    images: str | None
-    data: str | None
-    mirror: bool | None
-    branch: str
-    outdir: Path | None
-    label: str | None
-    seed: int
-    batch: int
-    trunc: float
-    trunc_cutoff: int | None
-    render_resolution: int | None
-    samples: int | None
-    importance_samples: int | None
-    sampling: str | None
-    skip: float
-    noise_mode: str | None
-    gpus: int
-    workers: int
-    group_options: dict
+    metrics: tuple = setting(
+        MISSING,
+        '--metrics',
+        name_list,
+        f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.',
+        IMAGES,
+        metavar='NAMES',
+    )
+    network: str | None = setting(
+        None, '--network', UserPath(), 'Network snapshot to evaluate; of a folder, the newest one.', IMAGES, metavar='PATH'
+    )
+    images: str | None = setting(
+        None, '--images', UserPath(), 'Images of any other method to evaluate; no network then.', IMAGES, metavar='ZIP|DIR'
+    )
+    data: str | None = setting(
+        None,
+        '--data',
+        UserPath(),
+        'The real images; a network needs their cameras, too.  [default: what it was trained on]',
+        IMAGES,
+        metavar='ZIP|DIR',
+    )
+    mirror: bool | None = setting(
+        None, '--mirror', click.BOOL, 'Double the data by mirrored copies.  [default: as in training]', IMAGES
+    )
+    branch: str = setting('both', '--branch', click.Choice(['2d', '3d', 'both', 'coarse']), 'Of the network.', IMAGES)
+    seed: int = setting(0, '--seed', click.IntRange(0, 2**32 - 1), 'Of latents, cameras and subsets.', PROTOCOL)
+    batch: int = setting(16, '--batch', click.IntRange(1), 'Images at once and per process.', PROTOCOL)
+    trunc: float = setting(1.0, '--trunc', FiniteRange(0), 'Truncation psi; 1: none.', PROTOCOL)
+    trunc_cutoff: int | None = setting(
+        None, '--trunc-cutoff', click.IntRange(0), 'Truncate only the first so many ws.  [default: all]', PROTOCOL
+    )
+    render_resolution: int | None = setting(
+        None,
+        '--render-resolution',
+        click.IntRange(1, 4096),
+        "Pixels per side of the volume render.  [default: the network's]",
+        PROTOCOL,
+    )
+    samples: int | None = setting(
+        None, '--samples', click.IntRange(4), "Stratified samples per ray.  [default: the network's]", PROTOCOL
+    )
+    importance_samples: int | None = setting(
+        None, '--importance-samples', click.IntRange(0), "Importance samples per ray.  [default: the network's]", PROTOCOL
+    )
+    sampling: str | None = setting(
+        None,
+        '--sampling',
+        click.Choice(['stratified', 'deterministic']),
+        'Along rays.  [default: stratified for fid, fid3d, kid, pr and is; else deterministic]',
+        PROTOCOL,
+    )
+    skip: float = setting(
+        0.0,
+        '--skip',
+        FiniteRange(0, 1, max_open=True),
+        'Leave out samples that provably weigh less than this; 0: none.',
+        PROTOCOL,
+    )
+    noise_mode: str | None = setting(
+        None,
+        '--noise-mode',
+        click.Choice(['random', 'const', 'none']),
+        'Noise of the synthesis.  [default: random for fid, fid3d, kid, pr and is; else const]',
+        PROTOCOL,
+    )
+    gpus: int = setting(1, '--gpus', click.IntRange(1), 'Processes, one per GPU (without one: CPU processes).', MACHINE)
+    workers: int = setting(2, '--workers', click.IntRange(0), 'Processes that read images, per GPU.', MACHINE)
+    outdir: Path | None = setting(
+        None,
+        '--outdir',
+        UserPath(file_okay=False, path_type=Path),
+        "Where metric-<name>.jsonl goes.  [default: the network's folder; for --images the current one]",
+        MACHINE,
+    )
+    label: str | None = setting(
+        None, '--label', click.STRING, "The method's name in tables.  [default: the name of the run's or image folder]", MACHINE
+    )
+    group_options: dict = field(default_factory=dict)
 
 
-@click.group(invoke_without_command=True, context_settings=dict(max_content_width=120, show_default=True))
-@click.option(
-    '--metrics',
-    type=MetricList(),
-    help=f'Names, separated by commas: {", ".join(family.form for family in registry.families())}.',
-)
-@click.option('--network', type=UserPath(), metavar='PATH', help='Network snapshot to evaluate; of a folder, the newest one.')
-@click.option('--images', type=UserPath(), metavar='ZIP|DIR', help='Images of any other method to evaluate; no network then.')
-@click.option(
-    '--data',
-    type=UserPath(),
-    metavar='ZIP|DIR',
-    help='The real images; a network needs their cameras, too.  [default: what it was trained on]',
-)
-@click.option('--mirror', type=bool, help='Double the data by mirrored copies.  [default: as in training]')
-@click.option('--branch', type=click.Choice(BRANCHES), default='both', help='Of the network.')
-@click.option(
-    '--outdir',
-    type=UserPath(file_okay=False, path_type=Path),
-    help="Where metric-<name>.jsonl goes.  [default: the network's folder; for --images the current one]",
-)
-@click.option('--label', help="The method's name in tables.  [default: the name of the run's or image folder]")
-@click.option('--seed', type=click.IntRange(0, 2**32 - 1), default=0, help='Of latents, cameras and subsets.')
-@click.option('--batch', type=click.IntRange(1), default=16, help='Images at once and per process.')
-@click.option('--trunc', type=FiniteRange(0), default=1.0, help='Truncation psi; 1: none.')
-@click.option('--trunc-cutoff', type=click.IntRange(0), help='Truncate only the first so many ws.  [default: all]')
-@click.option(
-    '--render-resolution', type=click.IntRange(1, 4096), help="Pixels per side of the volume render.  [default: the network's]"
-)
-@click.option('--samples', type=click.IntRange(4), help="Stratified samples per ray.  [default: the network's]")
-@click.option('--importance-samples', type=click.IntRange(0), help="Importance samples per ray.  [default: the network's]")
-@click.option(
-    '--sampling',
-    type=click.Choice(['stratified', 'deterministic']),
-    help='Along rays.  [default: stratified for fid, fid3d, kid, pr and is; else deterministic]',
-)
-@click.option(
-    '--skip',
-    type=FiniteRange(0, 1, max_open=True),
-    default=0.0,
-    help='Leave out samples that provably weigh less than this; 0: none.',
-)
-@click.option(
-    '--noise-mode',
-    type=click.Choice(['random', 'const', 'none']),
-    help='Noise of the synthesis.  [default: random for fid, fid3d, kid, pr and is; else const]',
-)
-@click.option('--gpus', type=click.IntRange(1), default=1, help='Processes, one per GPU (without one: CPU processes).')
-@click.option('--workers', type=click.IntRange(0), default=2, help='Processes that read images, per GPU.')
+@click.group(cls=GroupedGroup, invoke_without_command=True, context_settings=dict(max_content_width=120, show_default=True))
+@config_options(Request, GROUPS)
 @registry.add_group_options
 @click.pass_context
 @friendly_errors
@@ -126,12 +125,12 @@ def main(context, **options):
     if context.invoked_subcommand is not None:
         refuse_idle(options, f'on {context.invoked_subcommand}')
         return
-    if options['metrics'] is None:
+    if not options['metrics']:
         raise UserError('--metrics is missing: name what to compute, such as --metrics=fid50k_full,swd')
     if options['network'] and options['images']:
         raise UserError('--network and --images exclude each other: give one')
     refuse_options_of_other_metrics(options)
-    own = {name: options.pop(name) for name in list(options) if name not in Request.__dataclass_fields__}
+    own = {name: options.pop(name) for name in registry.default_options()}
     request = Request(**options, group_options=own)
     distributed.check_gpus(request.gpus)
     distributed.launch(functools.partial(compute_metrics, request), request.gpus)
@@ -156,10 +155,10 @@ def compute_metrics(request):
         if request.network:
             request = replace(request, network=distributed.from_first(functools.partial(newest_snapshot, request.network)))
         with distributed.together():
-            evaluation = prepare_evaluation(request)
-        for branch in evaluation.branches:
-            for record in compute_records(request.metrics, replace(evaluation.task, branch=branch), evaluation.about):
-                distributed.from_first(functools.partial(publish, evaluation.task.outdir, record))
+            task, branches, about = prepare_evaluation(request)
+        for branch in branches:
+            for record in compute_records(request.metrics, replace(task, branch=branch), about):
+                distributed.from_first(functools.partial(publish, task.outdir, record))
 
 
 def publish(outdir, record):
@@ -167,30 +166,20 @@ def publish(outdir, record):
     try:
         click.echo(results.format_record(record))
     finally:
-        write(outdir, record)
-
-
-def write(outdir, record):
-    try:
-        results.append_record(outdir, record)
-    except OSError as error:
-        raise UserError(
-            f'{results.file_of(outdir, record["metric"])} cannot be written ({error.strerror}); the result is printed '
-            'above: make room, or name another folder with --outdir'
-        ) from None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is evaluated, in which branches, and what the records say of it."""
-
-    task: registry.Task
-    branches: tuple
-    about: dict
+        try:
+            results.append_record(outdir, record)
+        except OSError as error:
+            raise UserError(
+                f'{results.file_of(outdir, record["metric"])} cannot be written ({error.strerror}); the result is printed '
+                'above: make room, or name another folder with --outdir'
+            ) from None
 
 
 def prepare_evaluation(request):
-    """The Evaluation of a request, on this process's device. Raises UserError for what does not fit together."""
+    """The registry.Task of a request on this process's device, the branches to evaluate, and what the records say of them.
+
+    Raises UserError for what does not fit together.
+    """
     device = distributed.pick_device()
     agree_on_kernels(device)
     generator, branches, trained = None, (None,), {}
@@ -198,7 +187,7 @@ def prepare_evaluation(request):
         generator = load_generator(request.network, str(device))
         branches = evaluated_branches(generator, request.branch)
         set_samples(generator, request.samples, request.importance_samples)
-        trained = training_of(request.network)
+        trained = {} if is_pickle(request.network) else read_snapshot(request.network)['about']  # published pickles say nothing
     outdir = request.outdir or (Path(request.network).parent if request.network else Path('.'))
     distributed.from_first(functools.partial(make_output_folder, outdir))
     options = trained.get('options', {})
@@ -220,7 +209,7 @@ def prepare_evaluation(request):
         'kimg': None if seen is None else seen / 1000,
         'label': request.label or default_label(request),
     }
-    return Evaluation(task, branches, about)
+    return task, branches, about
 
 
 def evaluated_branches(generator, choice):
@@ -238,11 +227,6 @@ def set_samples(generator, samples, importance_samples):
     given = {'depth_samples': samples, 'importance_samples': importance_samples}
     rendering = generator.config.rendering.replace(**{name: value for name, value in given.items() if value is not None})
     generator.config = generator.config.replace(rendering=rendering)
-
-
-def training_of(path):
-    """What a snapshot says of its training: 'images_seen' and 'options'; {} for published pickles, which say nothing."""
-    return {} if is_pickle(path) else read_snapshot(path)['about']
 
 
 def default_label(request):

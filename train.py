@@ -18,7 +18,7 @@ import click
 import torch
 
 from dnnlib.cli import friendly_errors, refuse_idle
-from dnnlib.options import GroupedCommand, config_options, grouped_option, options_of
+from dnnlib.options import GroupedCommand, config_options, grouped_option, settings
 from dnnlib.params import UserPath
 from torch_utils import distributed
 from training.config import GROUPS, NETWORKS, ConfigError, RunConfig, check
@@ -36,15 +36,6 @@ def process_count(option):
     started = int(os.environ['WORLD_SIZE'])
     check(option in (UNSET, started), f'--gpus={option}, but torchrun started {started} processes; leave --gpus out')
     return started
-
-
-def given_options(options):
-    return {name: value for name, value in options.items() if value is not UNSET}
-
-
-def summary(config):
-    """The resolved configuration as text."""
-    return json.dumps(config.to_dict(), indent=2)
 
 
 @click.command(cls=GroupedCommand, context_settings=dict(max_content_width=120, show_default=True))
@@ -68,7 +59,7 @@ def summary(config):
     metavar='RUN_DIR|latest',
     help='Go on with a run, with its own options.',
 )
-@config_options(RunConfig, GROUPS)
+@config_options(RunConfig, GROUPS, default=UNSET)  # the preset's values are the defaults
 @grouped_option(
     '--aware', group=NETWORKS, type=click.Choice(AWARE), help='Where planes see each other: in a stream beside E, or in E itself.'
 )
@@ -83,19 +74,20 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
     --resume. SIGTERM, SIGINT and SIGUSR1 finish the step, save, and exit with code 75; a second one exits at once.
     """
     options['gpus'] = process_count(options['gpus'])
+    given = {name: value for name, value in options.items() if value is not UNSET}
     folder_named = run_dir is not UNSET or resume not in (UNSET, LATEST)
 
     def resolved():
         named = choose_run_dir(outdir, run_id, run_dir, resume)
-        config = run_config(preset, data, named or next_run_dir(outdir, preset), options)
+        config = run_config(preset, data, named or next_run_dir(outdir, preset), given)
         refuse_idle_options(config, folder_named)
         return config, named is not None
 
     if dry_run:
-        click.echo(summary(resolved()[0]))
+        click.echo(json.dumps(resolved()[0].to_dict(), indent=2))
         return
     # Under torchrun every process comes here, and what one machine lacks ends all of them.
-    with distributed.joined(options['timeout'] or RunConfig.timeout_minutes):
+    with distributed.joined(given.get('timeout', RunConfig.timeout_minutes)):
         with distributed.together():
             config, named = resolved()
             vgg_weights = check_inputs(config)
@@ -105,10 +97,10 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
         sys.exit(distributed.exit_code_when_stopped())
 
 
-def run_config(preset, data, run_dir, options):
-    """The RunConfig of a new run in a folder, or with which the one there goes on."""
+def run_config(preset, data, run_dir, given):
+    """The RunConfig of a new run in a folder, or with which the one there goes on; given: the options {name: value}."""
     saved = saved_config(run_dir)
-    return new_run(preset, data, run_dir, options) if saved is None else continued(saved, preset, data, run_dir, options)
+    return new_run(preset, data, run_dir, given) if saved is None else continued(saved, preset, data, run_dir, given)
 
 
 def refuse_idle_options(config, folder_named):
@@ -116,14 +108,8 @@ def refuse_idle_options(config, folder_named):
     imitation = config.stage2.loss.imitation
     for idle, names, reason in (
         (folder_named, ['outdir'], 'where the folder of the run itself is named'),
-        (config.augment != 'ada', ['ada_target'], 'without --augment=ada'),
         (not config.generator.pose_conditioning, ['swap'], 'without --pose-conditioning'),
-        (
-            config.stage2.kimg == 0,
-            ['imitation', 'imitation_weight', 'lpips_weights', 'patch_weight', 'gamma_patch'],
-            'without stage 2',
-        ),
-        (imitation == 'none', ['imitation_weight'], 'with --imitation=none'),
+        (config.stage2.kimg == 0, ['imitation', 'lpips_weights', 'patch_weight'], 'without stage 2'),
         (imitation != 'lpips', ['lpips_weights'], f'with --imitation={imitation}'),
         (not config.metrics, ['metrics_every', 'detector'], 'without --metrics'),
     ):
@@ -149,27 +135,26 @@ def choose_run_dir(outdir, run_id, run_dir, resume):
     return run_dir
 
 
-def new_run(preset, data, run_dir, options):
+def new_run(preset, data, run_dir, given):
     check(preset is not UNSET, f'--preset is missing; choose one of: {", ".join(PRESETS)}')
     check(data is not UNSET, '--data is missing: a zip or folder of posed images')
-    if options['init_from'] is not UNSET:
+    if 'init_from' in given:
         from training.snapshots import newest_snapshot
 
-        options = {**options, 'init_from': newest_snapshot(options['init_from'])}
-    return with_options(resolve(preset, data, run_dir), given_options(options))
+        given = {**given, 'init_from': newest_snapshot(given['init_from'])}
+    return with_options(resolve(preset, data, run_dir), given)
 
 
-def continued(saved, preset, data, run_dir, options):
+def continued(saved, preset, data, run_dir, given):
     """The configuration with which a saved run goes on. Raises ConfigError for an option that would change it."""
     check(
         preset in (UNSET, saved.preset),
         f'--preset={preset}, but the run in {run_dir} has --preset={saved.preset}; name another folder',
     )
     saved = saved.replace(outdir=run_dir, data=data or saved.data)
-    given = given_options(options)
     if 'init_from' in given and _holds(given['init_from'], saved.init_from):
-        given['init_from'] = saved.init_from  # of a folder, the run took the snapshot that was the newest then
-    resumable = {name for name, option in options_of(RunConfig).items() if option.resumable}
+        given = {**given, 'init_from': saved.init_from}  # of a folder, the run took the snapshot that was the newest then
+    resumable = {option.name for option in settings(RunConfig).values() if option.resumable}
     check_unchanged(saved, lambda some: with_options(saved, some), {name: given[name] for name in given if name not in resumable})
     config = with_options(saved, {name: given[name] for name in given if name in resumable})
     check(

@@ -19,10 +19,8 @@ def friendly_errors(command):
     def wrapper(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except UserError as error:
-            raise click.ClickException(str(error)) from None
-        except OSError as error:
-            line = trouble_with_a_file(error)
+        except (UserError, OSError) as error:
+            line = str(error) if isinstance(error, UserError) else trouble_with_a_file(error)
             if line is None:
                 raise
             raise click.ClickException(line) from None

@@ -1,7 +1,6 @@
-"""Command-line options that are declared where their values live: at the fields of a configuration's dataclasses."""
+"""Command-line options that are declared where their values live: at the fields of dataclasses."""
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,105 +9,92 @@ import click
 
 @dataclass(frozen=True)
 class Option:
-    """An option that sets a field. `{}` in its name stands for the field that holds the dataclass, as in `--{}-kimg`.
+    """An option that sets a field. `{}` in its flag and help stands for the field that holds the dataclass, as in `--{}-kimg`.
 
-    name: of the parameter, such as 'batch_gpu'; type: click's; group: heading in --help; resumable: whether a run that goes on
-    may be given another value, or the holders of the dataclass where it may; flag: the value that the bare option gives, None
-    where it needs one.
+    flag: as users type it, such as '--batch-gpu'; resumable: whether a run that goes on may be given another value, or the
+    holders of the dataclass where it may; attributes: of click.option, with `default` where the field has one.
     """
 
-    name: str
-    type: Any
-    help: str
-    group: str
-    metavar: str | None = None
-    resumable: bool | tuple = False
-    flag: Any = None
+    flag: str
+    group: str  # heading in --help
+    resumable: bool | tuple
+    attributes: dict[str, Any]
+
+    @property
+    def name(self):
+        """Of the parameter, such as 'batch_gpu'."""
+        return self.flag.split('/')[0].lstrip('-').replace('-', '_')
 
     def of(self, holder):
         """The option of the dataclass that lies in the field `holder`."""
         resumable = holder in self.resumable if isinstance(self.resumable, tuple) else self.resumable
-        return dataclasses.replace(self, name=self.name.format(holder), help=self.help.format(holder), resumable=resumable)
+        attributes = {**self.attributes, 'help': self.attributes['help'].format(holder)}
+        return dataclasses.replace(self, flag=self.flag.format(holder), resumable=resumable, attributes=attributes)
 
 
-def setting(default, name, type, help, group, **more):
-    """A dataclass field that a command-line option sets; default: the field's, MISSING where it has none."""
-    option = Option(name, type, help, group, **more)
+def setting(default, /, flag, type, help, group, resumable=False, **attributes):
+    """A dataclass field that a command-line option sets; default: the field's, MISSING where it has none.
+
+    attributes: more of click.option's; a `default` among them is the text that stands for the value.
+    """
+    known = {} if default is dataclasses.MISSING else {'default': default}
+    option = Option(flag, group, resumable, {'type': type, 'help': help, **known, **attributes})
     return dataclasses.field(default=default, metadata={'option': option})
 
 
-def options_of(config_class, holder=''):
-    """The options of a dataclass and of those in its fields, each name once."""
+def settings(config_class, holder='', prefix=''):
+    """{dotted path of a field: its Option} of a dataclass and of those in its fields. Several fields may have the same option."""
     found = {}
     for item in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(item.type):
-            found.update(options_of(item.type, item.name))
+            found |= settings(item.type, item.name, f'{prefix}{item.name}.')
         elif 'option' in item.metadata:
-            option = item.metadata['option'].of(holder)
-            found[option.name] = option
+            found[prefix + item.name] = item.metadata['option'].of(holder)
     return found
 
 
-def apply_options(config, given, holder=''):
-    """A frozen dataclass with the values {name: value} of options in the place of those fields that the options set."""
-    return dataclasses.replace(config, **changed_fields(config, given, holder))
-
-
-def changed_fields(config, given, holder=''):
-    """{field: value} of what the options {name: value} change in a dataclass."""
-    changes = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            changes[item.name] = apply_options(value, given, item.name)
-        elif 'option' in item.metadata:
-            name = item.metadata['option'].of(holder).name
-            if name in given:
-                changes[item.name] = given[name]
-    return changes
-
-
-def option_values(config, holder=''):
-    """{name: value} of all options of a dataclass and of those in its fields."""
+def flat(values, prefix=''):
+    """{dotted path: value} of nested dicts."""
     found = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            found.update(option_values(value, item.name))
-        elif 'option' in item.metadata:
-            found[item.metadata['option'].of(holder).name] = value
+    for name, value in values.items():
+        found |= flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
     return found
 
 
-def config_options(config_class, groups):
-    """Decorator of a click command's function: all options of a dataclass, by groups, None where they are not given."""
-    options = sorted(options_of(config_class).values(), key=lambda option: groups.index(option.group))
+def nested(values):
+    """The nested dicts of {dotted path: value}."""
+    root = {}
+    for path, value in values.items():
+        *holders, name = path.split('.')
+        inner = root
+        for holder in holders:
+            inner = inner.setdefault(holder, {})
+        inner[name] = value
+    return root
+
+
+def config_options(config_class, groups, **overrides):
+    """Decorator of a click command's function: all options of a dataclass, by groups.
+
+    overrides: attributes of all of them, such as default=None.
+    """
+    options = {option.name: option for option in settings(config_class).values()}
 
     def decorate(command):
-        for option in reversed(options):
-            flag = {} if option.flag is None else dict(is_flag=False, flag_value=option.flag)
-            command = grouped_option(
-                f'--{option.name.replace("_", "-")}',
-                group=option.group,
-                type=option.type,
-                metavar=option.metavar,
-                help=option.help,
-                **flag,
-            )(command)
+        for option in sorted(options.values(), key=lambda option: groups.index(option.group))[::-1]:
+            command = grouped_option(option.flag, group=option.group, **{**option.attributes, **overrides})(command)
         return command
 
     return decorate
 
 
-def grouped_option(*names, group, **options):
-    """`click.option` under a heading of --help."""
-    return click.option(*names, cls=functools.partial(_GroupedOption, group), **options)
+def grouped_option(flag, **options):
+    """`click.option` under the heading `group` of --help."""
+    return click.option(flag, cls=_GroupedOption, **options)
 
 
 class _GroupedOption(click.Option):
-    """An option under a heading of --help."""
-
-    def __init__(self, group, *args, **kwargs):
+    def __init__(self, *args, group, **kwargs):
         super().__init__(*args, **kwargs)
         self.group = group
 
@@ -125,3 +111,11 @@ class GroupedCommand(click.Command):
         for group, records in groups.items():
             with formatter.section(group):
                 formatter.write_dl(records)
+
+
+class GroupedGroup(GroupedCommand, click.Group):
+    """A `GroupedCommand` with subcommands."""
+
+    def format_options(self, ctx, formatter):
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)

@@ -1,4 +1,7 @@
-"""Parameter types of the command lines: paths, finite numbers, seeds, viewpoints and grid sizes."""
+"""Parameter types of the command lines: paths, finite numbers, seeds, viewpoints and grid sizes.
+
+Lists and sizes are functions from what is typed to its value, which raise click.BadParameter.
+"""
 
 import math
 import re
@@ -49,87 +52,58 @@ class FiniteRange(_Finite, click.FloatRange):
     """A finite number within bounds, those of click.FloatRange."""
 
 
-class SeedList(click.ParamType):
+def seed_list(text):
     """`0-15,20` -> [0, 1, ..., 15, 20]."""
-
-    name = 'seeds'
-
-    def convert(self, value, param, ctx):
-        if not isinstance(value, str):
-            return value
-        seeds = []
-        for part in value.split(','):
-            match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
-            if not match:
-                self.fail(f'{part!r} is neither a number nor a range; write seeds like 0-15,20', param, ctx)
-            first, last = int(match[1]), int(match[2] or match[1])
-            if not first <= last <= _LARGEST_SEED:
-                self.fail(f'{part!r}: a range runs upwards, to {_LARGEST_SEED} at most', param, ctx)
-            if len(seeds) + last - first >= _MOST_SEEDS:
-                self.fail(f'{value!r} holds more than {_MOST_SEEDS} seeds', param, ctx)
-            seeds += range(first, last + 1)
-        return seeds
+    seeds = []
+    for part in text.split(','):
+        match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+        if not match:
+            raise click.BadParameter(f'{part!r} is neither a number nor a range; write seeds like 0-15,20')
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last <= _LARGEST_SEED:
+            raise click.BadParameter(f'{part!r}: a range runs upwards, to {_LARGEST_SEED} at most')
+        if len(seeds) + last - first >= _MOST_SEEDS:
+            raise click.BadParameter(f'{text!r} holds more than {_MOST_SEEDS} seeds')
+        seeds += range(first, last + 1)
+    return seeds
 
 
-class NameList(click.ParamType):
+def name_list(text):
     """`fid2k_full,swd` -> ('fid2k_full', 'swd'); `none` -> ()."""
-
-    name = 'names'
-
-    def convert(self, value, param, ctx):
-        if not isinstance(value, str):
-            return value
-        if value == 'none':
-            return ()
-        names = tuple(name.strip() for name in value.split(','))
-        if not all(names):
-            self.fail(f'{value!r} has an empty name; write names like fid2k_full,swd', param, ctx)
-        return names
+    names = () if text == 'none' else tuple(name.strip() for name in text.split(','))
+    if not all(names):
+        raise click.BadParameter(f'{text!r} has an empty name; write names like fid2k_full,swd')
+    return names
 
 
-class ViewList(click.ParamType):
+def view_list(text):
     """`0/0,-0.4/0.1` -> [(0.0, 0.0), (-0.4, 0.1)]: yaw/pitch pairs, radians."""
-
-    name = 'views'
-
-    def convert(self, value, param, ctx):
-        if not isinstance(value, str):
-            return value
-        return [self._view(part, param, ctx) for part in value.split(',')]
-
-    def _view(self, part, param, ctx):
+    views = []
+    for part in text.split(','):
         try:
             yaw, pitch = (float(angle) for angle in part.split('/'))
         except ValueError:
-            self.fail(f'{part!r} is not yaw/pitch in radians; write views like 0/0,-0.4/0.1', param, ctx)
+            raise click.BadParameter(f'{part!r} is not yaw/pitch in radians; write views like 0/0,-0.4/0.1') from None
         if not (math.isfinite(yaw) and abs(pitch) <= math.pi / 2):
-            self.fail(f'{part!r}: yaw must be finite and pitch within +-pi/2 radians', param, ctx)
-        return yaw, pitch
+            raise click.BadParameter(f'{part!r}: yaw must be finite and pitch within +-pi/2 radians')
+        views.append((yaw, pitch))
+    return views
 
 
-class _Pair(click.ParamType):
-    """`4x2` -> (4, 2): two positive numbers of at most `digits` digits."""
-
-    digits: int
-    failure: str
-
-    def convert(self, value, param, ctx):
-        if not isinstance(value, str):
-            return value
-        number = rf'([1-9]\d{{0,{self.digits - 1}}})'
-        match = re.fullmatch(f'{number}x{number}', value)
-        if not match:
-            self.fail(f'{value!r} {self.failure}', param, ctx)
-        return int(match[1]), int(match[2])
-
-
-class GridSize(_Pair):
+def grid_size(text):
     """`4x2` -> (4, 2): columns and rows."""
+    return _pair(text, 3, 'is not a grid; write columns x rows like 4x2')
 
-    name, digits, failure = 'grid', 3, 'is not a grid; write columns x rows like 4x2'
 
-
-class PixelSize(_Pair):
+def pixel_size(text):
     """`135x240` -> (135, 240): width and height."""
+    return _pair(text, 5, 'is not a size in pixels; write width x height like 135x240')
 
-    name, digits, failure = 'pixels', 5, 'is not a size in pixels; write width x height like 135x240'
+
+def _pair(text, digits, failure):
+    """Two positive numbers of at most so many digits."""
+    number = rf'([1-9]\d{{0,{digits - 1}}})'
+    match = re.fullmatch(f'{number}x{number}', text)
+    if not match:
+        raise click.BadParameter(f'{text!r} {failure}')
+    return int(match[1]), int(match[2])

@@ -1,35 +1,63 @@
 """Pictures, depth maps and meshes of seeds."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+import click
 import torch
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
-from sampling.subjects import SubjectOptions, make_subject, render_subjects
+from dnnlib.options import setting
+from dnnlib.params import FiniteFloat, UserPath, view_list
+from sampling.subjects import RENDERING, SUBJECTS, SubjectOptions, make_subject, render_subjects
 from shape_utils.files import FORMATS, save_mesh
-from shape_utils.mesh import extract_mesh
+from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
 from torch_utils.images import depth_to_image, image_grid, save_png, to_pil, to_uint8
 from torch_utils.memory import naming_memory
 from training.rendering.cameras import view_label
 
+PICTURES, MESHES = 'Pictures', 'Meshes'
+GROUPS = SUBJECTS, RENDERING, PICTURES, MESHES  # headings of --help
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(SubjectOptions):
-    """What to write; the fields are the options of gen_samples.py, see its --help."""
+    """What gen_samples.py writes; the fields are its options."""
 
-    outdir: Path
-    views: list
-    grid: bool
-    depth: bool
-    shapes: bool
-    shape_resolution: int
-    shape_level: float
-    shape_format: str
-    noise_mode: str
-    batch: int
+    outdir: Path = setting(
+        MISSING, '--outdir', UserPath(file_okay=False, path_type=Path), 'Where the files go.', PICTURES, required=True
+    )
+    views: list = setting(
+        MISSING,
+        '--views',
+        view_list,
+        "yaw/pitch pairs in radians, like -0.4/0,0/0,0.4/0. Positive: to the subject's left, down.",
+        PICTURES,
+        metavar='VIEWS',
+        default='0/0',
+    )
+    grid: bool = setting(
+        True,
+        '--grid/--no-grid',
+        click.BOOL,
+        'One picture per branch, rows are seeds and columns are views; or one per seed and view.',
+        PICTURES,
+    )
+    depth: bool = setting(False, '--depth', click.BOOL, 'Write depth maps, too: nearer is brighter.', PICTURES, is_flag=True)
+    noise_mode: str = setting(
+        'const',
+        '--noise-mode',
+        click.Choice(['const', 'random', 'none']),
+        'Noise of the synthesis; random: another one per seed.',
+        RENDERING,
+    )
+    batch: int = setting(4, '--batch', click.IntRange(1), 'Subjects rendered at once.', RENDERING)
+    shapes: bool = setting(False, '--shapes', click.BOOL, 'Write a mesh per seed, too (marching cubes).', MESHES, is_flag=True)
+    shape_resolution: int = setting(256, '--shape-resolution', click.IntRange(8, 2048), 'Points per side of the grid.', MESHES)
+    shape_level: float = setting(DEFAULT_LEVEL, '--shape-level', FiniteFloat(), 'Density at the surface, per world unit.', MESHES)
+    shape_format: str = setting('both', '--shape-format', click.Choice([*FORMATS, 'both']), 'Of the meshes.', MESHES)
 
 
 @naming_memory('lower --batch or --render-resolution')

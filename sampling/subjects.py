@@ -1,31 +1,64 @@
 """From seeds to subjects: latents, ws and tri-planes that several views are rendered of."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import NamedTuple
 
+import click
 import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 
 from dnnlib.errors import UserError, first_line
+from dnnlib.options import setting
+from dnnlib.params import FiniteRange, UserPath, seed_list
 from torch_utils.random import BatchRandom, keyed_generator
 from training.rendering.cameras import view_label
 from training.snapshots import load_networks
 
-BRANCH_CHOICES = ('2d', '3d', 'both', 'coarse')
+SUBJECTS, RENDERING = 'Subjects', 'Rendering'  # headings of --help
+
+
+def default_device():
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectOptions:
-    """Which subjects, and how they are rendered: the options that gen_samples.py and gen_videos.py share, see their --help."""
+    """Which subjects, and how they are rendered: the options that gen_samples.py and gen_videos.py share."""
 
-    network: str
-    seeds: list
-    branch: str
-    trunc: float
-    trunc_cutoff: int | None
-    render_resolution: int | None
-    device: str
+    network: str = setting(
+        MISSING,
+        '--network',
+        UserPath(),
+        'Network snapshot; of a folder, the newest one.',
+        SUBJECTS,
+        metavar='PATH',
+        required=True,
+    )
+    seeds: list = setting(MISSING, '--seeds', seed_list, 'Subjects, like 0-15,20.', SUBJECTS, metavar='SEEDS', required=True)
+    trunc: float = setting(0.7, '--trunc', FiniteRange(0), 'Truncation psi; 1: none.', SUBJECTS)
+    trunc_cutoff: int | None = setting(
+        None, '--trunc-cutoff', click.IntRange(0), 'Truncate only the first so many ws.  [default: all]', SUBJECTS
+    )
+    branch: str = setting(
+        'both', '--branch', click.Choice(['2d', '3d', 'both', 'coarse']), 'What to render; both: 2D and 3D.', RENDERING
+    )
+    render_resolution: int | None = setting(
+        None,
+        '--render-resolution',
+        click.IntRange(1, 4096),
+        "Pixels per side of the volume render.  [default: the network's]",
+        RENDERING,
+    )
+    device: str = setting(
+        MISSING,
+        '--device',
+        click.STRING,
+        'PyTorch device.  [default: cuda where there is one]',
+        RENDERING,
+        default=default_device,
+        show_default=False,
+    )
 
     def load(self):
         """The generator, and the branches to render. Raises UserError."""
@@ -41,10 +74,6 @@ class Subject(NamedTuple):
 
     ws: torch.Tensor
     planes: tuple
-
-
-def default_device():
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def load_generator(path, device):

@@ -1,8 +1,9 @@
 """Videos and texture images of seeds: a camera moves around subjects, or subjects turn into each other."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
+from dnnlib.options import setting
+from dnnlib.params import FiniteFloat, FiniteRange, UserPath, grid_size
 from dnnlib.video import VideoWriter
-from sampling.subjects import SubjectOptions, closed_path, make_subject, render_subjects
+from sampling.subjects import RENDERING, SUBJECTS, SubjectOptions, closed_path, make_subject, render_subjects
 from sampling.texture_images import straightness
 from torch_utils.images import image_grid, save_png, to_uint8
 from torch_utils.memory import naming_memory
@@ -21,23 +24,67 @@ from training.rendering.cameras import full_orbit, portrait_orbit, view_label
 UPSCALE_FILTERS = {'nearest': Image.Resampling.NEAREST, 'lanczos': Image.Resampling.LANCZOS}
 
 
+VIDEO, CAMERA, TEXTURES = 'Video', 'Camera', 'Texture images'
+GROUPS = SUBJECTS, VIDEO, CAMERA, RENDERING, TEXTURES  # headings of --help
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoOptions(SubjectOptions):
-    """What to write; the fields are the options of gen_videos.py, see its --help."""
+    """What gen_videos.py writes; the fields are its options."""
 
-    output: Path
-    mode: str
-    grid: tuple
-    frames: int
-    fps: int
-    yaw_range: float
-    pitch_range: float
-    full_orbit: bool
-    epi: bool
-    epi_line: float
-    upscale: int
-    upscale_filter: str
-    crf: int
+    output: Path = setting(
+        MISSING,
+        '--output',
+        UserPath(dir_okay=False, path_type=Path),
+        'The mp4 to write; with --epi, the png.',
+        VIDEO,
+        required=True,
+    )
+    mode: str = setting(
+        'orbit',
+        '--mode',
+        click.Choice(['orbit', 'interpolate']),
+        'orbit: the subjects one after the other; interpolate: each turns into the next.',
+        VIDEO,
+    )
+    grid: tuple = setting(
+        MISSING,
+        '--grid',
+        grid_size,
+        'Cells of the frame, columns x rows; they divide the number of seeds.',
+        VIDEO,
+        metavar='GRID',
+        default='1x1',
+    )
+    frames: int = setting(
+        120, '--frames', click.IntRange(1), 'Frames per orbit; interpolate: also from one subject to the next.', VIDEO
+    )
+    fps: int = setting(30, '--fps', click.IntRange(1, 240), 'Frames per second.', VIDEO)
+    upscale: int = setting(1, '--upscale', click.IntRange(1, 16), 'Enlarge frames so many times.', VIDEO)
+    upscale_filter: str = setting('lanczos', '--upscale-filter', click.Choice(list(UPSCALE_FILTERS)), 'With which filter.', VIDEO)
+    crf: int = setting(18, '--crf', click.IntRange(0, 51), 'H.264 quality; 0 is lossless.', VIDEO)
+    yaw_range: float = setting(0.35, '--yaw-range', FiniteFloat(), 'Largest yaw in radians.', CAMERA)
+    pitch_range: float = setting(
+        0.15,
+        '--pitch-range',
+        FiniteRange(-1.5, 1.5),
+        'Largest pitch in radians; full orbit: the constant height above the subject.',
+        CAMERA,
+    )
+    full_orbit: bool = setting(
+        False, '--full-orbit', click.BOOL, 'Once around the subject, for objects, without --yaw-range.', CAMERA, is_flag=True
+    )
+    epi: bool = setting(
+        False,
+        '--epi',
+        click.BOOL,
+        'Write a spatio-temporal texture image instead: a line of pixels, stacked over yaws from -YAW to YAW.',
+        TEXTURES,
+        is_flag=True,
+    )
+    epi_line: float = setting(
+        0.5, '--epi-line', FiniteRange(0, 1, max_open=True), 'Which line: share of the height, from the top.', TEXTURES
+    )
 
     @property
     def cells(self):

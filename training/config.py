@@ -14,7 +14,7 @@ import click
 
 from dnnlib.errors import UserError
 from dnnlib.options import setting
-from dnnlib.params import FiniteFloat, FiniteRange, NameList, UserPath
+from dnnlib.params import FiniteFloat, FiniteRange, UserPath, name_list
 
 FFHQ_FOCAL = 2985.29 / 700  # FFHQ and AFHQ, in image widths
 SHAPENET_FOCAL = 1.7074  # ShapeNet's viewer cameras, in image widths
@@ -24,11 +24,8 @@ PLANE_AXES = {
     'eg3d': ('xy', 'xz', 'zx'),  # EG3D's own planes: y-z is missing there, kept for its checkpoints
 }
 PLANE_ACTIVATIONS = ('linear', 'tanh', 'sigmoid')
-PRECISIONS = ('fp32', 'fp16', 'bf16')
 RENDER_PRECISIONS = ('fp32', 'tf32x3', 'tf32', 'fp16', 'bf16')
 RAW_RESIZE_FILTERS = ('antialiased', 'classic', 'none')
-IMITATIONS = ('lpips', 'pyramid', 'none')
-AUGMENTATIONS = ('none', 'ada')
 NOISE_MODES = ('const', 'random', 'none')
 
 POSITIVE, NOT_NEGATIVE, COUNT = FiniteRange(0, min_open=True), FiniteRange(0), click.IntRange(1)
@@ -44,8 +41,8 @@ GROUPS = TRAINING, LOSSES, SCHEDULES, NETWORKS, RENDERING, MACHINE, OUTPUT = (  
 
 _LARGEST_CLAMP = 1e30  # in fp32, times a layer's gain
 _LARGEST_INTEGER = 2**53  # up to which a float is exact
-MOST_KIMG = 1e9  # more is a slip of the keyboard, and larger than counters can be
-MOST_MINUTES = 1e6
+MOST_KIMG = 10**9  # more is a slip of the keyboard, and larger than counters can be
+MOST_MINUTES = 10**6
 
 
 class ConfigError(UserError):
@@ -73,8 +70,16 @@ def near_or_far(value):
 
 def _precision():
     return setting(
-        'fp16', 'precision', click.Choice(PRECISIONS), 'Of S2D and the highest resolutions of the discriminators.', MACHINE
+        'fp16',
+        '--precision',
+        click.Choice(['fp32', 'fp16', 'bf16']),
+        'Of S2D and the highest resolutions of the discriminators.',
+        MACHINE,
     )
+
+
+def _gamma():
+    return setting(1.0, '--gamma', NOT_NEGATIVE, 'R1 weight of both discriminators.', LOSSES)
 
 
 class Config:
@@ -86,10 +91,9 @@ class Config:
     @classmethod
     def from_dict(cls, values):
         """Rebuild from plain data. Raises ConfigError for a key that this object does not have, or a value of another type."""
-        fields = {item.name: item for item in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
-        check(not unknown, f'{cls.__name__} has no field {", ".join(unknown)}; it has: {", ".join(fields)}')
         hints = typing.get_type_hints(cls)
+        unknown = sorted(set(values) - set(hints))
+        check(not unknown, f'{cls.__name__} has no field {", ".join(unknown)}; it has: {", ".join(hints)}')
         values = {name: _restore(hints[name], value) for name, value in values.items()}
         for name, value in values.items():
             check(
@@ -101,11 +105,18 @@ class Config:
     def replace(self, **changes):
         return dataclasses.replace(self, **changes)
 
-    def check_finite(self):
-        """Raise ConfigError for a field that is infinite or not a number."""
-        for name, value in vars(self).items():
+    def __post_init__(self):
+        """Raise ConfigError for a field that is infinite or not a number, or that its own option would not take."""
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
             numbers = value if isinstance(value, tuple) else (value,)
-            check(all(math.isfinite(n) for n in numbers if isinstance(n, float)), f'{name} must be finite, got {value}')
+            check(all(math.isfinite(n) for n in numbers if isinstance(n, float)), f'{item.name} must be finite, got {value}')
+            kind = item.metadata['option'].attributes['type'] if 'option' in item.metadata else None
+            if value is not None and isinstance(kind, (click.Choice, click.IntRange, click.FloatRange)):
+                try:
+                    kind.convert(value, None, None)
+                except click.BadParameter as error:
+                    raise ConfigError(f'{item.name}: {error.message}') from None
 
 
 def _restore(hint, value):
@@ -130,33 +141,28 @@ class RenderingConfig(Config):
     """Volume rendering and the cameras of the data (docs/method.md, sections 2 and 4)."""
 
     near: float | str = setting(
-        2.25, 'near', near_or_far, "Where rays start, world units, or 'auto': where they enter the box.", RENDERING
+        2.25, '--near', near_or_far, "Where rays start, world units, or 'auto': where they enter the box.", RENDERING
     )
-    far: float | str = setting(3.3, 'far', near_or_far, "Where rays end, world units, or 'auto'.", RENDERING)
-    box_size: float = setting(1.0, 'box', POSITIVE, 'Side of the cube that the tri-planes cover, world units.', RENDERING)
-    depth_samples: int = setting(48, 'samples', click.INT, 'Stratified samples per ray.', RENDERING)
-    importance_samples: int = setting(48, 'importance_samples', click.INT, 'Importance samples per ray.', RENDERING)
-    white_background: bool = setting(False, 'white_background', click.BOOL, 'Composite on white.', RENDERING)
-    camera_radius: float = setting(2.7, 'camera_radius', POSITIVE, "Viewer cameras: distance from the world's origin.", RENDERING)
+    far: float | str = setting(3.3, '--far', near_or_far, "Where rays end, world units, or 'auto'.", RENDERING)
+    box_size: float = setting(1.0, '--box', POSITIVE, 'Side of the cube that the tri-planes cover, world units.', RENDERING)
+    depth_samples: int = setting(48, '--samples', click.IntRange(4), 'Stratified samples per ray.', RENDERING)
+    importance_samples: int = setting(48, '--importance-samples', click.IntRange(0), 'Importance samples per ray.', RENDERING)
+    white_background: bool = setting(False, '--white-background', click.BOOL, 'Composite on white.', RENDERING)
+    camera_radius: float = setting(
+        2.7, '--camera-radius', POSITIVE, "Viewer cameras: distance from the world's origin.", RENDERING
+    )
     camera_pivot: tuple = (0.0, 0.0, 0.2)  # viewer cameras: the point looked at
-    focal: float = setting(FFHQ_FOCAL, 'focal', POSITIVE, 'Viewer cameras: focal length, image widths.', RENDERING)
+    focal: float = setting(FFHQ_FOCAL, '--focal', POSITIVE, 'Viewer cameras: focal length, image widths.', RENDERING)
     # What the fused renderer may round to; the PyTorch renderer computes in fp32 throughout.
     precision: str = setting(
-        'fp32', 'render_precision', click.Choice(RENDER_PRECISIONS), 'Of the fused renderer, where it runs.', RENDERING
+        'fp32', '--render-precision', click.Choice(RENDER_PRECISIONS), 'Of the fused renderer, where it runs.', RENDERING
     )
 
     def __post_init__(self):
-        self.check_finite()
+        super().__post_init__()
         check((self.near == AUTO) == (self.far == AUTO), "near and far must both be numbers or both be 'auto'")
         if self.near != AUTO:
             check(0 <= self.near < self.far, f'near ({self.near}) must be at least 0 and below far ({self.far})')
-        check(self.box_size > 0, f'box_size must be positive, got {self.box_size}')
-        check(self.depth_samples >= 4, f'depth_samples must be at least 4, got {self.depth_samples}')
-        check(
-            self.precision in RENDER_PRECISIONS,
-            f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {self.precision!r}',
-        )
-        check(self.importance_samples >= 0, f'importance_samples cannot be negative, got {self.importance_samples}')
         check(len(self.camera_pivot) == 3, f'camera_pivot must be a point of three coordinates, got {self.camera_pivot}')
 
     @property
@@ -174,21 +180,21 @@ class GeneratorConfig(Config):
     c_dim: int = 25
     mapping_layers: int = 2
     # False: the mapping network sees zeros in place of the camera.
-    pose_conditioning: bool = setting(True, 'pose_conditioning', click.BOOL, 'Condition the generator on the camera.', NETWORKS)
+    pose_conditioning: bool = setting(True, '--pose-conditioning', click.BOOL, 'Condition the generator on the camera.', NETWORKS)
     conditioning_scale: float = 1.0
     image_resolution: int = 512
     render_resolution: int = setting(
-        64, 'render_resolution', click.INT, "Pixels per side of the 2D branch's volume render and of a patch.", NETWORKS
+        64, '--render-resolution', click.INT, "Pixels per side of the 2D branch's volume render and of a patch.", NETWORKS
     )
     plane_resolution: int = setting(
-        256, 'plane_resolution', click.INT, 'Side of the coarse tri-planes; the residual ones have twice that.', NETWORKS
+        256, '--plane-resolution', click.INT, 'Side of the coarse tri-planes; the residual ones have twice that.', NETWORKS
     )
     plane_channels: int = 32
     plane_order: str = 'mimic3d'
     plane_activation: str = 'linear'
     # E has min(channel_base / resolution, channel_max) channels.
-    channel_base: int = setting(32768, 'g_channel_base', click.INT, "Generator's channels times resolution.", NETWORKS)
-    channel_max: int = setting(512, 'g_channel_max', click.INT, "Generator's channels at most.", NETWORKS)
+    channel_base: int = 32768
+    channel_max: int = 512
     aware_stream: bool = True  # the 3D-aware stream beside E's output stream
     aware_latent: bool = False  # in its place, 3D-aware convolutions in E itself (paper table 3, '3D-aware latent')
     residual: bool = True  # S3D and the 3D branch
@@ -204,21 +210,17 @@ class GeneratorConfig(Config):
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
 
     def __post_init__(self):
-        self.check_finite()
+        super().__post_init__()
         check(
             self.conv_clamp is None or 0 < self.conv_clamp < _LARGEST_CLAMP,
             f'conv_clamp must be positive or None, got {self.conv_clamp}',
         )
-        check(
-            self.sr_noise_mode in NOISE_MODES,
-            f'sr_noise_mode must be one of {", ".join(NOISE_MODES)}, got {self.sr_noise_mode!r}',
-        )
         for name in ('image_resolution', 'plane_resolution', 'sr_input_resolution'):
             value = getattr(self, name)
             check(is_power_of_two(value) and value >= 4, f'{name} must be a power of two from 4 up, got {value}')
-        check(self.plane_order in PLANE_AXES, f'plane_order must be one of {", ".join(PLANE_AXES)}, got {self.plane_order!r}')
-        check(self.plane_activation in PLANE_ACTIVATIONS, f'plane_activation must be one of {", ".join(PLANE_ACTIVATIONS)}')
-        check(self.precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
+        choices = {'plane_order': PLANE_AXES, 'plane_activation': PLANE_ACTIVATIONS, 'sr_noise_mode': NOISE_MODES}
+        for name, known in choices.items():
+            check(getattr(self, name) in known, f'{name} must be one of {", ".join(known)}, got {getattr(self, name)!r}')
         check(
             self.channel_base >= self.plane_resolution and self.channel_max >= 1,
             "the generator's channel_base must be at "
@@ -263,8 +265,8 @@ class DiscriminatorConfig(Config):
 
     resolution: int = 512
     c_dim: int = 25
-    channel_base: int = setting(32768, 'd_channel_base', click.INT, "Discriminators' channels times resolution.", NETWORKS)
-    channel_max: int = setting(512, 'd_channel_max', click.INT, "Discriminators' channels at most.", NETWORKS)
+    channel_base: int = 32768
+    channel_max: int = 512
     mapping_layers: int = 8
     minibatch_group: int = 4
     low_precision_resolutions: int = 4  # how many of the highest resolutions run in `precision`
@@ -273,6 +275,7 @@ class DiscriminatorConfig(Config):
     raw_resize: str | float = 'antialiased'
 
     def __post_init__(self):
+        super().__post_init__()
         check(
             is_power_of_two(self.resolution) and self.resolution >= 8,
             f'a discriminator needs a resolution that is a power of two from 8 up, got {self.resolution}',
@@ -281,7 +284,6 @@ class DiscriminatorConfig(Config):
             self.channel_base >= self.resolution and self.channel_max >= 1,
             f"the discriminator's channel_base must be at least its resolution ({self.resolution}) and channel_max at least 1",
         )
-        check(self.precision in PRECISIONS, f'precision must be one of {", ".join(PRECISIONS)}, got {self.precision!r}')
         known = self.raw_resize in RAW_RESIZE_FILTERS or (isinstance(self.raw_resize, float) and 0 < self.raw_resize < 1)
         check(known, f'raw_resize must be one of {", ".join(RAW_RESIZE_FILTERS)} or a number between 0 and 1')
 
@@ -290,35 +292,33 @@ class DiscriminatorConfig(Config):
 class LossConfig(Config):
     """The objectives of one stage (docs/method.md, sections 1 and 5)."""
 
-    r1_gamma: float = setting(1.0, 'gamma', NOT_NEGATIVE, 'R1 weight of both discriminators.', LOSSES)
-    r1_gamma_patch: float = setting(
-        1.0, 'gamma_patch', NOT_NEGATIVE, 'R1 weight of the patch discriminator, where it differs.', LOSSES
+    r1_gamma: float = _gamma()
+    r1_gamma_patch: float = _gamma()
+    imitation: str = setting(
+        'lpips', '--imitation', click.Choice(['lpips', 'pyramid', 'none']), 'What the 3D branch imitates with.', LOSSES
     )
-    imitation: str = setting('lpips', 'imitation', click.Choice(IMITATIONS), 'What the 3D branch imitates with.', LOSSES)
-    imitation_weight: float = setting(1.0, 'imitation_weight', NOT_NEGATIVE, 'Weight of the imitation loss.', LOSSES)
-    patch_weight: float = setting(0.1, 'patch_weight', NOT_NEGATIVE, "lambda_p, of the generator's patch term.", LOSSES)
-    density_weight: float = setting(0.25, 'density_weight', NOT_NEGATIVE, 'Weight of the density regularisation.', LOSSES)
+    imitation_weight: float = 1.0
+    patch_weight: float = setting(0.1, '--patch-weight', NOT_NEGATIVE, "lambda_p, of the generator's patch term.", LOSSES)
+    density_weight: float = setting(0.25, '--density-weight', NOT_NEGATIVE, 'Weight of the density regularisation.', LOSSES)
     density_spread: float = 0.004  # standard deviation of the perturbation, world units
     density_points: int = 1000
     blur_init_sigma: float = 10.0  # pixels
     blur_fade_kimg: float = setting(
         200.0,
-        'blur_fade',
+        '--blur-fade',
         NOT_NEGATIVE,
         'Thousands of images over which the blur fades (times batch / 32); 0: no blur.',
         SCHEDULES,
     )
     swap_start: float = 1.0  # probability that the mapping network gets the neighbour's camera
     swap_end: float = setting(
-        0.5, 'swap', FiniteRange(0, 1), "Probability of conditioning on a neighbour's camera, after its ramp.", SCHEDULES
+        0.5, '--swap', FiniteRange(0, 1), "Probability of conditioning on a neighbour's camera, after its ramp.", SCHEDULES
     )
     swap_fade_kimg: float = 1000.0
 
     def __post_init__(self):
-        self.check_finite()
-        check(self.imitation in IMITATIONS, f'imitation must be one of {", ".join(IMITATIONS)}, got {self.imitation!r}')
-        for name in ('swap_start', 'swap_end'):
-            check(0 <= getattr(self, name) <= 1, f'{name} must lie in [0, 1], got {getattr(self, name)}')
+        super().__post_init__()
+        check(0 <= self.swap_start <= 1, f'swap_start must lie in [0, 1], got {self.swap_start}')
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,8 @@ class StageConfig(Config):
     loss: LossConfig
     kimg: float = setting(
         dataclasses.MISSING,
-        '{}_kimg',
-        NOT_NEGATIVE,
+        '--{}-kimg',
+        FiniteRange(0, MOST_KIMG),
         'Length of {}, thousands of images; --stage1-kimg=0 trains both branches from the start.',
         TRAINING,
         resumable=('stage2',),
@@ -337,28 +337,21 @@ class StageConfig(Config):
     ema_rampup: float | None = 0.05  # None: no ramp
     ada_kimg: float = 500.0
 
-    def __post_init__(self):
-        self.check_finite()
-        check(self.kimg <= MOST_KIMG, f'--stage1-kimg and --stage2-kimg can be {MOST_KIMG:.0f} at most, got {self.kimg}')
-
 
 @dataclass(frozen=True)
 class OptimizerConfig(Config):
     """Adam with lazy regularisation."""
 
-    g_lr: float = setting(0.0025, 'glr', POSITIVE, "Generator's learning rate.", TRAINING)
-    d_lr: float = setting(0.002, 'dlr', POSITIVE, "Discriminators' learning rate.", TRAINING)
+    g_lr: float = setting(0.0025, '--glr', POSITIVE, "Generator's learning rate.", TRAINING)
+    d_lr: float = setting(0.002, '--dlr', POSITIVE, "Discriminators' learning rate.", TRAINING)
     beta1: float = 0.0
     beta2: float = 0.99
     eps: float = 1e-8
     density_interval: int = 4
     r1_interval: int = 16
     lr_rampup_kimg: float = setting(
-        0.0, 'lr_rampup', NOT_NEGATIVE, "Thousands of images over which a stage's learning rates rise.", SCHEDULES
+        0.0, '--lr-rampup', NOT_NEGATIVE, "Thousands of images over which a stage's learning rates rise.", SCHEDULES
     )
-
-    def __post_init__(self):
-        self.check_finite()
 
 
 @dataclass(frozen=True)
@@ -374,36 +367,43 @@ class RunConfig(Config):
     stage1: StageConfig
     stage2: StageConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch: int = setting(32, 'batch', COUNT, 'Images per step over all processes.', TRAINING)
+    batch: int = setting(32, '--batch', COUNT, 'Images per step over all processes.', TRAINING)
     # None: all of a process's images at once.
     batch_gpu: int | None = setting(
-        None, 'batch_gpu', COUNT, 'Images per process and pass; smaller saves memory.', MACHINE, resumable=True
+        None, '--batch-gpu', COUNT, 'Images per process and pass; smaller saves memory.', MACHINE, resumable=True
     )
     gpus: int = setting(
-        1, 'gpus', COUNT, 'Processes, one per GPU (on a machine without: CPU processes).', MACHINE, resumable=True
+        1, '--gpus', COUNT, 'Processes, one per GPU (on a machine without: CPU processes).', MACHINE, resumable=True
     )
-    seed: int = setting(0, 'seed', click.IntRange(0, 2**32 - 1), 'Random seed.', TRAINING)
-    mirror: bool = setting(False, 'mirror', click.BOOL, 'Double the set by mirrored copies.', TRAINING)
-    workers: int = setting(3, 'workers', click.IntRange(0), 'Processes that read images.', MACHINE, resumable=True)
-    augment: str = setting('none', 'augment', click.Choice(AUGMENTATIONS), 'Augmentation of what the discriminators see.', LOSSES)
-    ada_target: float = setting(0.6, 'ada_target', FiniteRange(0, 1), "ADA's target for sign(D(real)).", LOSSES)
+    seed: int = setting(0, '--seed', click.IntRange(0, 2**32 - 1), 'Random seed.', TRAINING)
+    mirror: bool = setting(False, '--mirror', click.BOOL, 'Double the set by mirrored copies.', TRAINING)
+    workers: int = setting(3, '--workers', click.IntRange(0), 'Processes that read images.', MACHINE, resumable=True)
+    augment: str = setting(
+        'none', '--augment', click.Choice(['none', 'ada']), 'Augmentation of what the discriminators see.', LOSSES
+    )
+    ada_target: float = 0.6  # of sign(D(real))
     ada_interval: int = 4
-    ema_kimg: float | None = setting(
-        None, 'ema_kimg', NOT_NEGATIVE, "Half-life of the generator's average (default: batch * 10 / 32).", SCHEDULES
-    )
+    ema_kimg: float | None = None  # half-life of the generator's moving average; None: batch * 10 / 32
     share_fakes: bool = setting(
         False,
-        'share_fakes',
+        '--share-fakes',
         click.BOOL,
         'All networks of a step learn from the same fakes: one generator pass instead of three.',
         TRAINING,
     )
-    tf32: bool = setting(False, 'tf32', click.BOOL, 'TF32 matrix products and convolutions.', MACHINE)
-    tick_kimg: float = setting(4.0, 'tick', POSITIVE, 'Thousands of images between status lines.', OUTPUT, resumable=True)
-    snapshot_ticks: int = setting(50, 'snap', COUNT, 'Ticks between snapshots and sample grids.', OUTPUT, resumable=True)
+    tf32: bool = setting(False, '--tf32', click.BOOL, 'TF32 matrix products and convolutions.', MACHINE)
+    tick_kimg: float = setting(
+        4.0,
+        '--tick',
+        FiniteRange(0, MOST_KIMG, min_open=True),
+        'Thousands of images between status lines.',
+        OUTPUT,
+        resumable=True,
+    )
+    snapshot_ticks: int = setting(50, '--snap', COUNT, 'Ticks between snapshots and sample grids.', OUTPUT, resumable=True)
     init_from: str | None = setting(
         None,
-        'init_from',
+        '--init-from',
         UserPath(),
         'Snapshot whose weights the run starts from; of a folder, the newest one.',
         TRAINING,
@@ -411,15 +411,16 @@ class RunConfig(Config):
     )
     fresh_schedules: bool = setting(
         False,
-        'fresh_schedules',
+        '--fresh-schedules',
         click.BOOL,
         'With --init-from: blur, ramps and ADA begin as in a run from nothing.',
         SCHEDULES,
-        flag=True,
+        is_flag=False,
+        flag_value=True,
     )
     lpips_weights: str | None = setting(
         None,
-        'lpips_weights',
+        '--lpips-weights',
         UserPath(),
         "torchvision's VGG-16 weights for LPIPS; else torch's cache or a download.",
         LOSSES,
@@ -427,39 +428,52 @@ class RunConfig(Config):
         resumable=True,
     )
     grid_size: tuple | None = None  # columns and rows of the sample grids; None: by the image size
-    threads: int | None = setting(None, 'threads', COUNT, 'CPU threads per process.', MACHINE, resumable=True)
+    threads: int | None = setting(None, '--threads', COUNT, 'CPU threads per process.', MACHINE, resumable=True)
     state_every: str = setting(
         '15min',
-        'state_every',
+        '--state-every',
         click.STRING,
         'How often to save the training state, such as 15min or 50kimg.',
         OUTPUT,
         metavar='INTERVAL',
         resumable=True,
     )
-    keep_states: int = setting(2, 'keep_states', COUNT, 'Training states that are kept.', OUTPUT, resumable=True)
+    keep_states: int = setting(2, '--keep-states', COUNT, 'Training states that are kept.', OUTPUT, resumable=True)
     max_minutes: float | None = setting(
-        None, 'max_minutes', NOT_NEGATIVE, 'Stop after so long, to be resumed (exit code 75); 0: never.', MACHINE, resumable=True
+        None,
+        '--max-minutes',
+        NOT_NEGATIVE,
+        'Stop after so long, to be resumed (exit code 75); 0: never.',
+        MACHINE,
+        resumable=True,
     )
     max_bad_steps: int = setting(
-        50, 'max_bad_steps', COUNT, 'Steps in a row whose gradients may be not finite.', MACHINE, resumable=True
+        50, '--max-bad-steps', COUNT, 'Steps in a row whose gradients may be not finite.', MACHINE, resumable=True
     )
     timeout_minutes: float = setting(
-        30.0, 'timeout', POSITIVE, 'Minutes that a process waits for the others.', MACHINE, resumable=True
+        30.0,
+        '--timeout',
+        FiniteRange(0, MOST_MINUTES, min_open=True),
+        'Minutes that a process waits for the others.',
+        MACHINE,
+        resumable=True,
     )
     # Names of metrics that are computed for snapshots; the first one decides which is the best.
     metrics: tuple = setting(
         (),
-        'metrics',
-        NameList(),
+        '--metrics',
+        name_list,
         'Metrics of calc_metrics.py to compute for snapshots, such as fid2k_full,swd; or none.',
         OUTPUT,
+        metavar='NAMES',
         resumable=True,
     )
-    metrics_every: int = setting(1, 'metrics_every', COUNT, 'Snapshots from one evaluation to the next.', OUTPUT, resumable=True)
+    metrics_every: int = setting(
+        1, '--metrics-every', COUNT, 'Snapshots from one evaluation to the next.', OUTPUT, resumable=True
+    )
     detector: str | None = setting(
         None,
-        'detector',
+        '--detector',
         UserPath(),
         "The metrics' feature detector; else torch-fidelity's cache or a download.",
         OUTPUT,
@@ -469,8 +483,7 @@ class RunConfig(Config):
     data_content: str | None = None  # PosedImageDataset.content_hash of the data, which the run itself finds out
 
     def __post_init__(self):
-        self.check_finite()
-        check(self.batch >= 1 and self.gpus >= 1, '--batch and --gpus must be at least 1')
+        super().__post_init__()
         check(self.batch % self.gpus == 0, f'--batch={self.batch} does not divide by --gpus={self.gpus}; choose a multiple')
         per_pass = self.batch_per_pass
         check(
@@ -493,16 +506,7 @@ class RunConfig(Config):
             self.patch_discriminator.resolution == self.generator.render_resolution,
             "patch_discriminator.resolution must be the patch's",
         )
-        check(self.augment in AUGMENTATIONS, f'--augment must be one of {", ".join(AUGMENTATIONS)}, got {self.augment!r}')
-        check(self.keep_states >= 1 and self.max_bad_steps >= 1, '--keep-states and --max-bad-steps must be at least 1')
-        check(self.metrics_every >= 1, '--metrics-every must be at least 1')
         parse_interval(self.state_every)
-        check(0 < self.tick_kimg <= MOST_KIMG, f'--tick={self.tick_kimg} must be above 0 and at most {MOST_KIMG:.0f}')
-        check(
-            0 < self.timeout_minutes <= MOST_MINUTES,
-            f'--timeout={self.timeout_minutes} must be above 0 and at most {MOST_MINUTES:.0f}',
-        )
-        check(self.stage1.kimg >= 0 and self.stage2.kimg >= 0, '--stage1-kimg and --stage2-kimg cannot be negative')
         check(
             self.init_from is not None or not self.fresh_schedules,
             '--fresh-schedules is for runs with --init-from; leave it out: a run from nothing has these schedules anyway',

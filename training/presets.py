@@ -5,7 +5,7 @@ Numbers of the presets: paper and release, see docs/fidelity.md.
 
 from dataclasses import dataclass, field
 
-from dnnlib.options import changed_fields
+from dnnlib.options import flat, nested, settings
 from training.config import (
     SHAPENET_FOCAL,
     DiscriminatorConfig,
@@ -151,33 +151,31 @@ def second_stage(first, kimg):
 
 def with_options(config, given):
     """The RunConfig with every given option {name: value} in its place. Raises ConfigError for what cannot work together."""
-    changes = changed_fields(config, given)
+    values = flat(config.to_dict())
+    values |= {path: given[option.name] for path, option in settings(RunConfig).items() if option.name in given}
     if 'aware' in given:  # where the planes see each other: in a stream beside E, or in E itself (paper, table 3)
-        changes['generator'] = changes['generator'].replace(**{f'aware_{place}': place == given['aware'] for place in AWARE})
-    changes['patch_discriminator'] = changes['patch_discriminator'].replace(resolution=changes['generator'].render_resolution)
-    for name in ('stage1', 'stage2') if 'gamma' in given and 'gamma_patch' not in given else ():
-        loss = changes[name].loss
-        changes[name] = changes[name].replace(loss=loss.replace(r1_gamma_patch=loss.r1_gamma))
-    return config.replace(**{**changes, **_scheduled(changes, given, config)})
+        values |= {f'generator.aware_{place}': place == given['aware'] for place in AWARE}
+    values['patch_discriminator.resolution'] = values['generator.render_resolution']
+    asked = RunConfig.from_dict(nested(values))
+    return asked.replace(**_scheduled(asked, given, config.stage2.loss.blur_fade_kimg))
 
 
-def _scheduled(changes, given, config):
+def _scheduled(asked, given, stage2_blur):
     """Both stages with the schedules of what they start from.
 
     Given weights have no use for blur and ramps, in whichever stage comes first, nor has a stage 2 that follows stage 1. From
     nothing, the first stage has them, also where that is stage 2 (supplement, section II.1).
     """
-    init_from, fresh = (changes.get(name, getattr(config, name)) for name in ('init_from', 'fresh_schedules'))
-    stage1, stage2 = changes['stage1'], changes['stage2']
+    stage1, stage2 = asked.stage1, asked.stage2
     first = stage1 if stage1.kimg > 0 else stage2
-    if init_from is None or fresh:
+    if asked.init_from is None or asked.fresh_schedules:
         first = from_nothing(first, stage1)
     elif 'init_from' in given:  # else it is a run that goes on, whose schedules are settled
         first = continuing(first)
         first = first.replace(loss=first.loss.replace(blur_fade_kimg=given.get('blur_fade', 0.0)))
     if stage1.kimg == 0:
-        return {'stage1': stage1, 'stage2': first}
-    ramps = dict(blur_fade_kimg=config.stage2.loss.blur_fade_kimg)  # --blur-fade and the ramp to --swap are stage 1's
+        return {'stage2': first}
+    ramps = dict(blur_fade_kimg=stage2_blur)  # --blur-fade and the ramp to --swap are stage 1's
     if 'swap' in given:
         ramps['swap_start'] = given['swap']
     return {'stage1': first, 'stage2': stage2.replace(loss=stage2.loss.replace(**ramps))}

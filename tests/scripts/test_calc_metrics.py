@@ -154,27 +154,7 @@ def test_a_result_that_cannot_be_printed_is_written(folder, tmp_path, monkeypatc
 
 def request_for(metrics, outdir, group_options, **changes):
     """A Request as the command line's defaults make it."""
-    values = dict(
-        network=None,
-        images=None,
-        data=None,
-        mirror=None,
-        branch='both',
-        label=None,
-        seed=0,
-        batch=16,
-        trunc=1.0,
-        trunc_cutoff=None,
-        render_resolution=None,
-        samples=None,
-        importance_samples=None,
-        sampling=None,
-        skip=0.0,
-        noise_mode=None,
-        gpus=1,
-        workers=0,
-    )
-    return calc_metrics.Request(metrics=metrics, outdir=outdir, group_options=group_options, **{**values, **changes})
+    return calc_metrics.Request(metrics=metrics, outdir=outdir, workers=0, group_options=group_options, **changes)
 
 
 def compute_with_small_detector(request):
@@ -365,4 +345,4 @@ def test_options_before_a_subcommand_are_named(folder):
 
 def test_an_unknown_metric_is_named(folder):
     result = run(folder, '--metrics=fid50k_ful')
-    assert result.exit_code == 2 and "'fid50k_ful' is no metric; there are: fid<N>_full" in result.output
+    assert result.exit_code == 1 and "'fid50k_ful' is no metric; there are: fid<N>_full" in result.output

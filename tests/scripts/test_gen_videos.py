@@ -86,7 +86,7 @@ def test_texture_image_is_a_line_of_every_yaw_of_the_move(networks, tmp_path):
         (['--output=texture.png', '--mode=orbit'], '--mode has no effect with --epi: leave it out'),
         (
             ['--output=texture.png', '--grid=2x1', '--fps=25', '--crf=3', '--pitch-range=0'],
-            '--grid, --fps, --pitch-range, --crf have no effect with --epi: leave them out',
+            '--grid, --fps, --crf, --pitch-range have no effect with --epi: leave them out',
         ),
         (
             ['--output=texture.png', '--upscale=2', '--upscale-filter=nearest'],

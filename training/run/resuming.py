@@ -6,7 +6,7 @@ import os
 import re
 
 from dnnlib.files import LOCK_FILE, replacing
-from dnnlib.options import apply_options, option_values, options_of
+from dnnlib.options import flat, settings
 from torch_utils.checkpoint import StateFolder
 from training.config import ConfigError, RunConfig, check
 
@@ -39,7 +39,8 @@ def run_to_resume(resume, outdir):
             f'--resume={resume} holds no run: name the folder that has {OPTIONS_FILE}, or start a run there with --run-dir',
         )
         return resume
-    runs = [run for name in _names(outdir) if _is_run(run := os.path.join(outdir, name))]
+    runs = [os.path.join(outdir, name) for name in _names(outdir)]
+    runs = [run for run in runs if _is_run(run)]
     check(runs, f'--resume=latest: there is no run in {outdir}; name its folder, or give --outdir')
     return max(runs, key=_last_written)
 
@@ -59,10 +60,11 @@ def saved_config(run_dir):
     if not names:
         return None
     options = os.path.join(run_dir, OPTIONS_FILE)
-    if os.path.isfile(options):
-        config = _read_options(options)
-    else:
-        config = _options_of_state(run_dir, f'--run-dir={run_dir} is not empty and holds no run; name another folder')
+    config = (
+        _read_options(options)
+        if os.path.isfile(options)
+        else _options_of_state(run_dir, f'--run-dir={run_dir} is not empty and holds no run; name another folder')
+    )
     snapshots = sorted(
         name for name in names if re.fullmatch(r'network-snapshot-\d+(k\d+)?\.pkl', name) and re.search('[1-9]', name)
     )
@@ -83,12 +85,12 @@ def check_again(config):
     saved = saved_config(config.outdir)
     if saved is None:
         return None
-    resumable = {name: value for name, value in option_values(config).items() if options_of(RunConfig)[name].resumable}
-    places = {name: getattr(config, name) for name in ('data', 'outdir', 'data_content')}
-    expected = apply_options(saved, resumable).replace(**places)
-    if expected != config:
-        path, old = _first_difference(expected.to_dict(), config.to_dict())
-        raise ConfigError(f'another run was begun in {config.outdir} meanwhile, which has {path} = {old}; name another folder')
+    resumable = {path for path, option in settings(RunConfig).items() if option.resumable}
+    for path, old in _differences(saved, config).items():
+        check(
+            path in resumable or path in ('data', 'outdir', 'data_content'),
+            f'another run was begun in {config.outdir} meanwhile, which has {path} = {old}; name another folder',
+        )
     return saved
 
 
@@ -131,7 +133,7 @@ def check_unchanged(saved, asked, options):
     for name, value in options.items():
         changed = _result(asked, {name: value})
         if changed not in (saved, None):
-            path, old = _first_difference(saved.to_dict(), changed.to_dict())
+            path, old = next(iter(_differences(saved, changed).items()))
             raise ConfigError(
                 f'{_spelled(name)}={value} would change the run in {saved.outdir}, which has {path} = {old}; '
                 f'leave it out to go on, or {cure}'
@@ -153,11 +155,10 @@ def _result(asked, options):
         return None
 
 
-def _first_difference(first, second, prefix=''):
-    """(dotted path, value in first) of the first entry in which two nested dicts differ."""
-    for key, value in first.items():
-        if value != second[key]:
-            return _first_difference(value, second[key], f'{prefix}{key}.') if isinstance(value, dict) else (prefix + key, value)
+def _differences(first, second):
+    """{dotted path: value in the first} of what two configurations differ in."""
+    other = flat(second.to_dict())
+    return {path: value for path, value in flat(first.to_dict()).items() if value != other[path]}
 
 
 def _is_run(folder):

@@ -690,7 +690,6 @@ def test_the_same_options_again_are_no_change(data, tmp_path):
         f'--outdir={tmp_path}',
         '--run-id=a',
         '--gamma=2',
-        '--gamma-patch=3',
         '--swap=0.3',
         '--near=2',
         '--far=4',
