@@ -44,9 +44,9 @@ class DatasetWriter:
         self._check_dest()
         with self._writing(), contextlib.ExitStack() as stack:
             self._claim()
-            stack.callback(self._release)
+            stack.callback(self._clean_up)
             self._check_dest()  # again: it may have been written before the folder was this process's alone
-            _remove(self._part)  # left by a killed process
+            _remove_whole(self._part)  # left by a killed process
             if is_zip_name(self.dest):
                 self._zip = stack.enter_context(zipfile.ZipFile(self._part, 'w', compression=zipfile.ZIP_STORED))
             else:
@@ -67,10 +67,10 @@ class DatasetWriter:
         except UserError:
             raise DatasetError(f'--dest={self.dest} is being written by another process: choose another path') from None
 
-    def _release(self):
+    def _clean_up(self):
         """Leave nothing of this writer's. A folder of that name that somebody else has filled keeps the rest."""
-        _remove(self._part)
-        _remove(self._folder / LOCK_FILE)
+        _remove_whole(self._part)
+        _remove_whole(self._folder / LOCK_FILE)
         with contextlib.suppress(OSError):
             self._folder.rmdir()
         self._lock.release()
@@ -81,7 +81,7 @@ class DatasetWriter:
         name = f'{number // _IMAGES_PER_FOLDER:05d}/img{number:08d}.png'
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, format='png')
-        self._write(name, png.getvalue())
+        self._write_file(name, png.getvalue())
         self._labels.append([name, [float(value) for value in label]])
 
     def _check_dest(self):
@@ -100,7 +100,7 @@ class DatasetWriter:
             reason = error.strerror or error
             raise DatasetError(f'--dest={self.dest} cannot be written ({reason}): choose another path or make room') from error
 
-    def _write(self, name, data):
+    def _write_file(self, name, data):
         with self._writing():
             if self._zip is not None:
                 self._zip.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), data)
@@ -109,15 +109,15 @@ class DatasetWriter:
                 (self._part / name).write_bytes(data)
 
     def _finish(self):
-        self._write(LABEL_FILE, json.dumps({'labels': self._labels}).encode())
+        self._write_file(LABEL_FILE, json.dumps({'labels': self._labels}).encode())
         if self._zip is not None:
             self._zip.close()
         if self.dest.is_dir():  # a folder cannot be renamed over a full one
-            _remove(self.dest)
+            _remove_whole(self.dest)
         self._part.replace(self.dest)
 
 
-def _remove(path):
+def _remove_whole(path):
     if path.is_dir():
         shutil.rmtree(path)
     else:

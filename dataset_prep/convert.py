@@ -24,12 +24,12 @@ from training.data.dataset import (
     LABEL_FILE,
     DatasetError,
     FileStore,
-    LabelFile,
     check_declared_size,
     image_header,
     image_names,
     lies_deeper,
     open_image,
+    read_labels,
 )
 from training.rendering.cameras import split_label
 
@@ -76,11 +76,11 @@ def view_picture(store, view, background='black'):
     colour name."""
     image = open_image(store, view.name, background)
     if view.mask:
-        image = Image.composite(image, Image.new('RGB', image.size, background), _mask(store, view.mask, image.size))
+        image = Image.composite(image, Image.new('RGB', image.size, background), _read_mask(store, view.mask, image.size))
     return undistort(image, view.intrinsics, view.distortion) if any(view.distortion) else image
 
 
-def _mask(store, name, size):
+def _read_mask(store, name, size):
     """A mask as a greyscale image of `size`, 0 where the picture is hidden and 255 where it is seen."""
     check_declared_size(store, name, size)
     mask = open_image(store, name).convert('L')
@@ -100,7 +100,11 @@ def _placed_views(store, views, radius, axes):
         return ~_try_to_place([dataclasses.replace(view, pose=pose @ to_own_axes) for view, pose in zip(views, poses)], radius)[1]
 
     slip = likely_slip(np.stack([view.pose @ to_own_axes for view in views]), sound, axes) if wrong.mean() > 0.5 else None
-    raise DatasetError(f'{store.path}: {message}' + (f'; or, if these are {_slip_and_cure(slip, axes)}' if slip else ''))
+    if slip:
+        other = next((name for name, text in AXES.items() if text == slip), None)
+        cure = f'use dataset_tool.py convert --axes={other}' if other else f'give camera-to-world matrices with {AXES[axes]}'
+        message += f'; or, if these are {slip}: {cure}'
+    raise DatasetError(f'{store.path}: {message}')
 
 
 def _try_to_place(views, radius):
@@ -112,12 +116,6 @@ def _try_to_place(views, radius):
     labels = stacked_labels(placed)
     wrong, fault, text = first_fault(labels, [view.name for view in views], seen_scene(labels))
     return placed, wrong, fault and f'{text}; correct or remove them'
-
-
-def _slip_and_cure(slip, axes):
-    other = next((name for name, text in AXES.items() if text == slip), None)
-    cure = f'use dataset_tool.py convert --axes={other}' if other else f'give camera-to-world matrices with {AXES[axes]}'
-    return f'{slip}: {cure}'
 
 
 def normalise_world(views, radius):
@@ -204,12 +202,13 @@ def _range(values):
 
 
 def _read_dataset(store, skip_missing):
-    names, label_file = image_names(store), LabelFile(store, skip_missing)
-    poses, intrinsics = split_label(label_file.labels_of(names).double().numpy())
+    names = image_names(store)
+    labels, notes = read_labels(store, names, skip_missing)
+    poses, intrinsics = split_label(labels.double().numpy())
     views = [View(*parts) for parts in zip(names, poses, intrinsics)]
     for view in views:
         header = image_header(store, view.name)
         if header.size != header.stored_size:  # turned by EXIF: with square pixels, focal lengths fit one of the sizes
             aspect = view.intrinsics[0, 0] / view.intrinsics[1, 1]
             check_declared_size(store, view.name, (header.size[0], header.size[0] * aspect))
-    return views, label_file.notes
+    return views, notes

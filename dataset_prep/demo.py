@@ -8,7 +8,6 @@ import dataclasses
 import math
 
 import numpy as np
-import torch
 
 from training.rendering.cameras import look_at_pose, make_label, pinhole
 
@@ -30,7 +29,7 @@ class Ellipsoid:
     centre: np.ndarray  # [3], world units
     axes: np.ndarray  # [3], half axes
     color: np.ndarray  # [3], 0..1
-    cut: tuple = None
+    cut: tuple = (np.zeros(3), -1.0)  # keeps all
 
 
 def draw_cameras(count, focal, radius, rng):
@@ -38,14 +37,14 @@ def draw_cameras(count, focal, radius, rng):
     yaw = rng.uniform(-_YAW_RANGE, _YAW_RANGE, count)
     pitch = np.clip(rng.normal(0, _PITCH_SPREAD, count), -_PITCH_LIMIT, _PITCH_LIMIT)
     vertical = math.pi / 2 * (1 - np.sin(pitch))  # the vertical angle is uniform in the height, not in the pitch
-    poses = look_at_pose(torch.from_numpy(math.pi / 2 + yaw), torch.from_numpy(vertical), (0.0, 0.0, 0.0), radius)
+    poses = look_at_pose(math.pi / 2 + yaw, vertical, (0.0, 0.0, 0.0), radius)
     return make_label(poses, pinhole(focal)).numpy()
 
 
 def draw_head(rng):
     """A random identity: a list of ellipsoids inside the sphere of radius 0.32 around the origin."""
     size = rng.uniform([0.17, 0.215, 0.18], [0.21, 0.255, 0.22])
-    skin, hair = _between(_SKIN, rng.uniform()), _between(_HAIR, rng.uniform())
+    skin, hair = _blend(_SKIN, rng.uniform()), _blend(_HAIR, rng.uniform())
     head = Ellipsoid(np.array([0, -0.02, 0]), size, skin)
     nose = Ellipsoid(_on_face(head, 0, -0.1), rng.uniform([0.03, 0.036, 0.06], [0.042, 0.05, 0.085]), skin * 0.85)
     lips = np.array([*rng.uniform([0.06, 0.018], [0.09, 0.03]), 0.03])
@@ -64,7 +63,7 @@ def render_ellipsoids(parts, label, resolution):
     parts: list of Ellipsoid; label: float array [25]; the camera must be outside all of them.
     """
     fine = resolution * _SUPERSAMPLING
-    origin, directions = _rays(label, fine)
+    origin, directions = _camera_rays(label, fine)
     color = np.ones((3, fine, fine), np.float32)  # on white, which the demo preset composites on
     depth = np.full((fine, fine), np.inf, np.float32)
     for part in parts:
@@ -85,7 +84,7 @@ def demo_items(images, resolution, identities, seed, focal, radius):
         yield render_ellipsoids(head, label, resolution), label
 
 
-def _between(colors, position):
+def _blend(colors, position):
     """The colour at `position` in [0, 1] on the way from the first of two colours to the second."""
     first, second = np.array(colors)
     return first + (second - first) * position
@@ -112,7 +111,7 @@ def _eyes(rng, head):
 # Images of the tracer are channels first, so that numpy's inner loops are long.
 
 
-def _rays(label, resolution):
+def _camera_rays(label, resolution):
     """Camera origin [3] and directions [3, resolution, resolution], of unit depth, not of unit length."""
     pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
     centres = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
@@ -132,9 +131,7 @@ def _trace(part, origin, directions, color, depth):
     rows, columns = np.nonzero(discriminant > 0)
     a, b, root = a[rows, columns], b[rows, columns], np.sqrt(discriminant[rows, columns])
     rays = directions[:, rows, columns]
-    distance = (-b - root) / a
-    if part.cut is not None:
-        distance = _cut_distance(part.cut, origin, rays, distance, (root - b) / a)
+    distance = _first_kept(part.cut, origin, rays, (-b - root) / a, (root - b) / a)
     seen = distance < depth[rows, columns]
     rows, columns, rays, distance = rows[seen], columns[seen], rays[:, seen], distance[seen]
     depth[rows, columns] = distance
@@ -154,7 +151,7 @@ def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def _cut_distance(cut, origin, rays, entry, leave):
+def _first_kept(cut, origin, rays, entry, leave):
     """The first of entry and leave that lies on the kept side of the cut, else infinity."""
     normal, offset = cut[0].astype(np.float32), np.float32(cut[1])
     along, start = _dot(normal, rays), _dot(normal, origin)

@@ -12,7 +12,7 @@ import numpy as np
 from dataset_prep.lenses import folds
 from dnnlib.errors import one_line
 from training.data.camera_checks import check_cameras
-from training.data.dataset import CameraFile, DatasetError, check_declared_size, image_header, read_json
+from training.data.dataset import DatasetError, check_declared_size, image_header, match_cameras, read_json
 
 TRANSFORMS_FILE = 'transforms.json'
 SPLIT_FILES = ('transforms_train.json', 'transforms_val.json', 'transforms_test.json')
@@ -110,17 +110,16 @@ def read_transforms(store, axes='opengl', skip_missing=False):
     DatasetError or CameraError for what cannot be used.
     """
     files = transforms_files(store)
-    pairs = [pair for file in files for pair in _read_frames(store, file)]
-    cameras = CameraFile(store, ', '.join(files), pairs, skip_missing)
-    if not cameras.found:
-        raise DatasetError(f'{store.path}: {cameras.file} has no frames with images: add some')
-    frames = [cameras.found[name] for name in sorted(cameras.found)]
-    source = f'{store.path}/{cameras.file}'
+    names, pairs = ', '.join(files), [pair for file in files for pair in _read_frames(store, file)]
+    found, _, notes = match_cameras(store, names, pairs, skip_missing)
+    if not found:
+        raise DatasetError(f'{store.path}: {names} has no frames with images: add some')
+    frames, source = [found[name] for name in sorted(found)], f'{store.path}/{names}'
     in_folder = not any(frame.values.get('mask_path') for frame in frames)
-    views = [_view(store, frame, axes, in_folder) for frame in frames]
+    views = [_read_view(store, frame, axes, in_folder) for frame in frames]
     check_cameras(stacked_labels(views), [view.name for view in views], source, axes=axes)
     _check_lenses(source, views)
-    return views, [*cameras.notes, *_notes(source, store, frames, views)]
+    return views, [*notes, *_notes(source, store, frames, views)]
 
 
 @dataclasses.dataclass
@@ -193,11 +192,15 @@ def _notes(source, store, frames, views):
     return [note for there, note in notes if there]
 
 
-def _view(store, frame, axes, masks_in_folder):
+def _read_view(store, frame, axes, masks_in_folder):
     _check_model(frame)
     distortion = tuple(frame.number(key, 0) for key in _DISTORTION)
     return View(
-        frame.name, _pose(frame) @ TO_OPENCV[axes], _intrinsics(store, frame), distortion, _mask(store, frame, masks_in_folder)
+        frame.name,
+        _pose(frame) @ TO_OPENCV[axes],
+        _intrinsics(store, frame),
+        distortion,
+        _mask_name(store, frame, masks_in_folder),
     )
 
 
@@ -230,8 +233,8 @@ def _pose(frame):
     return pose
 
 
-def _mask(store, frame, in_folder):
-    """The mask of an image: its "mask_path", or its namesake in the folder `masks`, if there is such a folder."""
+def _mask_name(store, frame, in_folder):
+    """The file with the mask of an image: its "mask_path", or its namesake in the folder `masks`, if there is such a folder."""
     path = frame.values.get('mask_path')
     if path:
         mask = store.find(path) if isinstance(path, str) else None
@@ -250,7 +253,7 @@ def _mask(store, frame, in_folder):
 
 def _intrinsics(store, frame):
     """Normalised intrinsics [3, 3]."""
-    size = _size(store, frame)
+    size = _declared_size(store, frame)
     focals = [_focal(frame, axis, side) for axis, side in zip('xy', size)]
     if focals == [None, None]:
         raise frame.error('needs "fl_x" or "camera_angle_x": add one')
@@ -260,7 +263,7 @@ def _intrinsics(store, frame):
     return np.array([[focal_x / width, 0, centre_x / width], [0, focal_y / height, centre_y / height], [0, 0, 1]])
 
 
-def _size(store, frame):
+def _declared_size(store, frame):
     """(width, height) that lengths in pixels refer to: as given, since the image may have been resized, or else the image's."""
     given = [frame.number(key) if key in frame.values else None for key in 'wh']
     if None in given:
@@ -289,7 +292,8 @@ def _focal(frame, axis, size):
 
 
 def _check_lenses(source, views):
-    lenses = {(view.intrinsics.tobytes(), view.distortion): view for view in views if any(view.distortion)}  # most share one
+    # Photographs mostly share a lens: it is looked at once, with the first that has it.
+    lenses = {(view.intrinsics.tobytes(), view.distortion): view for view in reversed(views) if any(view.distortion)}
     for view in lenses.values():
         if folds(view.intrinsics, view.distortion):
             raise DatasetError(

@@ -7,7 +7,6 @@ import io
 import torch
 
 from torch_utils import distributed, pretrained
-from torch_utils.pretrained import WeightsError
 
 INCEPTION = "torch-fidelity's Inception"
 NAME = 'inception-v3-compat'  # torch-fidelity's name for it
@@ -36,7 +35,7 @@ def _find(option):
     expected = pretrained.hash_in_name(url)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if option is None and not digest.startswith(expected):
-        raise WeightsError(
+        raise pretrained.WeightsError(
             f'{path} is damaged (its SHA-256 is {digest[:8]}..., not {expected}...): delete it, or name '
             'another file with --detector=FILE'
         )
@@ -72,4 +71,4 @@ def _load(weights, layers):
         return FeatureExtractorInceptionV3(NAME, list(layers), feature_extractor_weights_path=checked)
     except Exception as error:  # weights that do not fit
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f'{weights} holds no weights of {INCEPTION}: {first_line[:200]}') from None
+        raise pretrained.WeightsError(f'{weights} holds no weights of {INCEPTION}: {first_line[:200]}') from None

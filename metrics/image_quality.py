@@ -53,7 +53,6 @@ class ImageMetric:
 
     def compare(self, evaluated, real, task):
         """(value, parts, protocol) from what the statistic's collectors found; `real` is None where none are taken."""
-        raise NotImplementedError
 
     def counts(self, evaluated, real):
         """(evaluated images, real images or None) to take of `evaluated` and `real` that there are (None: any number, none)."""

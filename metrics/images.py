@@ -11,7 +11,7 @@ from torch_utils import distributed
 from torch_utils.images import to_uint8
 from torch_utils.random import keyed_generator
 from training.data.dataset import ImageDataset, PosedImageDataset, epoch_order
-from training.data.loader import CarryErrors
+from training.data.loader import read_batches
 from training.rendering.cameras import view_label
 
 
@@ -145,24 +145,16 @@ class StoredImages:
         """As GeneratedImages.batches. Raises DatasetError for an image that cannot be read."""
         mine = my_batches(count, READ_BATCH)
         # A generator of its own: otherwise the loader would draw from torch's, and training after it would go another way.
-        loader = torch.utils.data.DataLoader(
-            CarryErrors(self.items),
-            batch_sampler=[numbers if self.order is None else self.order[numbers].tolist() for numbers in mine],
-            collate_fn=_collate,
+        batches = read_batches(
+            self.items,
+            [numbers if self.order is None else self.order[numbers.start : numbers.stop].tolist() for numbers in mine],
             num_workers=min(self.task.workers, len(mine)),
             pin_memory=self.task.device.type == 'cuda',
             generator=torch.Generator(),
         )
-        for numbers, images in zip(mine, loader):
-            if isinstance(images, UserError):
-                raise images
+        for numbers, batch in zip(mine, batches):
+            images = batch[0] if isinstance(batch, list) else batch  # with cameras, or without
             yield numbers, images.to(self.task.device, non_blocking=True)
-
-
-def _collate(items):
-    """The images alone, or the first error."""
-    errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else torch.stack([item[0] if isinstance(item, tuple) else item for item in items])
 
 
 def real_subset(items, seed, count):
@@ -195,9 +187,7 @@ def say_notes(task, images):
             _say_once(f'{images.name}: {line}')
 
 
-@functools.cache
-def _say_once(line):
-    click.echo(line, err=True)
+_say_once = functools.cache(functools.partial(click.echo, err=True))
 
 
 def background_of(task):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from torch_utils.random import BatchRandom
+
 ROOT = Path(__file__).resolve().parent.parent
 # Arrays recorded from the published implementation. They are not part of the repository: by default they are looked for
 # beside it, and MIMIC3D_GOLDENS names another folder.
@@ -28,6 +30,25 @@ def load_golden(name):
         arrays = {key: archive[key] for key in archive.files}
     meta = json.loads(bytes(arrays.pop('meta')))
     return {key: torch.from_numpy(value) for key, value in arrays.items()}, meta
+
+
+class Prescribed(BatchRandom):
+    """A BatchRandom that gives the tensors given where a loss draws; normal numbers are 0 where there are none."""
+
+    def __init__(self, batch, corners=None, points=None, perturbation=None):
+        super().__init__(batch)
+        self.corners, self.points, self.perturbation = corners, points, perturbation
+
+    def normal(self, *shape):
+        return torch.zeros(self.batch, *shape) if self.perturbation is None else self.perturbation
+
+    def uniform(self, *shape):
+        assert self.points.shape == (self.batch, *shape)
+        return self.points
+
+    def integers(self, high, *shape):
+        assert self.corners.shape == (self.batch, *shape) and self.corners.max() < high
+        return self.corners
 
 
 def worst_error(actual, expected):

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from interop import published as reference_networks
-from tests.helpers import GOLDENS, load_golden, worst_error
+from tests.helpers import GOLDENS, Prescribed, load_golden, worst_error
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
-from torch_utils.random import BatchRandom
 from training import step
 from training.augment import augment
 from training.config import LossConfig
@@ -188,7 +187,7 @@ def compare_r1(it):
         receiver = Receiving(D, received)
         size = meta['raw_resolution' if dual else 'patch_resolution']
         G = SimpleNamespace(config=SimpleNamespace(render_resolution=size))
-        objective = step.Objective(
+        context = step.LossContext(
             G,
             receiver,
             receiver,
@@ -196,12 +195,12 @@ def compare_r1(it):
             augment=recorded_augment(case),
             blur_sigma=case['blur_sigma'],
         )
-        random = _NoRandomness(len(arrays['real']))
+        random = Prescribed(len(arrays['real']), None if dual else arrays['patch_offsets'].long())
         D.zero_grad()
         if dual:
-            loss = step.discriminator_r1(objective, arrays['real'], arrays['c'], random)
+            loss = step.discriminator_r1(context, arrays['real'], arrays['c'], random)
         else:
-            loss = step.patch_discriminator_r1(objective, arrays['real'], random, arrays['patch_offsets'].long())
+            loss = step.patch_discriminator_r1(context, arrays['real'], random)
         label = f'{i} (blur {case["blur_sigma"]:g}, {case["augment"]} {case.get("percentile", "")})'
         for name, value in zip(('image', 'image_raw'), received):
             it.output(f'{i}/{name}', value, label=f'{label}: {name}')
@@ -316,13 +315,6 @@ def _compare_probes(it, G, outputs):
         it.gradients(f'gradient norms of {key}', G, norms, ILL_CONDITIONED if through_s2d else GRADIENT)
 
 
-class _NoRandomness(BatchRandom):
-    """The goldens' noise was zero."""
-
-    def normal(self, *shape):
-        return torch.zeros(self.batch, *shape)
-
-
 STATS = {  # the release's names of what the losses note
     'Gmain': {
         'Loss/G/loss': 'loss/G/adversarial',
@@ -371,7 +363,7 @@ def _compare_phases(it, case):
         patch_weight=meta['patch_gan'],
         density_spread=meta['G_init']['rendering_kwargs']['density_reg_p_dist'],
     )
-    objective = step.Objective(
+    context = step.LossContext(
         G,
         D,
         D_patch,
@@ -389,10 +381,10 @@ def _compare_phases(it, case):
         inputs = FakeInputs(arrays['z'], c, torch.zeros_like(c) if kind == 'plain' else c.roll(1, dims=0))
         for network in (G, D, D_patch):
             network.zero_grad()
-        objective.seen.clear()
-        loss, network = _phase(objective, part, inputs, arrays)
+        context.seen.clear()
+        loss, network = _phase(context, part, inputs, arrays)
         loss.backward()
-        seen = {name: float(values[-1].float().mean()) for name, values in objective.seen.items()}
+        seen = {name: float(values[-1].float().mean()) for name, values in context.seen.items()}
         stats = dict(expected['stats'])
         seen |= {'G/patch': config.patch_weight * seen.get('loss/G/patch', 0.0), 'loss': float(loss.detach())}
         names = STATS[part] | {'Loss/G/patch': 'G/patch', 'Loss/D/reg': 'loss', 'Loss/D_patch/reg': 'loss'}
@@ -415,25 +407,26 @@ def _compare_phases(it, case):
         )
 
 
-def _phase(o, part, inputs, arrays):
+def _phase(context, part, inputs, arrays):
     """The loss of a phase, and the network that learns from it."""
-    random = _NoRandomness(len(inputs.z))
-    fake_corners, real_corners = arrays['patch_offsets_fake'].long(), arrays['patch_offsets_real'].long()
     real, real_c = arrays['real'], arrays['real_c']
+    fake_random = Prescribed(
+        len(inputs.z), arrays['patch_offsets_fake'].long(), arrays['greg_coordinates'], arrays['greg_perturbation']
+    )
+    real_random = Prescribed(len(real), arrays['patch_offsets_real'].long())
     if part == 'Gmain':
-        return step.generator_loss(o, inputs, random, fake_corners)[0], o.G
+        return step.generator_loss(context, inputs, fake_random), context.G
     if part == 'Greg':
-        points = arrays['greg_coordinates'] * 2 - 1
-        return step.density_loss(o, inputs, random, points, arrays['greg_perturbation']), o.G
+        return step.density_loss(context, inputs, fake_random), context.G
     if part == 'Dreg':
-        return step.discriminator_r1(o, real, real_c, random), o.D
+        return step.discriminator_r1(context, real, real_c, real_random), context.D
     if part == 'D_patchreg':
-        return step.patch_discriminator_r1(o, real, random, real_corners), o.D_patch
+        return step.patch_discriminator_r1(context, real, real_random), context.D_patch
     with torch.no_grad():
-        fakes = step.generate(o, inputs, random, image=True, patch=True, corners=fake_corners)
+        fakes = step.generate(context, inputs, fake_random, image=True, patch=True)
     if part == 'Dmain':
-        return step.discriminator_loss(o, fakes, real, real_c, random), o.D
-    return step.patch_discriminator_loss(o, fakes, real, random, real_corners), o.D_patch
+        return step.discriminator_loss(context, fakes, real, real_c, real_random), context.D
+    return step.patch_discriminator_loss(context, fakes, real, real_random), context.D_patch
 
 
 _GENERATOR_INPUTS = ('z', 'c', 'points', 'patch_offsets')

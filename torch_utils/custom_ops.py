@@ -7,11 +7,11 @@ An operator NAME is built from torch_utils/ops/NAME.{cpp,cu,h} and kernels.h. It
 ($XDG_CACHE_HOME/mimic3d/operators), under a key of all that it was built from, and appears there complete or not at all.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -26,7 +26,7 @@ import torch
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
-from dnnlib.files import cache_path
+from dnnlib.files import FolderLock, cache_path
 from torch_utils import distributed
 
 OPERATORS = ('bias_act', 'upfirdn2d')
@@ -43,38 +43,37 @@ class BuildError(Exception):
 # ---- Which implementation
 
 
-@torch.compiler.assume_constant_result  # compiled code contains the answer, not the question
 def choose(operator, device_type, impl=None):
     """'cuda' or 'ref': what `operator` is to use for tensors on a device of this type ('cpu', 'cuda', ...).
 
     impl: 'cuda' or 'ref', as the caller demands; None: as MIMIC3D_OPS demands, or else the CUDA operator for tensors on a
     GPU wherever it can be built. Raises UserError if MIMIC3D_OPS demands what cannot be had, ValueError if the caller does.
+    On a GPU, code that is compiled as one graph must have been called before, or `load`: a graph builds nothing.
     """
     if impl not in (None, 'cuda', 'ref'):
         raise ValueError(f"impl must be 'cuda', 'ref' or None, got {impl!r}")
-    demanded = demanded_by_user()
-    if impl == 'ref' or (impl is None and demanded == 'ref'):
+    demanded, on_gpu = impl or demanded_by_user(), device_type == 'cuda'
+    if demanded == 'ref' or (demanded is None and not on_gpu):
         return 'ref'
-    on_gpu = device_type == 'cuda'
-    if impl == 'cuda' and not on_gpu:
+    if impl and not on_gpu:
         raise ValueError(f"{operator}: impl='cuda' needs tensors on a CUDA device, got {device_type!r}")
-    if not on_gpu and demanded is None:
-        return 'ref'
     problem = load(operator)
-    if problem and impl == 'cuda':
+    if not problem:
+        return 'cuda' if on_gpu else 'ref'
+    if impl:
         raise ValueError(f"{operator}: impl='cuda' cannot be had: {problem}")
-    if problem and demanded == 'cuda':
+    if demanded:
         raise UserError(f'MIMIC3D_OPS=cuda, but {operator} cannot be had: {problem}. Unset MIMIC3D_OPS to go on in plain PyTorch')
-    if problem:
+    if not torch.compiler.is_compiling():  # a graph logs nothing
         _warn(operator, problem)
-    return 'cuda' if on_gpu and not problem else 'ref'
+    return 'ref'
 
 
-def demanded_by_user():
-    """MIMIC3D_OPS: 'cuda', 'ref' or None."""
-    value = os.environ.get('MIMIC3D_OPS') or None
-    if value not in (None, 'cuda', 'ref'):
-        raise UserError(f'MIMIC3D_OPS must be cuda or ref, got {value!r}; unset it to use what there is')
+def demanded_by_user(variable='MIMIC3D_OPS', choices=('cuda', 'ref')):
+    """The value of an environment variable, one of `choices`, or None where it is not set. Raises UserError for any other."""
+    value = os.environ.get(variable) or None
+    if value not in (None, *choices):
+        raise UserError(f'{variable} must be {" or ".join(choices)}, got {value!r}; unset it to use what there is')
     return value
 
 
@@ -126,10 +125,13 @@ def build(operator):
         log = library.with_name('failure.log')
         if library.exists():
             return library
-        with _locked(library.with_name('lock')):
+        lock = FolderLock(library.parent, patience=math.inf)
+        try:
             failed_meanwhile = log.exists() and log.stat().st_mtime >= asked
             if not library.exists() and not failed_meanwhile:
                 _compile(operator, architectures, library, log)
+        finally:
+            lock.release()
     except OSError as error:
         raise BuildError(f'it could not be built: {error}') from None
     if not library.exists():
@@ -151,31 +153,9 @@ def _sources(operator):
 
 def _key(operator, architectures):
     """A hash of everything that the library depends on."""
-    hashed = hashlib.sha256(
-        repr(
-            (
-                torch.__version__,
-                torch.version.cuda,
-                platform.python_version(),
-                platform.machine(),
-                COMPILER_OPTIONS,
-                architectures,
-            )
-        ).encode()
-    )
-    for path in _sources(operator):
-        hashed.update(hashlib.sha256(path.read_bytes()).digest())
-    return hashed.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Hold a lock that the operating system takes away when its holder ends, however it ends."""
-    import fcntl  # not on Windows, where the rest of this module is still needed
-
-    with open(path, 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    versions = torch.__version__, torch.version.cuda, platform.python_version(), platform.machine()
+    sources = [path.read_bytes() for path in _sources(operator)]
+    return hashlib.sha256(repr((versions, COMPILER_OPTIONS, architectures, sources)).encode()).hexdigest()[:16]
 
 
 def _compile(operator, architectures, library, log):
@@ -183,8 +163,8 @@ def _compile(operator, architectures, library, log):
     for leftover in library.parent.glob('building-*'):  # of processes that were killed
         shutil.rmtree(leftover, ignore_errors=True)
     log.unlink(missing_ok=True)
-    work = Path(tempfile.mkdtemp(prefix='building-', dir=library.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix='building-', dir=library.parent, ignore_cleanup_errors=True) as folder:
+        work = Path(folder)
         output = work / 'output.log'
         with open(output, 'wb') as file:
             finished = subprocess.run(
@@ -199,8 +179,6 @@ def _compile(operator, architectures, library, log):
             os.replace(work / library.name, library)
         else:
             os.replace(output, log)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def compile_command(operator, folder, architectures):
@@ -268,10 +246,9 @@ def main():
 
 
 def _compiler_version(home):
-    """The last line but one of `nvcc --version`: 'Cuda compilation tools, release 13.0, V13.0.88'."""
+    """The line with the release in `nvcc --version`: 'Cuda compilation tools, release 13.0, V13.0.88'."""
     answer = subprocess.run([home / 'bin' / 'nvcc', '--version'], capture_output=True, text=True)
-    releases = [line for line in answer.stdout.splitlines() if 'release' in line]
-    return releases[0] if releases else 'does not answer'
+    return next((line for line in answer.stdout.splitlines() if 'release' in line), 'does not answer')
 
 
 if __name__ == '__main__':

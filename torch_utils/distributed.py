@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import uuid
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import psutil
 import torch
@@ -27,7 +27,7 @@ import torch.multiprocessing
 from dnnlib.errors import UserError
 from torch_utils.checkpoint import map_tensors
 from torch_utils.interrupts import STOPPED, Forwarding
-from torch_utils.watch import Failure, Watch, describe_failure
+from torch_utils.watch import Watch, describe_failure
 
 _PARENT = os.getppid()  # while it lives; an orphan gets another
 GRACE_S = 10.0  # for the other processes to end by themselves when one has failed
@@ -100,10 +100,8 @@ def joined(timeout_minutes=30):
         pick_device()
         yield
         failed = False
-    except LostContact:
-        raise
     except Exception as error:
-        if _watch is not None:
+        if _watch is not None and not isinstance(error, LostContact):
             _watch.tell(describe_failure(int(os.environ['RANK']), error, _EXPECTED))  # the group may not have been made yet
         raise
     finally:
@@ -115,8 +113,13 @@ def _meet(timeout):
     global _watch
     number, processes = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+    launched_at = os.environ.get(_LAUNCHED)
     with _naming_the_loss():
-        store = _reach_store(timeout)
+        store = (
+            dist.TCPStore('localhost', int(launched_at), timeout=timeout)
+            if launched_at
+            else next(dist.rendezvous('env://', timeout=timeout))[0]
+        )
         attempt = dist.PrefixStore(_name_attempt(store, number, processes, timeout), store)
         _watch = Watch(dist.PrefixStore('watch', attempt), number, processes)
         group = dist.PrefixStore('group', attempt)
@@ -143,12 +146,6 @@ def _name_attempt(store, number, processes, timeout):
                 store.set(f'attempt of {store.get(f"hello/{other}").decode()}', mine)
         time.sleep(0.05)
     return mine
-
-
-def _reach_store(timeout):
-    if _LAUNCHED in os.environ:
-        return dist.TCPStore('localhost', int(os.environ[_LAUNCHED]), timeout=timeout)
-    return next(dist.rendezvous('env://', timeout=timeout))[0]
 
 
 def _leave(failed):
@@ -208,18 +205,10 @@ def launch(function, processes):
             sys.exit(STOPPED)
         if exited.exit_code > 128:
             sys.exit(exited.exit_code)
-        raise _most_telling([outcome for outcome in _drain(outcomes) if outcome.error is not None], processes, exited) from None
+        raise _most_telling(_drain(outcomes), processes, exited) from None
     finally:
         signal.signal(signal.SIGINT, former)
-    return next(outcome.result for outcome in _drain(outcomes) if outcome.rank == 0)
-
-
-class _Outcome(NamedTuple):
-    """What became of the function in one process."""
-
-    rank: int
-    result: object = None
-    error: Exception | None = None
+    return _drain(outcomes)[0]
 
 
 def _worker(local_rank, function, processes, port, parent, outcomes):
@@ -227,35 +216,34 @@ def _worker(local_rank, function, processes, port, parent, outcomes):
         sys.exit(1)
     os.environ.update(WORLD_SIZE=str(processes), RANK=str(local_rank), LOCAL_RANK=str(local_rank), **{_LAUNCHED: str(port)})
     try:
-        outcomes.put(_Outcome(local_rank, result=function()))
-    except UserError as error:
-        outcomes.put(_Outcome(local_rank, error=error))
-        sys.exit(1)
-    except Exception:  # a bug: its traceback is shown by the process that launched this one
-        outcomes.put(_Outcome(local_rank, error=RuntimeError(f'process {local_rank} failed:\n{traceback.format_exc()}')))
+        outcomes.put((local_rank, function()))
+    except Exception as error:  # a bug's traceback is shown by the process that launched this one
+        bug = None if isinstance(error, UserError) else RuntimeError(f'process {local_rank} failed:\n{traceback.format_exc()}')
+        outcomes.put((local_rank, bug or error))
         sys.exit(1)
 
 
-def _drain(queue):
-    items = []
-    while not queue.empty():
-        items.append(queue.get())
-    return items
+def _drain(outcomes):
+    """What the function returned or raised, by process, in the order in which they ended."""
+    found = {}
+    while not outcomes.empty():
+        number, found[number] = outcomes.get()
+    return found
 
 
-def _most_telling(failures, processes, exited):
+def _most_telling(outcomes, processes, exited):
     """The error to show: a cause rather than its consequences in the other processes; which process it was, if not all."""
-    causes = [failure for failure in failures if not isinstance(failure.error, LostContact)]
+    errors = {number: outcome for number, outcome in outcomes.items() if isinstance(outcome, Exception)}
+    causes = {number: error for number, error in errors.items() if not isinstance(error, LostContact)}
     if causes:
-        error = causes[0].error
-        if len(causes) > 1 or not isinstance(error, UserError):
-            return error
-        return type(error)(f'process {causes[0].rank} of {processes}: {error}')
+        number, error = next(iter(causes.items()))
+        alone = len(causes) == 1 and isinstance(error, UserError)
+        return type(error)(f'process {number} of {processes}: {error}') if alone else error
     if exited.signal_name is not None:
         killed = f'process {exited.error_index} was killed by {exited.signal_name}'
         memory = '; if the machine ran out of memory, lower --batch-gpu or --workers' if exited.signal_name == 'SIGKILL' else ''
         return UserError(killed + memory)
-    return failures[0].error if failures else UserError(f'process {exited.error_index} ended with exit code {exited.exit_code}')
+    return next(iter(errors.values()), UserError(f'process {exited.error_index} ended with exit code {exited.exit_code}'))
 
 
 # Collectives -----------------------------------------------------------------------------------------------------------
@@ -306,7 +294,7 @@ def together(naming=True):
     if world_size() == 1:
         yield
         return
-    block, mine = _Block(naming), None
+    block, mine = SimpleNamespace(naming=naming, broken=None), None  # broken: what another process left the block for
     _blocks.append(block)
     try:
         yield
@@ -326,21 +314,6 @@ def together(naming=True):
         raise mine
 
 
-class _Block:
-    """A block of `together`. broken: what was raised in it when another process was found to have left it."""
-
-    def __init__(self, naming):
-        self.naming, self.broken = naming, None
-
-
-class _Report(NamedTuple):
-    """Of a process that has failed: how many blocks deep, whether its number matters, and why."""
-
-    depth: int
-    naming: bool
-    failure: Failure
-
-
 def _agree(block=None, error=None):
     """Ask all processes whether any has failed; if so, fail with the same reason. error: with which this one left `block`."""
     failed = torch.tensor(int(error is not None))
@@ -348,44 +321,45 @@ def _agree(block=None, error=None):
         dist.all_reduce(failed)
         if not failed:
             return
-        reports = [None] * world_size()
-        mine = error and _Report(len(_blocks), block.naming, describe_failure(rank(), error, _EXPECTED))
-        dist.all_gather_object(reports, mine)
+        reports = [None] * world_size()  # of those that have failed: in how many blocks, whether to be named, and why
+        dist.all_gather_object(reports, error and (len(_blocks), block.naming, describe_failure(rank(), error, _EXPECTED)))
     _watch.settle()
-    reports = [report for report in reports if report is not None]
-    for other in _blocks[min(report.depth for report in reports) :]:
-        other.broken = _reason(reports)
-    if error is not None and len(reports) == world_size() and len({report.failure.text for report in reports}) == 1:
+    depths, naming, failures = zip(*filter(None, reports))
+    first, where = failures[0], f'process {failures[0].rank} of {world_size()}: ' if naming[0] else ''
+    reason = (first.kind or UnexpectedError)(where + first.text)
+    for other in _blocks[min(depths) :]:
+        other.broken = reason
+    if error is not None and len(failures) == world_size() and len({failure.text for failure in failures}) == 1:
         raise error
-    details = reports[0].failure.details
-    raise _reason(reports) from (error or (details and OnAnotherProcess(details)))
+    raise reason from (error or (first.details and OnAnotherProcess(first.details)))
 
 
-def _reason(reports):
-    """The exception for what the first of some reports says."""
-    report = reports[0]
-    failure, where = report.failure, f'process {report.failure.rank} of {world_size()}: ' if report.naming else ''
-    return (failure.kind or UnexpectedError)(where + failure.text)
+def _collective(operation, *arguments, **options):
+    """Take part in one of torch.distributed's; but within `together`, another process may have failed, and would never come."""
+    _check_in()
+    with _naming_the_loss():
+        operation(*arguments, **options)
 
 
 def _check_in():
-    """Before a collective: within `together`, another process may have failed, and would never come."""
-    if _broken():
-        raise _broken()[0]
+    """Raise what has made another process leave a block of `together` that this one is in."""
+    broken = _broken()
+    if broken:
+        raise broken
     if _blocks:
         _agree()
 
 
 def _broken():
-    """What was raised in blocks that another process has left; code in between may not have heard of it."""
-    return [block.broken for block in _blocks if block.broken is not None]
+    """What was raised in a block that another process has left, or None; code in between may not have heard of it."""
+    return next((block.broken for block in _blocks if block.broken is not None), None)
 
 
 def look_around():
     """For long work between collectives, now and then: raise what has happened to another process. Costs nothing."""
     if _watch is not None and _watch.has_news():
         _give_up(_watch.failure())
-    if _blocks and (_broken() or _watch.alarmed()):
+    if _broken() or (_blocks and _watch.alarmed()):
         _check_in()
 
 
@@ -410,9 +384,7 @@ def average(tensor):
 def total(tensor):
     """The sum of `tensor` over all processes, in place."""
     if world_size() > 1:
-        _check_in()
-        with _naming_the_loss():
-            dist.all_reduce(tensor)
+        _collective(dist.all_reduce, tensor)
     return tensor
 
 
@@ -425,10 +397,8 @@ def share(value):
     """The first process's `value`, plain data, in every process."""
     if world_size() == 1:
         return value
-    _check_in()
     carrier = [value]
-    with _naming_the_loss():
-        dist.broadcast_object_list(carrier, src=0, device=torch.device('cpu'))
+    _collective(dist.broadcast_object_list, carrier, src=0, device=torch.device('cpu'))
     return carrier[0]
 
 
@@ -443,8 +413,7 @@ def share_tensors(value, device):
 
     def hand_on(shape):
         tensor = next(mine).to(device).contiguous() if rank() == 0 else torch.empty(shape.shape, dtype=shape.dtype, device=device)
-        with _naming_the_loss():
-            dist.broadcast(tensor, src=0)
+        _collective(dist.broadcast, tensor, src=0)
         return tensor
 
     return map_tensors(hand_on, shapes)
@@ -454,10 +423,8 @@ def gather(value):
     """The list of every process's `value`, plain data, in the first process; None in the others."""
     if world_size() == 1:
         return [value]
-    _check_in()
     values = [None] * world_size() if rank() == 0 else None
-    with _naming_the_loss():
-        dist.gather_object(value, values)
+    _collective(dist.gather_object, value, values)
     return values
 
 
@@ -487,19 +454,20 @@ class Obstacle:
 
     def __init__(self, find):
         functools.update_wrapper(self, find)
-        self._find, self._agreed = functools.cache(find), {}
+        self._find, self._found = find, {}
 
     def __call__(self, *arguments):
-        return self._agreed[arguments] if arguments in self._agreed else self._find(*arguments)
+        if arguments not in self._found:
+            self._found[arguments] = self._find(*arguments)
+        return self._found[arguments]
 
     def agree(self, *arguments):
         """Decide for all processes, each of which must call it."""
         with together():
-            self._agreed[arguments] = first_problem(self._find(*arguments))
+            self._found[arguments] = first_problem(self(*arguments))
 
     def cache_clear(self):
-        self._find.cache_clear()
-        self._agreed.clear()
+        self._found.clear()
 
 
 def wait_for_all():
@@ -523,7 +491,5 @@ def average_gradients(parameters):
 def broadcast(module):
     """Give every process the first one's parameters and buffers."""
     if world_size() > 1:
-        _check_in()
-        with _naming_the_loss():
-            for tensor in [*module.parameters(), *module.buffers()]:
-                dist.broadcast(tensor.detach(), src=0)
+        for tensor in [*module.parameters(), *module.buffers()]:
+            _collective(dist.broadcast, tensor.detach(), src=0)

@@ -25,17 +25,8 @@ def find_weights(url, option, flag, otherwise):
             raise WeightsError(f'{flag}={option}: no such file; it should be {name} of {url}')
         return Path(option)
     path = cache_path(name, os.path.join(torch.hub.get_dir(), 'checkpoints'))
-    if not path.is_file():
-        _download(url, path, flag, otherwise)
-    return path
-
-
-def hash_in_name(path):
-    """The first digits of the SHA-256 of a published file, which end its name."""
-    return Path(path).stem.rsplit('-', 1)[1]
-
-
-def _download(url, path, flag, otherwise):
+    if path.is_file():
+        return path
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_in_name(path), progress=True)
     except Exception as error:  # network failures come as many types
@@ -43,6 +34,12 @@ def _download(url, path, flag, otherwise):
             f'{path.name} is not at {path} and could not be downloaded from {url} ({error}). Put it there, name it '
             f'with {flag}=FILE, or {otherwise}'
         ) from None
+    return path
+
+
+def hash_in_name(path):
+    """The first digits of the SHA-256 of a published file, which end its name."""
+    return Path(path).stem.rsplit('-', 1)[1]
 
 
 def read_weights(path, whose):

@@ -67,7 +67,8 @@ class Watch:
         """The Failure that was told, or None. Whoever asks has noticed."""
         self._noticed.set()
         with contextlib.suppress(RuntimeError):
-            return self._known or self._told(self._store)
+            self._read(self._store)
+        return self._known
 
     def has_news(self):
         """Whether the thread has heard of a failure; without asking the store."""
@@ -114,9 +115,9 @@ class Watch:
             while told and self._rank == 0 and self._store.add('read', 0) < self._processes and time.monotonic() < deadline:
                 time.sleep(POLL_S / 5)
 
-    @staticmethod
-    def _told(store):
-        return pickle.loads(store.get('failure')) if store.check(['failure']) else None
+    def _read(self, store):
+        if self._known is None and store.check(['failure']):
+            self._known = pickle.loads(store.get('failure'))
 
     def _look(self, store):
         answered = False
@@ -128,7 +129,7 @@ class Watch:
                 number = self._settled
                 if store.check([f'alarm/{number}']):
                     self._alarm = number
-                self._known = self._told(store)
+                self._read(store)
                 if self._known is not None:
                     self._insist(self._known)
                     return

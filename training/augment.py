@@ -7,8 +7,8 @@ Drawing is separate from applying. `draw_parameters` makes every random number o
 row alone, so a batch may be split over processes and steps in any way.
 """
 
+import functools
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -41,35 +41,23 @@ SYM6 = (
     -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
 SYM6_CENTRE = 5
-LUMA_AXIS = (1 / math.sqrt(3), 1 / math.sqrt(3), 1 / math.sqrt(3), 0.0)
-
-
-@dataclass(frozen=True)
-class AugmentDraws:
-    """The random numbers of a batch, one row per image. `draws[rows]` takes a slice, as a process does of its share."""
-
-    uniform: torch.Tensor  # [N, len(UNIFORM_DRAWS)] in [0, 1)
-    normal: torch.Tensor  # [N, len(NORMAL_DRAWS)], standard normal
-    gates: torch.Tensor  # [N, len(GATES)] in [0, 1); a transform is applied where its gate is below its probability
-
-    def __len__(self):
-        return len(self.gates)
-
-    def __getitem__(self, rows):
-        return AugmentDraws(self.uniform[rows], self.normal[rows], self.gates[rows])
 
 
 def draw_parameters(n, generator):
-    """All random numbers that augmenting n images takes. generator: a torch.Generator of the CPU.
+    """All random numbers that augmenting n images takes, a row for each. generator: a torch.Generator of the CPU.
 
     There the numbers are the same on every machine, and `augment` can size its buffers without waiting for a GPU.
+    Returns float64 [n, columns]: UNIFORM_DRAWS in [0, 1); NORMAL_DRAWS, standard normal; GATES in [0, 1), of which those that
+    are below the probability of their transform let it be applied.
     """
     options = dict(generator=generator, dtype=torch.float64)
-    return AugmentDraws(
-        uniform=torch.rand([n, len(UNIFORM_DRAWS)], **options),
-        normal=torch.randn([n, len(NORMAL_DRAWS)], **options),
-        gates=torch.rand([n, len(GATES)], **options),
-    )
+    uniform, normal = torch.rand([n, len(UNIFORM_DRAWS)], **options), torch.randn([n, len(NORMAL_DRAWS)], **options)
+    return torch.cat([uniform, normal, torch.rand([n, len(GATES)], **options)], dim=1)
+
+
+def augment_rows(images, p, random):
+    """`augment` of the rows of the whole batch that a BatchRandom stands for."""
+    return augment(images, draw_parameters(random.batch, random.host_generator)[random.rows], p)
 
 
 def augment(images, draws, p):
@@ -83,9 +71,8 @@ def augment(images, draws, p):
         raise ValueError(f'augment: {channels} channels are not RGB triples')
     if len(draws) != n:
         raise ValueError(f'augment: {len(draws)} rows of random numbers for {n} images')
-    geometry = geometry_matrices(draws, p, height, width)
-    color = color_matrices(draws, p)
-    return apply_color(apply_geometry(images, geometry), color)
+    images = apply_geometry(images, geometry_matrices(draws, p, height, width))
+    return apply_color(images, color_matrices(draws, p))
 
 
 def adapt_probability(p, sign_mean, batch_seen, target, kimg):
@@ -118,16 +105,27 @@ def geometry_matrices(draws, p, height, width):
     xfrac = [gate['xfrac'] * normal[name] * XFRAC_STD for name in ('xfrac_x', 'xfrac_y')]
 
     inverses = [
-        _scale2d(1 - 2 * flip, torch.ones_like(flip)),
-        _rotate2d(quarter_turns * (math.pi / 2)),
-        _translate2d(-torch.round(xint[0] * width), -torch.round(xint[1] * height)),
-        _scale2d(1 / zoom, 1 / zoom),
-        _rotate2d(before),
-        _scale2d(1 / stretch, stretch),
-        _rotate2d(after),
-        _translate2d(-xfrac[0] * width, -xfrac[1] * height),
+        _affine(xx=1 - 2 * flip),
+        _rotation(quarter_turns * (math.pi / 2)),
+        _affine(x=-torch.round(xint[0] * width), y=-torch.round(xint[1] * height)),
+        _affine(xx=1 / zoom, yy=1 / zoom),
+        _rotation(before),
+        _affine(xx=1 / stretch, yy=stretch),
+        _rotation(after),
+        _affine(x=-xfrac[0] * width, y=-xfrac[1] * height),
     ]
-    return _product(inverses)
+    return functools.reduce(torch.matmul, inverses)
+
+
+def _affine(xx=1.0, xy=0.0, x=0.0, yx=0.0, yy=1.0, y=0.0):
+    """Matrices [[xx, xy, x], [yx, yy, y], [0, 0, 1]], float64, of numbers or tensors of one shape."""
+    entries = [torch.as_tensor(entry, dtype=torch.float64) for entry in (xx, xy, x, yx, yy, y, 0, 0, 1)]
+    return torch.stack(torch.broadcast_tensors(*entries), dim=-1).unflatten(-1, (3, 3))
+
+
+def _rotation(angle):
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return _affine(xx=cos, xy=-sin, yx=sin, yy=cos)
 
 
 def color_matrices(draws, p):
@@ -138,66 +136,37 @@ def color_matrices(draws, p):
     lumaflip = gate['lumaflip'] * torch.floor(uniform['lumaflip'] * 2)
     hue = gate['hue'] * (uniform['hue'] * 2 - 1) * HUE_MAX
     saturation = torch.exp2(gate['saturation'] * normal['saturation'] * SATURATION_STD)
+    brightness, contrast, lumaflip, hue, saturation = (
+        values[:, None, None] for values in (brightness, contrast, lumaflip, hue, saturation)
+    )
 
-    identity = torch.eye(4, dtype=brightness.dtype, device=brightness.device)
-    axis = identity.new_tensor(LUMA_AXIS)
+    identity = torch.eye(4, dtype=torch.float64)
+    rgb = identity.new_tensor([1, 1, 1, 0])
+    axis = rgb / math.sqrt(3)  # of greys
     luma = torch.outer(axis, axis)  # projects a colour onto its grey part,
-    chroma = torch.diag(identity.new_tensor([1, 1, 1, 0])) - luma  # and this onto the rest.
-    a = LUMA_AXIS[0]
+    chroma = torch.diag(rgb) - luma  # and this onto the rest.
+    a = 1 / math.sqrt(3)
     luma_cross = identity.new_tensor([[0, -a, a, 0], [a, 0, -a, 0], [-a, a, 0, 0], [0, 0, 0, 0]])
-    rgb_from_one = torch.outer(identity.new_tensor([1, 1, 1, 0]), identity[3])
-
-    def scaled(factor, matrix):
-        return factor[:, None, None] * matrix
 
     last_first = [
-        identity + scaled(saturation - 1, chroma),
-        identity + scaled(torch.cos(hue) - 1, chroma) + scaled(torch.sin(hue), luma_cross),  # Rodrigues' rotation
-        identity - scaled(2 * lumaflip, luma),
-        identity + scaled(contrast - 1, luma + chroma),
-        identity + scaled(brightness, rgb_from_one),
+        identity + (saturation - 1) * chroma,
+        identity + (torch.cos(hue) - 1) * chroma + torch.sin(hue) * luma_cross,  # Rodrigues' rotation
+        identity - 2 * lumaflip * luma,
+        identity + (contrast - 1) * (luma + chroma),
+        identity + brightness * torch.outer(rgb, identity[3]),
     ]
-    return _product(last_first)
+    return functools.reduce(torch.matmul, last_first)
 
 
 def _named(draws, p):
-    """The columns of the draws by name, and each gate as 1 (apply) or 0 (leave)."""
-    uniform = dict(zip(UNIFORM_DRAWS, draws.uniform.unbind(dim=1), strict=True))
-    normal = dict(zip(NORMAL_DRAWS, draws.normal.unbind(dim=1), strict=True))
-    p = torch.as_tensor(p, dtype=draws.gates.dtype, device=draws.gates.device).clamp(0, 1)
+    """The columns of the draws by name: uniform, normal, and each gate as 1 (apply) or 0 (leave)."""
+    names = UNIFORM_DRAWS, NORMAL_DRAWS, GATES
+    columns = draws.split([len(part) for part in names], dim=1)
+    uniform, normal, gates = (dict(zip(part, values.unbind(dim=1))) for part, values in zip(names, columns))
+    p = torch.as_tensor(p, dtype=draws.dtype).clamp(0, 1)
     p_half = 1 - torch.sqrt(1 - p)  # of the two rotations, which together have the probability of one
-    opened = {
-        name: gate < (p_half if name.startswith('rotate_') else p)
-        for name, gate in zip(GATES, draws.gates.unbind(dim=1), strict=True)
-    }
-    gates = {name: gate.to(draws.gates.dtype) for name, gate in opened.items()}
-    return uniform, normal, gates
-
-
-def _product(matrices):
-    result = matrices[0]
-    for matrix in matrices[1:]:
-        result = result @ matrix
-    return result
-
-
-def _matrix3(rows):
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-
-
-def _scale2d(x, y):
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return _matrix3([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
-
-
-def _translate2d(x, y):
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return _matrix3([[one, zero, x], [zero, one, y], [zero, zero, one]])
-
-
-def _rotate2d(angle):
-    zero, one, cos, sin = torch.zeros_like(angle), torch.ones_like(angle), torch.cos(angle), torch.sin(angle)
-    return _matrix3([[cos, -sin, zero], [sin, cos, zero], [zero, zero, one]])
+    opened = {name: gate < (p_half if name.startswith('rotate_') else p) for name, gate in gates.items()}
+    return uniform, normal, {name: is_open.to(draws.dtype) for name, is_open in opened.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,11 +175,9 @@ def _rotate2d(angle):
 
 def apply_color(images, matrices):
     """images: [N, 3k, H, W]; matrices: [N, 4, 4], applied to every RGB triple."""
-    n, channels, height, width = images.shape
-    matrices = _beside(matrices, images)
-    triples = images.reshape(n, channels // 3, 3, height * width)
-    triples = matrices[:, None, :3, :3] @ triples + matrices[:, None, :3, 3:]
-    return triples.reshape(images.shape)
+    matrices = _beside(matrices, images)[:, None, :3]
+    triples = images.flatten(2).unflatten(1, (-1, 3))
+    return (matrices[..., :3] @ triples + matrices[..., 3:]).reshape(images.shape)
 
 
 def _beside(values, images):
@@ -227,10 +194,9 @@ def apply_geometry(images, matrices):
     Image by image, because each needs a margin of its own: that is less work than giving all the largest, and makes
     the result of an image bit-identical whatever else is in the batch. Untouched images pass through.
     """
-    identity = torch.eye(3, dtype=matrices.dtype, device=matrices.device)
-    untouched = (matrices == identity).all(dim=2).all(dim=1).tolist()
-    rows = zip(images.split(1), matrices, untouched, strict=True)
-    return torch.cat([image if skip else _warp(image, matrix) for image, matrix, skip in rows])
+    identity = torch.eye(3, dtype=matrices.dtype)
+    rows = zip(images.split(1), matrices, strict=True)
+    return torch.cat([image if torch.equal(matrix, identity) else _warp(image, matrix) for image, matrix in rows])
 
 
 def _warp(image, inverse):
@@ -245,11 +211,11 @@ def _warp(image, inverse):
     image = F.pad(image, (left, right, top, bottom), mode='reflect')
     fine = _upsample_twice(image, taps)
 
-    to_fine = inverse.new_tensor([[2, 0, -0.5], [0, 2, -0.5], [0, 0, 1]])
-    off_centre = inverse.new_tensor([[1, 0, left - right], [0, 1, top - bottom], [0, 0, 1]])  # in fine pixels
+    to_fine = _affine(xx=2, yy=2, x=-0.5, y=-0.5)
+    off_centre = _affine(x=left - right, y=top - bottom)  # in fine pixels
     out_height, out_width = 2 * height + len(SYM6) - 2, 2 * width + len(SYM6) - 2
-    to_grid = torch.diag(inverse.new_tensor([2 / fine.shape[3], 2 / fine.shape[2], 1]))
-    from_grid = torch.diag(inverse.new_tensor([out_width / 2, out_height / 2, 1]))
+    to_grid = _affine(xx=2 / fine.shape[3], yy=2 / fine.shape[2])
+    from_grid = _affine(xx=out_width / 2, yy=out_height / 2)
     theta = to_grid @ off_centre @ to_fine @ inverse @ torch.linalg.inv(to_fine) @ from_grid
     theta = _beside(theta[None, :2], image)
     grid = F.affine_grid(theta, [1, 1, out_height, out_width], align_corners=False)

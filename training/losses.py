@@ -62,12 +62,9 @@ def blur(image, sigma):
 
 def crop(images, corners, size):
     """Windows [N, C, size, size] of images [N, C, H, W] at corners [N, 2], (top, left)."""
-    steps = torch.arange(size, device=images.device)
-    rows = (corners[:, 0, None] + steps)[:, None, :, None]
-    columns = (corners[:, 1, None] + steps)[:, None, None, :]
-    samples = torch.arange(len(images), device=images.device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return images[samples, channels, rows, columns]
+    offsets = torch.arange(size, device=images.device)
+    rows, columns = (corners[:, axis, None] + offsets for axis in (0, 1))
+    return images.take_along_dim(rows[:, None, :, None], dim=2).take_along_dim(columns[:, None, None, :], dim=3)
 
 
 def draw_corners(random, image_size, patch_size):

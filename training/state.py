@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from torch_utils import distributed
-from training.augment import augment, draw_parameters
 from training.config import RunConfig, StageConfig
 from training.networks.discriminator import DualDiscriminator, PatchDiscriminator
 from training.networks.generator import Generator
@@ -29,13 +28,9 @@ class TrainingState:
     stage: StageConfig
     device: torch.device
     labels: torch.Tensor  # cameras of the data set [M, 25]
-    networks: dict  # 'G', 'G_ema', 'D', and 'D_patch': None in stage 1
-    optimizers: dict  # Adam by the network's name
-    learning_rates: dict
+    networks: dict  # 'G', 'G_ema', 'D', and in stage 2 'D_patch'
+    optimizers: dict  # Adam by the network's name; its `defaults` keep the learning rate before the ramp
     imitation: Any  # (patch, target) -> distances [N], or None
-    augment: Any  # (images, p, random) -> images, or None
-    passes: int  # that this process splits its images of a batch into
-    ema_kimg: float  # half-life of G_ema
     images_seen: int = 0
     start: int = 0
     steps: int = 0
@@ -90,20 +85,19 @@ class TrainingState:
     # Weights ---------------------------------------------------------------------------------------------------------
 
     def weights(self):
-        """{name: state dict} of the networks that there are."""
-        return {name: module.state_dict() for name, module in self.networks.items() if module is not None}
+        """{name: state dict} of the networks."""
+        return {name: network.state_dict() for name, network in self.networks.items()}
 
     def agree(self):
         """Give every process the first one's weights."""
-        for module in self.networks.values():
-            if module is not None:
-                distributed.broadcast(module)
+        for network in self.networks.values():
+            distributed.broadcast(network)
 
     def take(self, weights, log):
         """Copy what fits from {name: state dict}; say what was taken and what was not."""
-        for name, module in self.networks.items():
+        for name, network in self.networks.items():
             given = weights.get(name, {})
-            taken, left = copy_matching(module, given) if module is not None else ([], [])
+            taken, left = copy_matching(network, given)
             unused = [tensor for tensor in given if tensor not in taken]
             log(
                 f'{name}: took {len(taken)} tensors'
@@ -127,58 +121,38 @@ def build_state(config, number, device, labels, vgg_weights=None):
     """
     stage = config.stage1 if number == 1 else config.stage2
     networks = build_networks(config, number, device)
-    rates = {'G': config.optimizer.g_lr, 'D': config.optimizer.d_lr, 'D_patch': config.optimizer.d_lr}
-    lazy = {
-        'G': (stage.loss.density_weight, config.optimizer.density_interval),
-        'D': (stage.loss.r1_gamma, config.optimizer.r1_interval),
-        'D_patch': (stage.loss.r1_gamma_patch, config.optimizer.r1_interval),
+    options, loss = config.optimizer, stage.loss
+    players = {  # learning rate; weight of the lazy regularisation, and its interval in steps
+        'G': (options.g_lr, loss.density_weight, options.density_interval),
+        'D': (options.d_lr, loss.r1_gamma, options.r1_interval),
+        'D_patch': (options.d_lr, loss.r1_gamma_patch, options.r1_interval),
     }
-    optimizers, learning_rates = {}, {}
-    for name in rates:
-        if networks[name] is not None:
-            weight, interval = lazy[name]
-            optimizers[name], learning_rates[name] = build_optimizer(
-                networks[name], rates[name], config.optimizer, interval if weight > 0 else None
-            )
-    return TrainingState(
-        config,
-        number,
-        stage,
-        device,
-        labels,
-        networks,
-        optimizers,
-        learning_rates,
-        imitation=build_imitation(stage.loss.imitation, vgg_weights, device) if number == 2 else None,
-        augment=augment_images if config.augment == 'ada' else None,
-        passes=config.batch // (distributed.world_size() * config.batch_per_pass),
-        ema_kimg=config.ema_half_life_kimg,
-    )
+    optimizers = {
+        name: build_optimizer(networks[name], lr, options, interval if weight > 0 else None)
+        for name, (lr, weight, interval) in players.items()
+        if name in networks
+    }
+    imitation = build_imitation(loss.imitation, vgg_weights, device) if number == 2 else None
+    return TrainingState(config, number, stage, device, labels, networks, optimizers, imitation)
 
 
 def build_networks(config, number, device):
     torch.manual_seed(config.seed)
-    G = Generator(config.generator.replace(residual=number == 2)).to(device).requires_grad_(False)
-    D = DualDiscriminator(config.discriminator).to(device).requires_grad_(False)
-    D_patch = PatchDiscriminator(config.patch_discriminator).to(device).requires_grad_(False) if number == 2 else None
-    return {'G': G, 'G_ema': copy.deepcopy(G).eval(), 'D': D, 'D_patch': D_patch}
+    G = Generator(config.generator.replace(residual=number == 2))
+    networks = {'G': G, 'G_ema': copy.deepcopy(G).eval(), 'D': DualDiscriminator(config.discriminator)}
+    if number == 2:
+        networks['D_patch'] = PatchDiscriminator(config.patch_discriminator)
+    return {name: network.to(device).requires_grad_(False) for name, network in networks.items()}
 
 
 def build_optimizer(network, lr, config, interval):
-    """Adam and its learning rate. interval: steps between regularisations, None where there are none.
+    """Adam. interval: steps between regularisations, None where there are none.
 
     A step with the regularisation comes on top of every `interval` steps, which the ratio makes up for (StyleGAN2, appendix B).
     """
     ratio = interval / (interval + 1) if interval else 1.0
-    adam = torch.optim.Adam(
-        network.parameters(), lr=lr * ratio, eps=config.eps, fused=True, betas=(config.beta1**ratio, config.beta2**ratio)
-    )
-    return adam, lr * ratio
-
-
-def augment_images(images, p, random):
-    """ADA with a BatchRandom's rows."""
-    return augment(images, draw_parameters(random.batch, random.host_generator)[random.rows], p)
+    betas = config.beta1**ratio, config.beta2**ratio
+    return torch.optim.Adam(network.parameters(), lr=lr * ratio, eps=config.eps, fused=True, betas=betas)
 
 
 def _summary(names, most=4):

@@ -20,13 +20,16 @@ from torch.optim import swa_utils
 from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.random import BatchRandom
-from training.augment import adapt_probability
+from training.augment import adapt_probability, augment_rows
 from training.losses import blur, blur_sigma, crop, draw_corners, draw_fake_inputs, r1_penalty, ramp, swap_probability
 from training.networks.discriminator import resize
 
-FINITE = dict(nan=0.0, posinf=1e5, neginf=-1e5)  # what replaces gradients that are not finite
-# What a random number is for: a part of its key.
+# What replaces gradients that are not finite, as in the release (docs/method.md, section 5): 1e5 keeps the direction, and Adam
+# normalises the size.
+FINITE = dict(nan=0.0, posinf=1e5, neginf=-1e5)
+# What a random number is for: two parts of its key. Their places in these rows are the key, so a row may only grow at its end.
 PHASES = ('generator', 'density', 'discriminator', 'discriminator_r1', 'patch', 'patch_r1')
+PARTS = ('inputs', 'loss', 'fakes')
 
 
 class BadGradients(UserError):
@@ -34,7 +37,7 @@ class BadGradients(UserError):
 
 
 class Fakes(NamedTuple):
-    """Generated images of a pass; what was not asked for is None."""
+    """Generated images of a microbatch; what was not asked for is None."""
 
     c: torch.Tensor  # cameras they are rendered from [N, 25]
     image: torch.Tensor | None  # 2D branch [N, 3, R, R]
@@ -50,23 +53,26 @@ class Fakes(NamedTuple):
 
 
 @dataclass
-class Objective:
+class LossContext:
     """What the losses of a step depend on besides images and random numbers.
 
-    D_patch: None in stage 1; imitation: (patch, target) -> distances [N], or None; augment: (images [N, 3k, H, W], p, random) ->
-    images, or None; seen: {name: values that a loss has noted}.
+    D_patch: None in stage 1; imitation: (patch, target) -> distances [N], or None; augment: (images [N, 3k, H, W], probability,
+    random) -> images, or None; fakes: what the generator's loss has made of every microbatch, for the discriminators; seen:
+    {name: values that a loss has noted}.
     """
 
     G: torch.nn.Module
     D: torch.nn.Module
     D_patch: torch.nn.Module | None
     loss: Any  # LossConfig
+    microbatches: int = 1  # how many losses of this process are averaged
     imitation: Any = None
     augment: Any = None
     augment_p: float = 0.0
     blur_sigma: float = 0.0  # pixels
     noise_mode: str = 'random'
     sampling: str = 'stratified'
+    fakes: list = field(default_factory=list)
     seen: dict = field(default_factory=dict)
 
     def note(self, name, values):
@@ -77,18 +83,12 @@ class Objective:
         self.note(f'signs/{kind}', logits.sign())
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One forward and backward pass of this process: its number of how many, its rows of the whole batch, and its real images."""
+class Microbatch(NamedTuple):
+    """What one forward and backward pass of this process works on: its rows of the whole batch, and its real images."""
 
-    index: int
-    count: int
     rows: slice
     real: torch.Tensor  # [n, 3, R, R] in [-1, 1]
     real_c: torch.Tensor  # [n, 25]
-
-    def backward(self, loss):
-        (loss / self.count).backward()
 
 
 def training_step(state, real, real_c):
@@ -97,152 +97,156 @@ def training_step(state, real, real_c):
     state: TrainingState, changed in place; real: this process's images, uint8 [n, 3, R, R]; real_c: their cameras [n, 25].
     Returns {name: [tensors]}: the losses, logits, gradient norms and so on that this process has noted.
     """
-    config, loss, step = state.config, state.stage.loss, state.steps
-    G, D, D_patch = (state.networks[name] for name in ('G', 'D', 'D_patch'))
-    stage_images = step * config.batch
-    swap_p = swap_probability(loss, stage_images)
-    passes = split(state, real, real_c)
-    o = Objective(
-        G,
-        D,
-        D_patch,
-        loss,
-        imitation=state.imitation,
-        augment=state.augment,
-        augment_p=state.augment_p,
-        blur_sigma=blur_sigma(loss, stage_images, config.batch),
-    )
-    scale_learning_rates(state, ramp(0.0, 1.0, stage_images + config.batch, config.optimizer.lr_rampup_kimg * 1000))
+    config, intervals, loss = state.config, state.config.optimizer, state.stage.loss
+    G, D, D_patch = (state.networks.get(name) for name in ('G', 'D', 'D_patch'))
+    stage_images = state.steps * config.batch
+    sigma, swap_p = blur_sigma(loss, stage_images, config.batch), swap_probability(loss, stage_images)
+    augment = augment_rows if config.augment == 'ada' else None
+    microbatches = split(state, real, real_c)
+    context = LossContext(G, D, D_patch, loss, len(microbatches), state.imitation, augment, state.augment_p, sigma)
+    scale_learning_rates(state, ramp(0.0, 1.0, stage_images + config.batch, intervals.lr_rampup_kimg * 1000))
 
     # G: L_total = L_imitation + lambda_p L_adv_3D + L_adv_2D (equation 8)
-    inputs, fakes = draw_inputs(state, 'generator', swap_p), []
-    for p in optimize(state, 'G', 'generator', passes, o):  # when all passes are done, it steps G's optimiser
-        total, made = generator_loss(o, inputs.rows(p.rows), draws(state, 'generator', p.rows))
-        p.backward(total)
-        fakes.append(made.detach())
-    G.mapping.update_w_avg(distributed.average(torch.stack([made.mean_w for made in fakes]).mean(dim=0)))
+    inputs = draw_inputs(state, 'generator', swap_p)
+    losses = (  # each is computed only when `optimize` comes to it, when the one before is gone from memory
+        generator_loss(context, inputs.rows(micro.rows), draws(state, 'generator', 'loss', micro.rows)) for micro in microbatches
+    )
+    optimize(state, 'G', 'generator', losses, context)
+    G.mapping.update_w_avg(distributed.average(torch.stack([fakes.mean_w for fakes in context.fakes]).mean(dim=0)))
 
     # G: density regularisation, lazily: every k-th step with k times the weight (StyleGAN2, appendix B)
-    every = config.optimizer.density_interval
-    if loss.density_weight > 0 and step % every == 0:
+    every = intervals.density_interval
+    if loss.density_weight > 0 and state.steps % every == 0:
         inputs = draw_inputs(state, 'density', swap_p, swap_together=True)
-        for p in optimize(state, 'G', 'density', passes, o):
-            p.backward(every * density_loss(o, inputs.rows(p.rows), draws(state, 'density', p.rows)))
+        losses = (
+            every * density_loss(context, inputs.rows(micro.rows), draws(state, 'density', 'loss', micro.rows))
+            for micro in microbatches
+        )
+        optimize(state, 'G', 'density', losses, context)
 
     # D2D: real and generated images, each beside its raw counterpart; R1, lazily
+    every = intervals.r1_interval
     if not config.share_fakes:
-        fakes = make_fakes(o, state, 'discriminator', swap_p, passes, image=True)
-    for p in optimize(state, 'D', 'discriminator', passes, o):
-        p.backward(discriminator_loss(o, fakes[p.index], p.real, p.real_c, draws(state, 'discriminator', p.rows)))
-    every = config.optimizer.r1_interval
-    if loss.r1_gamma > 0 and step % every == 0:
-        for p in optimize(state, 'D', 'discriminator_r1', passes, o):
-            p.backward(every * discriminator_r1(o, p.real, p.real_c, draws(state, 'discriminator_r1', p.rows)))
+        context.fakes = make_fakes(context, state, 'discriminator', swap_p, microbatches, image=True)
+    losses = (
+        discriminator_loss(context, fakes, micro.real, micro.real_c, draws(state, 'discriminator', 'loss', micro.rows))
+        for micro, fakes in zip(microbatches, context.fakes, strict=True)
+    )
+    optimize(state, 'D', 'discriminator', losses, context)
+    if loss.r1_gamma > 0 and state.steps % every == 0:
+        losses = (
+            every * discriminator_r1(context, micro.real, micro.real_c, draws(state, 'discriminator_r1', 'loss', micro.rows))
+            for micro in microbatches
+        )
+        optimize(state, 'D', 'discriminator_r1', losses, context)
 
     # D3D: the 3D branch's patches and patches of real images; R1, lazily
     if D_patch is not None:
         if not config.share_fakes:
-            fakes = make_fakes(o, state, 'patch', swap_p, passes, patch=True)
-        for p in optimize(state, 'D_patch', 'patch', passes, o):
-            p.backward(patch_discriminator_loss(o, fakes[p.index], p.real, draws(state, 'patch', p.rows)))
-        if loss.r1_gamma_patch > 0 and step % every == 0:
-            for p in optimize(state, 'D_patch', 'patch_r1', passes, o):
-                p.backward(every * patch_discriminator_r1(o, p.real, draws(state, 'patch_r1', p.rows)))
+            context.fakes = make_fakes(context, state, 'patch', swap_p, microbatches, patch=True)
+        losses = (
+            patch_discriminator_loss(context, fakes, micro.real, draws(state, 'patch', 'loss', micro.rows))
+            for micro, fakes in zip(microbatches, context.fakes, strict=True)
+        )
+        optimize(state, 'D_patch', 'patch', losses, context)
+        if loss.r1_gamma_patch > 0 and state.steps % every == 0:
+            losses = (
+                every * patch_discriminator_r1(context, micro.real, draws(state, 'patch_r1', 'loss', micro.rows))
+                for micro in microbatches
+            )
+            optimize(state, 'D_patch', 'patch_r1', losses, context)
 
     # ADA's probability, G's moving average
-    adapt_augmentation(state, o)
-    update_average(state.networks['G_ema'], G, average_beta(config.batch, state.ema_kimg, state.stage.ema_rampup, stage_images))
+    adapt_augmentation(state, context)
+    beta = average_beta(config.batch, config.ema_half_life_kimg, state.stage.ema_rampup, stage_images)
+    update_average(state.networks['G_ema'], G, beta)
     state.steps += 1
     state.images_seen += config.batch
-    return o.seen
+    return context.seen
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses. Each returns a scalar to minimise, and notes what it saw.
 
 
-def generator_loss(o, inputs, random, corners=None):
-    """L_adv_2D, and in stage 2 L_imitation and L_adv_3D (equations 5 to 8). Returns the loss and the Fakes.
-
-    corners: of the patches [N, 2], drawn where None.
-    """
-    fakes = generate(o, inputs, random, image=True, patch=o.D_patch is not None, corners=corners)
-    logits = o.D(*discriminator_inputs(o, fakes.image, fakes.image_raw, random), inputs.c)
+def generator_loss(context, inputs, random):
+    """L_adv_2D, and L_imitation and L_adv_3D where there are any (equations 5 to 8). Its Fakes join those of the context."""
+    fakes = generate(context, inputs, random, image=True, patch=context.imitation is not None or context.D_patch is not None)
+    context.fakes.append(fakes.detach())
+    logits = context.D(*discriminator_inputs(context, fakes.image, fakes.image_raw, random), inputs.c)
     total = L_adv_2D = F.softplus(-logits).mean()
-    o.note_logits('fake', logits)
-    o.note('loss/G/adversarial', L_adv_2D)
-    if fakes.patch is not None and o.imitation is not None:  # the 2D branch is the target, and learns nothing from it
+    context.note_logits('fake', logits)
+    context.note('loss/G/adversarial', L_adv_2D)
+    if context.imitation is not None:  # the 2D branch is the target, and learns nothing from it
         target = crop(fakes.image, fakes.corners, fakes.patch.shape[-1]).detach()
-        L_imitation = o.imitation(fakes.patch, target).mean()
-        o.note('loss/G/imitation', L_imitation)
-        total = total + o.loss.imitation_weight * L_imitation
-    if o.D_patch is not None:
-        logits = o.D_patch(patch_discriminator_input(o, fakes.patch, random))
+        L_imitation = context.imitation(fakes.patch, target).mean()
+        context.note('loss/G/imitation', L_imitation)
+        total = total + context.loss.imitation_weight * L_imitation
+    if context.D_patch is not None:
+        logits = context.D_patch(patch_discriminator_input(context, fakes.patch, random))
         L_adv_3D = F.softplus(-logits).mean()
-        o.note_logits('patch_fake', logits)
-        o.note('loss/G/patch', L_adv_3D)
-        total = total + o.loss.patch_weight * L_adv_3D
-    o.note('depth/mean', fakes.depth)
-    o.note('depth/spread', fakes.depth.std(dim=(1, 2, 3)))
-    return total, fakes
+        context.note_logits('patch_fake', logits)
+        context.note('loss/G/patch', L_adv_3D)
+        total = total + context.loss.patch_weight * L_adv_3D
+    context.note('depth/mean', fakes.depth)
+    context.note('depth/spread', fakes.depth.std(dim=(1, 2, 3)))
+    return total
 
 
-def density_loss(o, inputs, random, points=None, perturbation=None):
+def density_loss(context, inputs, random):
     """Raw density, of coarse and residual planes together, should not change over a small step (EG3D).
 
-    points: [N, P, 3], uniform in [-1, 1]^3, world units: as in the release, also where the box is smaller; perturbation:
-    standard normal [N, P, 3]; drawn where None.
+    The points are uniform in [-1, 1]^3, world units: as in the release, also where the box is smaller.
     """
-    planes = o.G.planes(o.G.mapping(inputs.z, inputs.c_cond), noise_mode=o.noise_mode, random=random)
-    points = random.uniform(o.loss.density_points, 3) * 2 - 1 if points is None else points
-    perturbation = random.normal(o.loss.density_points, 3) if perturbation is None else perturbation
-    moved = points + perturbation * o.loss.density_spread
-    density, _ = o.G.query(planes, torch.cat([points, moved], dim=1))
+    planes = context.G.planes(context.G.mapping(inputs.z, inputs.c_cond), noise_mode=context.noise_mode, random=random)
+    points = random.uniform(context.loss.density_points, 3) * 2 - 1
+    moved = points + random.normal(context.loss.density_points, 3) * context.loss.density_spread
+    density, _ = context.G.query(planes, torch.cat([points, moved], dim=1))
     here, there = density.chunk(2, dim=1)
-    loss = o.loss.density_weight * (here - there).abs().mean()
-    o.note('loss/G/density', loss)
-    o.note('density/mean', density)
-    o.note('density/spread', density.std(dim=(1, 2)))
+    loss = context.loss.density_weight * (here - there).abs().mean()
+    context.note('loss/G/density', loss)
+    context.note('density/mean', density)
+    context.note('density/spread', density.std(dim=(1, 2)))
     return loss
 
 
-def discriminator_loss(o, fakes, real, real_c, random):
+def discriminator_loss(context, fakes, real, real_c, random):
     """D2D: Fakes against real images [N, 3, R, R] with cameras real_c [N, 25]."""
-    fake_logits = o.D(*discriminator_inputs(o, fakes.image, fakes.image_raw, random), fakes.c)
-    real_logits = o.D(*real_inputs(o, real, random), real_c)
-    return non_saturating(o, 'D', '', fake_logits, real_logits)
+    fake_logits = context.D(*discriminator_inputs(context, fakes.image, fakes.image_raw, random), fakes.c)
+    real_logits = context.D(*real_inputs(context, real, random), real_c)
+    return non_saturating(context, 'D', '', fake_logits, real_logits)
 
 
-def discriminator_r1(o, real, real_c, random):
+def discriminator_r1(context, real, real_c, random):
     """R1 of D2D at what it receives, after blur and augmentation: the image and its raw counterpart are two inputs."""
-    inputs = [x.detach().requires_grad_() for x in real_inputs(o, real, random)]
-    return r1(o, 'D', o.loss.r1_gamma, o.D(*inputs, real_c), inputs)
+    inputs = [x.detach().requires_grad_() for x in real_inputs(context, real, random)]
+    return r1(context, 'D', context.loss.r1_gamma, context.D(*inputs, real_c), inputs)
 
 
-def patch_discriminator_loss(o, fakes, real, random, corners=None):
+def patch_discriminator_loss(context, fakes, real, random):
     """D3D: the 3D branch's patches against patches of real images [N, 3, R, R]."""
-    fake_logits = o.D_patch(patch_discriminator_input(o, fakes.patch, random))
-    real_logits = o.D_patch(patch_discriminator_input(o, real_patch(o, real, random, corners), random))
-    return non_saturating(o, 'D_patch', 'patch_', fake_logits, real_logits)
+    fake_logits = context.D_patch(patch_discriminator_input(context, fakes.patch, random))
+    real_logits = context.D_patch(patch_discriminator_input(context, real_patch(context, real, random), random))
+    return non_saturating(context, 'D_patch', 'patch_', fake_logits, real_logits)
 
 
-def patch_discriminator_r1(o, real, random, corners=None):
+def patch_discriminator_r1(context, real, random):
     """R1 of D3D at what it receives."""
-    patch = patch_discriminator_input(o, real_patch(o, real, random, corners), random).detach().requires_grad_()
-    return r1(o, 'D_patch', o.loss.r1_gamma_patch, o.D_patch(patch), [patch])
+    patch = patch_discriminator_input(context, real_patch(context, real, random), random).detach().requires_grad_()
+    return r1(context, 'D_patch', context.loss.r1_gamma_patch, context.D_patch(patch), [patch])
 
 
-def non_saturating(o, name, prefix, fake_logits, real_logits):
-    o.note_logits(f'{prefix}fake_seen_by_D', fake_logits)
-    o.note_logits(f'{prefix}real', real_logits)
+def non_saturating(context, name, prefix, fake_logits, real_logits):
+    context.note_logits(f'{prefix}fake_seen_by_D', fake_logits)
+    context.note_logits(f'{prefix}real', real_logits)
     loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
-    o.note(f'loss/{name}', loss)
+    context.note(f'loss/{name}', loss)
     return loss
 
 
-def r1(o, name, gamma, logits, inputs):
+def r1(context, name, gamma, logits, inputs):
     penalty = r1_penalty(logits, inputs).mean()
-    o.note(f'loss/{name}/r1_penalty', penalty)
+    context.note(f'loss/{name}/r1_penalty', penalty)
     return gamma / 2 * penalty
 
 
@@ -250,17 +254,16 @@ def r1(o, name, gamma, logits, inputs):
 # Images: what the generator makes, and what the discriminators receive of them
 
 
-def generate(o, inputs, random, image=False, patch=False, corners=None):
-    """Fakes of one or both branches from the same planes; patches at `corners`, drawn where None."""
-    config = o.G.config
-    ws = o.G.mapping(inputs.z, inputs.c_cond)
-    planes = o.G.planes(ws, noise_mode=o.noise_mode, random=random)
-    whole = o.G.render(planes, inputs.c, '2d', ws=ws, sampling=o.sampling, random=random) if image else {}
-    part = {}
+def generate(context, inputs, random, image=False, patch=False):
+    """Fakes of one or both branches from the same planes."""
+    ws = context.G.mapping(inputs.z, inputs.c_cond)
+    planes = context.G.planes(ws, noise_mode=context.noise_mode, random=random)
+    whole, corners, part = {}, None, {}
+    if image:
+        whole = context.G.render(planes, inputs.c, '2d', ws=ws, sampling=context.sampling, random=random)
     if patch:
-        if corners is None:
-            corners = draw_corners(random, config.image_resolution, config.render_resolution)
-        part = o.G.render(planes, inputs.c, '3d', patch=corners, sampling=o.sampling, random=random)
+        corners = draw_corners(random, context.G.config.image_resolution, context.G.config.render_resolution)
+        part = context.G.render(planes, inputs.c, '3d', patch=corners, sampling=context.sampling, random=random)
     return Fakes(
         inputs.c,
         whole.get('image'),
@@ -273,125 +276,130 @@ def generate(o, inputs, random, image=False, patch=False, corners=None):
 
 
 @torch.no_grad()
-def make_fakes(o, state, phase, swap_p, passes, image=False, patch=False):
-    """New Fakes without gradients for a discriminator, one for each pass."""
+def make_fakes(context, state, phase, swap_p, microbatches, image=False, patch=False):
+    """New Fakes without gradients for a discriminator, one for each microbatch."""
     inputs = draw_inputs(state, phase, swap_p)
-    return [generate(o, inputs.rows(p.rows), draws(state, phase, p.rows, part=2), image=image, patch=patch) for p in passes]
+    return [
+        generate(context, inputs.rows(micro.rows), draws(state, phase, 'fakes', micro.rows), image=image, patch=patch)
+        for micro in microbatches
+    ]
 
 
-def discriminator_inputs(o, image, image_raw, random):
+def discriminator_inputs(context, image, image_raw, random):
     """What D2D receives of an image and its raw counterpart: the image blurred, both augmented together as 6 channels.
 
     With augmentation the raw image goes up to the image's size and back even at p = 0: it must not become smoother all at once
     when p rises.
     """
-    image = blur(image, o.blur_sigma)
-    if o.augment is None:
+    image = blur(image, context.blur_sigma)
+    if context.augment is None:
         return image, image_raw
     pair = torch.cat([image, resize(image_raw, image.shape[-1])], dim=1)
-    image, raw = o.augment(pair, o.augment_p, random).split(3, dim=1)
+    image, raw = context.augment(pair, context.augment_p, random).split(3, dim=1)
     return image, resize(raw, image_raw.shape[-1])
 
 
-def real_inputs(o, real, random):
+def real_inputs(context, real, random):
     """What D2D receives of real images: their raw counterparts are resized first, then blurred with the same sigma."""
-    raw = blur(resize(real, o.G.config.render_resolution), o.blur_sigma)
-    return discriminator_inputs(o, real, raw, random)
+    raw = blur(resize(real, context.G.config.render_resolution), context.blur_sigma)
+    return discriminator_inputs(context, real, raw, random)
 
 
-def patch_discriminator_input(o, patch, random):
+def patch_discriminator_input(context, patch, random):
     """What D3D receives of a patch, which is cut out first, then blurred and augmented."""
-    patch = blur(patch, o.blur_sigma)
-    return patch if o.augment is None else o.augment(patch, o.augment_p, random)
+    patch = blur(patch, context.blur_sigma)
+    return patch if context.augment is None else context.augment(patch, context.augment_p, random)
 
 
-def real_patch(o, real, random, corners=None):
+def real_patch(context, real, random):
     """A random patch of every real image."""
-    size = o.G.config.render_resolution
-    return crop(real, draw_corners(random, real.shape[-1], size) if corners is None else corners, size)
+    size = context.G.config.render_resolution
+    return crop(real, draw_corners(random, real.shape[-1], size), size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Random numbers. They are drawn for the whole batch, and a pass keeps its rows: so the number of processes and passes changes
-# nothing, and a neighbour in the batch is the same image everywhere.
+# Random numbers. They are drawn for the whole batch, and a microbatch keeps its rows: so the number of processes and
+# microbatches changes nothing, and a neighbour in the batch is the same image everywhere.
 
 
 def split(state, real, real_c):
-    """The passes of this process. Rows are interleaved, so that the groups of the discriminators' minibatch statistics hold the
-    same images however the batch is split (as long as a pass holds whole groups)."""
-    count, processes, rank = state.passes, distributed.world_size(), distributed.rank()
+    """The microbatches of this process. Rows are interleaved, so that the groups of the discriminators' minibatch statistics
+    hold the same images however the batch is split (as long as a microbatch holds whole groups)."""
+    processes, rank = distributed.world_size(), distributed.rank()
+    count = state.config.batch // (processes * state.config.batch_per_pass)
     real = real.to(state.device, non_blocking=True).float() / 127.5 - 1
     real_c = real_c.to(state.device, non_blocking=True)
     return [
-        Pass(k, count, slice(rank + processes * k, None, count * processes), real[k::count], real_c[k::count])
-        for k in range(count)
+        Microbatch(slice(rank + processes * k, None, count * processes), real[k::count], real_c[k::count]) for k in range(count)
     ]
 
 
-def draws(state, phase, rows=slice(None), part=1):
+def draws(state, phase, part, rows=slice(None)):
     """Random numbers keyed by (seed, images seen, phase, part), for rows of the batch."""
-    key = (state.config.seed, state.images_seen, PHASES.index(phase), part)
+    key = (state.config.seed, state.images_seen, PHASES.index(phase), PARTS.index(part))
     return BatchRandom.keyed(key, state.config.batch, state.device, rows)
 
 
 def draw_inputs(state, phase, swap_p, swap_together=False):
     """FakeInputs of the whole batch. swap_together: one draw for the batch, as for the density regularisation."""
-    return draw_fake_inputs(state.config.generator.z_dim, state.labels, swap_p, draws(state, phase, part=0), swap_together)
+    return draw_fake_inputs(state.config.generator.z_dim, state.labels, swap_p, draws(state, phase, 'inputs'), swap_together)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Optimisers, augmentation, moving average
 
 
-def optimize(state, name, phase, passes, o):
-    """Yields the passes, for a backward pass each; then steps the optimiser of network `name` on their mean gradient.
+def optimize(state, name, phase, losses, context):
+    """A step of the optimiser of network `name`, down the mean of the losses' gradients.
 
-    The gradients are averaged over processes, then what is not finite is replaced (docs/method.md, section 5). Raises
-    BadGradients where state.strict names the phase and its gradients are still not finite.
+    losses: an iterator, of one loss for each of the context's microbatches. The gradients are averaged over processes, then what
+    is not finite is replaced (docs/method.md, section 5). Raises BadGradients where state.strict names the phase and its
+    gradients are still not finite.
     """
     network, optimizer = state.networks[name], state.optimizers[name]
     optimizer.zero_grad(set_to_none=True)
     network.requires_grad_(True)
-    yield from passes
+    for loss in losses:
+        (loss / context.microbatches).backward()
     network.requires_grad_(False)
+    gradients = {key: parameter.grad for key, parameter in network.named_parameters() if parameter.grad is not None}
     distributed.average_gradients(network.parameters())
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    o.note(f'gradients/{name}', norm.nan_to_num(**FINITE))
-    o.note(f'gradients/{name}_not_finite', 1 - norm.isfinite().float())
+    norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+    context.note(f'gradients/{name}', norm.nan_to_num(**FINITE))
+    context.note(f'gradients/{name}_not_finite', 1 - norm.isfinite().float())
     state.bad_steps[phase] = torch.where(norm.isfinite(), 0, state.bad_steps.get(phase, 0) + 1)
     if phase in state.strict and state.bad_steps[phase] > state.config.max_bad_steps:
-        bad = [key for key, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        bad = [key for key, gradient in gradients.items() if not gradient.isfinite().all()]
         raise BadGradients(
             f'phase {phase}: the gradients of {name} are not finite, {int(state.bad_steps[phase])} times in a row, in '
             + ', '.join(bad[:5])
             + (f' and {len(bad) - 5} more' if len(bad) > 5 else '')
         )
-    for gradient in gradients:
+    for gradient in gradients.values():
         torch.nan_to_num(gradient, **FINITE, out=gradient)
     optimizer.step()
 
 
 def scale_learning_rates(state, factor):
-    for name, optimizer in state.optimizers.items():
+    for optimizer in state.optimizers.values():
         for group in optimizer.param_groups:
-            group['lr'] = state.learning_rates[name] * factor
+            group['lr'] = optimizer.defaults['lr'] * factor
 
 
-def adapt_augmentation(state, o):
+def adapt_augmentation(state, context):
     """ADA: every few steps, p follows the signs of D2D's logits of real images (Karras et al. 2020)."""
     config = state.config
     if config.augment != 'ada':
         return
     # What D2D's loss has noted of the real images, for the log and for this.
-    state.real_signs += [signs.float().mean() for signs in o.seen['signs/real']]
+    state.real_signs += [signs.float().mean() for signs in context.seen['signs/real']]
     if state.steps % config.ada_interval == 0:
         sign = distributed.average(torch.stack(state.real_signs).mean()).item()
         state.real_signs.clear()
         state.augment_p = adapt_probability(
             state.augment_p, sign, config.batch * config.ada_interval, config.ada_target, state.stage.ada_kimg
         )
-        o.note('augment/p', torch.tensor(state.augment_p, dtype=torch.float64))
+        context.note('augment/p', torch.tensor(state.augment_p, dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -404,7 +412,5 @@ def update_average(average, module, beta):
 
 def average_beta(batch, half_life_kimg, rampup, images_seen):
     """EMA decay per step: half-life in thousands of images, at most `rampup` times the images seen."""
-    half_life = half_life_kimg * 1000
-    if rampup is not None:
-        half_life = min(half_life, images_seen * rampup)
+    half_life = half_life_kimg * 1000 if rampup is None else min(half_life_kimg * 1000, images_seen * rampup)
     return 0.5 ** (batch / max(half_life, 1e-8))

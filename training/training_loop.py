@@ -14,7 +14,7 @@ from torch_utils.stats import Statistics
 from training.data.dataset import PosedImageDataset
 from training.data.loader import naming_dead_helpers, real_batches
 from training.rendering.fused import agree_on_kernels
-from training.run.checkpoints import Saver, describe_resumption, without_tensors
+from training.run.checkpoints import Saver, circumstances, describe_resumption, without_tensors
 from training.run.grids import SampleGrid
 from training.run.reporting import Clock, Reporter
 from training.snapshots import load_augment_p, load_networks, networks_to_data
@@ -74,37 +74,28 @@ class TrainingRun:
             mirror=config.mirror,
             background=config.generator.rendering.background,
         )
-        self.config = config = config.replace(data_content=self._data_content())
+        data_content = self.dataset.content_hash()
+        distributed.check_same(f'the content of --data={config.data}', data_content)
+        self.config = config = config.replace(data_content=data_content)
         self.labels = self.dataset.labels.to(self.device)
         self.statistics = Statistics(self.device)
         self.grid = SampleGrid(self.dataset, config, self.device)
-        damage = []
-        self._load_state(damage.append)
-        self.images_seen = self.saved['images_seen'] if self.saved else 0  # where the next stage begins
-        position = self.saved['reporter'] if self.saved else {}
-        self.reporter = Reporter(config, self.device, self.images_seen, **position) if self.first else None
+        damage, state = [], None
+        with distributed.together(naming=False):
+            if self.first:
+                self.saver = Saver(config)
+                state = self.saver.load_state(damage.append)
+        others = distributed.share(state and without_tensors(state))  # the stage hands on the tensors
+        self.saved = (state if self.first else others) or {}
+        self.images_seen = self.saved.get('images_seen', 0)  # where the next stage begins
+        self.inherited = self.saved.get('inherited', {})  # weights that a later stage begins with
+        if self.first:
+            self.reporter = Reporter(config, self.device, self.images_seen, **self.saved.get('reporter', {}))
         for line in damage:
             self.log(line)
         self.clock = Clock(config, self.images_seen)
-        self.inherited = self.saved['inherited'] if self.saved else {}  # weights that a later stage begins with
         self.augment_p = 0.0  # ADA's probability that the next stage begins with
         self.stopping = False
-
-    def _data_content(self):
-        content = self.dataset.content_hash()
-        distributed.check_same(f'the content of --data={self.config.data}', content)
-        return content
-
-    def _load_state(self, log):
-        """The first process reads the state; the others get what they need of it, but for tensors, which the stage hands on."""
-        state = None
-        with distributed.together(naming=False):
-            if self.first:
-                self.saver = Saver(self.config)
-                state = self.saver.load_state(log)
-        self.saved = distributed.share(state and without_tensors(state))
-        if self.first:
-            self.saved = state
 
     def go(self):
         """Train from where the last state was saved. Returns whether the run is finished; if not, it was asked to stop."""
@@ -166,9 +157,9 @@ class TrainingRun:
                     state.take(self.inherited, self.log)
             state.agree()
         self.inherited = state.lacking(self.inherited)
-        if self.saved and self.saved['to_be_shown']:
-            self._show_what_is_missing(state)
-        self.saved = None
+        if self.saved.get('to_be_shown'):
+            self._show(state, again=True)
+        self.saved = {}
         return state
 
     def _greet(self):
@@ -176,11 +167,9 @@ class TrainingRun:
             f'{len(self.dataset)} images of {self.dataset.resolution}x{self.dataset.resolution} from {self.config.data}; '
             f'{distributed.world_size()} process(es) on {self.device.type}'
         )
-        for line in self.dataset.notes:
+        for line in [*self.dataset.notes, *(describe_resumption(self.saved, self.config) if self.saved else ())]:
             self.log(line)
         if self.saved:
-            for line in describe_resumption(self.saved, self.config):
-                self.log(line)
             return
         if self.config.init_from is not None:
             self.augment_p = distributed.from_first(self._inherit)
@@ -217,7 +206,9 @@ class TrainingRun:
         ticked = state.done or rest == 0
         shown = ticked and (state.done or ticks % self.config.snapshot_ticks == 0)
         if ticked:
-            self._tick(state)
+            collected = self.statistics.collect()  # by every process, from all
+            if self.first:
+                self.reporter.tick(state.number, state.images_seen, {**collected, **self.clock.shares()})
         late, due = self.clock.read(state.images_seen) if self.first else (False, False)
         asked, late, due = distributed.any_of([self.requests.received, late, due])
         self.stopping = asked or late
@@ -228,29 +219,14 @@ class TrainingRun:
         if self.stopping:
             self.log('stopping, as asked; the same command goes on from here' if asked else 'stopping: --max-minutes are over')
 
-    def _show(self, state):
-        """Grids, snapshot and, every so often, metrics of this moment."""
-        self._save_samples(state)
-        if self._evaluates(state):
-            self._evaluate(state)
-
-    def _show_what_is_missing(self, state):
-        """After a restart from a moment that was to be shown: what the interruption left undone."""
-        if not distributed.from_first(lambda: self.saver.has_snapshot(state.images_seen)):
+    def _show(self, state, again=False):
+        """Grids, snapshot and, every so often, metrics of this moment; again: only what an interruption left undone."""
+        if not (again and distributed.from_first(lambda: self.saver.has_snapshot(state.images_seen))):
             self._save_samples(state)
-        if self._evaluates(state) and not distributed.from_first(lambda: self.monitor.is_evaluated(state.images_seen / 1000)):
-            self._evaluate(state)
-
-    def _evaluates(self, state):
-        """Whether metrics are due with this snapshot."""
         snapshots = state.steps // self.config.steps_per_tick // self.config.snapshot_ticks
-        return self.monitor is not None and (state.done or snapshots % self.config.metrics_every == 0)
-
-    def _tick(self, state):
-        """Every process: it collects from all."""
-        collected = self.statistics.collect()
-        if self.first:
-            self.reporter.tick(state.number, state.images_seen, {**collected, **self.clock.shares()})
+        due = self.monitor is not None and (state.done or snapshots % self.config.metrics_every == 0)
+        if due and not (again and distributed.from_first(lambda: self.monitor.is_evaluated(state.images_seen / 1000))):
+            self._evaluate(state)
 
     def _save_samples(self, state):
         """Grids and snapshot of this moment; every process draws its part."""
@@ -285,19 +261,17 @@ class TrainingRun:
             self.reporter.add_metrics(records, state.images_seen)
 
     def _save_state(self, state, to_be_shown):
+        """Everything that a restart needs. Every process must call it, since all have a part in it."""
         with self.clock.measure('saving'):
-            content = self._content(state, to_be_shown)
+            content = {
+                'images_seen': state.images_seen,
+                'statistics': self.statistics.state(),
+                'stage': state.to_dict(),
+                'inherited': self.inherited,
+                'to_be_shown': to_be_shown,
+                'options': self.config.to_dict(),
+                'circumstances': circumstances(self.config),
+            }
             if self.first:
-                self.saver.save_state(state.images_seen, content)
+                self.saver.save_state(state.images_seen, copy_to_cpu({**content, 'reporter': self.reporter.position()}))
         self.clock.state_saved(state.images_seen)
-
-    def _content(self, state, to_be_shown):
-        """Everything that a restart needs, on the CPU. Every process must call it."""
-        content = {
-            'images_seen': state.images_seen,
-            'statistics': self.statistics.state(),
-            'stage': state.to_dict(),
-            'inherited': self.inherited,
-            'to_be_shown': to_be_shown,
-        }
-        return copy_to_cpu({**content, **self.saver.about(), 'reporter': self.reporter.position()}) if self.first else None

@@ -132,8 +132,8 @@ class Reconstructions:
         return [json.loads(self._file(index, '.json').read_text()) for index in range(len(self.names))]
 
     def _done(self, index):
-        wanted = ('.json', '.ply') if self.options['meshes'] else ('.json',)
-        return all(self._file(index, suffix).exists() for suffix in wanted)
+        has_mesh = self._file(index, '.ply').exists() or not self.options['meshes']
+        return has_mesh and self._file(index, '.json').exists()
 
     def _score(self, index):
         start = time.perf_counter()
@@ -207,10 +207,8 @@ class ViewSource(click.ParamType):
     name = 'number|dir'
 
     def convert(self, value, param, ctx):
-        if isinstance(value, str):
-            kind = click.IntRange(2) if re.fullmatch(r'\d+', value) else UserPath(path_type=Path)
-            return kind.convert(value, param, ctx)
-        return value
+        kind = click.IntRange(2) if re.fullmatch(r'\d+', str(value)) else UserPath(path_type=Path)
+        return kind.convert(value, param, ctx)
 
 
 OPTIONS = (
@@ -259,8 +257,12 @@ def _uses_of_reconstruction(metrics, generated):
 
 
 RECONSTRUCTION = Group(evaluate_reconstruction, OPTIONS, _uses_of_reconstruction)
-REPROJECTION = Group(evaluate_reprojection, uses=_uses_of_views)
 
 register('psnr_mv', RECONSTRUCTION, 'PSNR between views and re-renders of their reconstruction by NeuS.', higher_is_better=True)
 register('ssim_mv', RECONSTRUCTION, 'SSIM between views and re-renders of their reconstruction by NeuS.', higher_is_better=True)
-register('reproj', REPROJECTION, 'PSNR between neighbouring views, warped by their depth.', higher_is_better=True)
+register(
+    'reproj',
+    Group(evaluate_reprojection, uses=_uses_of_views),
+    'PSNR between neighbouring views, warped by their depth.',
+    higher_is_better=True,
+)

@@ -81,12 +81,12 @@ class _Fields(nn.Module):
         return torch.exp(10 * self.variance).clamp(1e-6, 1e6)
 
     def parameter_groups(self, recipe):
-        """Adam's groups; 'base_rate' is what the schedule multiplies."""
+        """Adam's groups, each with the learning rate that the recipe's schedule multiplies."""
         groups = [(recipe.variance_rate, [self.variance]), *self._own_groups(recipe)]
         if self.outside is not None:
             # The outside is a grid in both recipes, and learns as grids do.
             groups += [(1e-2, [self.outside.grid.table]), (2e-3, list(self.outside.network.parameters()))]
-        return [{'params': parameters, 'lr': rate, 'base_rate': rate} for rate, parameters in groups]
+        return [{'params': parameters, 'lr': rate} for rate, parameters in groups]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,8 +142,7 @@ class GridFields(_Fields):
         # A step moves a coarse grid by a larger share of its voxel than a fine one: shape has far to go, detail is noise first.
         shares = [recipe.grid_rate * (self.voxels[0] / n) ** 0.5 for n in self.voxels]
         grids = [(share * 2 / n, [grid]) for share, n, grid in zip(shares, self.voxels, self.distances)]
-        networks = list(self.network.parameters())
-        return [*grids, (recipe.feature_rate, [self.features.table]), (recipe.network_rate, networks)]
+        return [*grids, (recipe.feature_rate, [self.features.table]), (recipe.network_rate, [*self.network.parameters()])]
 
 
 def refine(grid):
@@ -224,8 +223,7 @@ class NetworkFields(_Fields):
         return Shaded(torch.sigmoid(self.color_network(torch.cat(inputs, dim=-1))), gradients, curvature=None)
 
     def _own_groups(self, recipe):
-        networks = [*self.distance_network.parameters(), *self.color_network.parameters()]
-        return [(recipe.network_rate, networks)]
+        return [(recipe.network_rate, [*self.distance_network.parameters(), *self.color_network.parameters()])]
 
 
 class DistanceNetwork(nn.Module):

@@ -148,11 +148,11 @@ def _render_outside(outside, origins, directions, start):
 
 @torch.no_grad()
 def render_all(scene, origins, directions, recipe, background):
-    """Colour, depth, normal and opacity of `render_neus` for any number of rays [M, 3], in chunks, without gradients and
+    """rgb and normal, both [M, 3], of `render_neus` for any number of rays [M, 3], in chunks, without gradients and
     without chance."""
     rays_per_chunk = max(1, _SAMPLES_PER_CHUNK // (recipe.coarse_samples + recipe.rounds * recipe.samples_per_round))
     parts = [
-        render_neus(scene, *rays, recipe, background)[:4]
+        render_neus(scene, *rays, recipe, background)
         for rays in zip(origins.split(rays_per_chunk), directions.split(rays_per_chunk))
     ]
-    return tuple(map(torch.cat, zip(*parts)))
+    return torch.cat([part.rgb for part in parts]), torch.cat([part.normal for part in parts])

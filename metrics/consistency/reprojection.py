@@ -41,7 +41,7 @@ def _from_all(items):
     return [item for part in distributed.share(distributed.gather(items)) for item in part]
 
 
-def neighbour_psnr(views, tolerance=DEPTH_TOLERANCE):
+def neighbour_psnr(views):
     """PSNR of every view against its neighbours, warped into it, over the pixels that both see.
 
     views: Views with depth, neighbours next to each other. Returns the PSNR, in dB, of the ordered pairs with visible pixels,
@@ -54,7 +54,7 @@ def neighbour_psnr(views, tolerance=DEPTH_TOLERANCE):
     pairs = [pair for i in range(len(views) - 1) for pair in ((i, i + 1), (i + 1, i))]
     scores, shares = [], []
     for target, source in pairs:
-        warped, visible = warp(views, source, target, tolerance)
+        warped, visible = warp(views, source, target)
         shares.append(visible.float().mean())
         if visible.any():
             shown = views.images[target].float() / 255
@@ -64,11 +64,11 @@ def neighbour_psnr(views, tolerance=DEPTH_TOLERANCE):
     return torch.stack(scores), torch.stack(shares)
 
 
-def warp(views, source, target, tolerance=DEPTH_TOLERANCE):
+def warp(views, source, target):
     """View `source` as camera `target` would see it, by the target's depth.
 
     Returns colours [H, W, 3] in [0, 1] and which pixels are visible in the source [H, W] (bool): those that fall into its
-    picture, where its depth agrees to within `tolerance` of the box's side.
+    picture, where its depth agrees to within DEPTH_TOLERANCE of the box's side.
     """
     height, width = views.size
     origins, directions = (x[0] for x in view_rays(views.labels[target, None], views.size))
@@ -78,7 +78,7 @@ def warp(views, source, target, tolerance=DEPTH_TOLERANCE):
     grid = (position * 2 - 1).reshape(1, height, width, 2)
     rgb = _sample(views.images[source].permute(2, 0, 1).float() / 255, grid).permute(1, 2, 0)
     known = _sample(resized_depth(views, source)[None], grid, mode='nearest')[0]
-    same = (known - distance.reshape(height, width)).abs() < tolerance * views.box_size
+    same = (known - distance.reshape(height, width)).abs() < DEPTH_TOLERANCE * views.box_size
     inside = ((position > 0) & (position < 1)).all(dim=-1) & in_front & depth.isfinite()
     return rgb, inside.reshape(height, width) & same
 

@@ -40,7 +40,7 @@ def ssim(images, references):
 
 def score_views(reconstruction, views):
     """Scores of a reconstruction at the cameras of `views`: a record (plain data), and a strip of pictures of one view."""
-    rgb, _, normal, _ = (x.cpu() for x in reconstruction.render(views.labels, views.size))
+    rgb, normal = (x.cpu() for x in reconstruction.render(views.labels, views.size))
     given = views.images.float() / 255
     per_view = {'psnr_views': psnr(rgb, given), 'ssim_views': ssim(rgb, given)}
     shown = len(views) // 4  # neither frontal nor at the end of the range

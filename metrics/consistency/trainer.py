@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
@@ -12,6 +13,8 @@ from metrics.consistency.views import scene_labels, view_rays
 from torch_utils import distributed
 from torch_utils.random import keyed_generator
 from training.rendering.cameras import cast_rays
+
+COLOR_LOSSES = {'l1': F.l1_loss, 'l2': F.mse_loss}
 
 
 class Reconstruction(NamedTuple):
@@ -27,22 +30,15 @@ class Reconstruction(NamedTuple):
     def render(self, labels, size):
         """Re-render the cameras [V, 25] (world units) at `size` (height, width).
 
-        Returns colours [V, H, W, 3] in [0, 1], depth [V, H, W] (world units along the ray), normals [V, H, W, 3] (outward;
-        shorter than 1 where the surface is not certain) and opacity [V, H, W].
+        Returns colours in [0, 1] and normals (outward; shorter than 1 where the surface is not certain), both [V, H, W, 3].
         """
         scene = self.fields.build()
         labels = scene_labels(labels, self.box_size).to(next(self.fields.parameters()).device)
         parts = [
             render_all(scene, *(x[0] for x in view_rays(label[None], size)), self.recipe, self.background) for label in labels
         ]
-        rgb, depth, normal, opacity = map(torch.stack, zip(*parts))
-        shape = (len(labels), *size)
-        return (
-            rgb.reshape(*shape, 3).clamp(0, 1),
-            depth.reshape(shape) * self.box_size / 2,
-            normal.reshape(*shape, 3),
-            opacity.reshape(shape),
-        )
+        rgb, normal = (torch.stack(images).unflatten(1, size) for images in zip(*parts))
+        return rgb.clamp(0, 1), normal
 
 
 @torch.enable_grad()
@@ -53,19 +49,18 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
     background: 'white', 'black' or 'learned', what is seen where the box is empty. Raises UserError when it diverges.
     """
     fields = seeded_fields(recipe, background, seed).to(device)
-    groups = fields.parameter_groups(recipe)
-    optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
+    # The gradients of table entries that few samples meet are tiny: a larger epsilon would stop them (Müller et al. 2022).
+    optimizer = torch.optim.Adam(fields.parameter_groups(recipe), eps=1e-15, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate_factor)
     sampler = RaySampler(views, recipe, keyed_generator((seed,), device), device)
     for step in tqdm(range(recipe.steps), desc=views.name, unit='step', disable=None if progress else True, leave=False):
         distributed.look_around()
-        for group in optimizer.param_groups:
-            group['lr'] = group['base_rate'] * recipe.rate_factor(step)
         loss = training_loss(fields, sampler, recipe, background, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        last = step + 1 == recipe.steps
-        if (last or step % 100 == 99) and not loss.isfinite():
+        schedule.step()
+        if (step % 100 == 99 or step + 1 == recipe.steps) and not loss.isfinite():  # seldom, since looking waits for a GPU
             raise UserError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
     eyes = scene_labels(views.labels, views.box_size)[:, [3, 7, 11]]
     return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size, eyes)
@@ -86,16 +81,10 @@ def training_loss(fields, sampler, recipe, background, step):
     gradients = rendered.shaded.gradients
     if recipe.eikonal_points:
         gradients = torch.cat([gradients, scene.gradient(sampler.points(recipe.eikonal_points))])
-    loss = color_loss(rendered.rgb, target, recipe.color_loss) + recipe.eikonal_weight * eikonal_loss(gradients)
+    loss = COLOR_LOSSES[recipe.color_loss](rendered.rgb, target) + recipe.eikonal_weight * eikonal_loss(gradients)
     if recipe.smoothness_weight:
         loss = loss + recipe.smoothness_weight * smoothness_loss(rendered.shaded.curvature)
     return loss
-
-
-def color_loss(rgb, target, kind):
-    """Mean absolute ('l1') or mean squared ('l2') difference of rgb [M, 3]."""
-    difference = rgb - target
-    return difference.abs().mean() if kind == 'l1' else difference.square().mean()
 
 
 def eikonal_loss(gradients):
@@ -119,8 +108,11 @@ class RaySampler:
 
     def draw(self):
         """Origins, unit directions and colours in [0, 1], all [rays, 3]."""
-        count, height, width = self.images.shape[:3]
-        view, row, column = (self._integers(limit) for limit in (count, height, width))
+        _, height, width, _ = self.images.shape
+        view, row, column = (
+            torch.randint(limit, (self.rays,), generator=self.generator, device=self.labels.device)
+            for limit in self.images.shape[:3]
+        )
         centre = torch.stack([(column + 0.5) / width, (row + 0.5) / height], dim=-1)
         origins, directions = (x[:, 0] for x in cast_rays(self.labels[view], centre[:, None]))
         return origins, directions, self.images[view, row, column].float() / 255
@@ -128,6 +120,3 @@ class RaySampler:
     def points(self, count):
         """Points [count, 3], uniform in [-1, 1]^3."""
         return torch.rand(count, 3, generator=self.generator, device=self.labels.device) * 2 - 1
-
-    def _integers(self, limit):
-        return torch.randint(limit, (self.rays,), generator=self.generator, device=self.labels.device)

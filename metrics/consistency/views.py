@@ -156,9 +156,15 @@ class GeneratedSubjects:
         }
 
     def load(self, index):
-        task = self.task
-        truncation = task.truncation_psi, task.truncation_cutoff
-        return generated_views(task.generator, task.seed + index, task.branch, self.labels, *truncation, self.render_resolution)
+        return generated_views(
+            self.task.generator,
+            self.task.seed + index,
+            self.task.branch,
+            self.labels,
+            self.task.truncation_psi,
+            self.task.truncation_cutoff,
+            self.render_resolution,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from torch_utils.random import BatchRandom
+from tests.helpers import Prescribed
 from training import step
 from training.config import FFHQ_FOCAL, DiscriminatorConfig, GeneratorConfig, LossConfig, RenderingConfig
 from training.losses import FakeInputs, r1_penalty
@@ -140,29 +140,30 @@ def loss_outputs():
     D = fill(DualDiscriminator(DiscriminatorConfig(**_DISCRIMINATOR)))
     D_patch = fill(PatchDiscriminator(DiscriminatorConfig(**(_DISCRIMINATOR | dict(resolution=8, c_dim=0)))))
     config = LossConfig(r1_gamma=1.3, r1_gamma_patch=0.7, patch_weight=0.2, density_points=32)
-    o = step.Objective(
+    context = step.LossContext(
         G,
         D,
         D_patch,
         config,
-        lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
+        imitation=lambda x, target: (x - target).square().mean(dim=(1, 2, 3)),
         blur_sigma=1.1,
         noise_mode='const',
         sampling='deterministic',
     )
-    random, c = BatchRandom(2), camera_labels()
+    c, corners, points = camera_labels(), torch.tensor([[3, 17], [24, 0]]), torch.tanh(draw('points', 2, 32, 3))
     inputs = FakeInputs(draw('z', 2, 8), c, c.roll(1, dims=0))
-    corners, real = torch.tensor([[3, 17], [24, 0]]), torch.tanh(draw('real', 2, 3, 32, 32))
-    loss, fakes = step.generator_loss(o, inputs, random, corners)
-    fakes = fakes.detach()
-    density = step.density_loss(o, inputs, random, torch.tanh(draw('points', 2, 32, 3)), draw('moves', 2, 32, 3))
+    real = torch.tanh(draw('real', 2, 3, 32, 32))
+    random = Prescribed(2, corners, (points + 1) / 2, draw('moves', 2, 32, 3))
+    real_random = Prescribed(2, corners.flip(0))
+    loss = step.generator_loss(context, inputs, random)
+    (fakes,) = context.fakes
     phases = {
         'generator': (G, loss),
-        'density': (G, density),
-        'discriminator': (D, step.discriminator_loss(o, fakes, real, c, random)),
-        'discriminator_r1': (D, step.discriminator_r1(o, real, c, random)),
-        'patch_discriminator': (D_patch, step.patch_discriminator_loss(o, fakes, real, random, corners.flip(0))),
-        'patch_discriminator_r1': (D_patch, step.patch_discriminator_r1(o, real, random, corners.flip(0))),
+        'density': (G, step.density_loss(context, inputs, random)),
+        'discriminator': (D, step.discriminator_loss(context, fakes, real, c, random)),
+        'discriminator_r1': (D, step.discriminator_r1(context, real, c, random)),
+        'patch_discriminator': (D_patch, step.patch_discriminator_loss(context, fakes, real, real_random)),
+        'patch_discriminator_r1': (D_patch, step.patch_discriminator_r1(context, real, real_random)),
     }
     outputs = {}
     for name, (network, value) in phases.items():

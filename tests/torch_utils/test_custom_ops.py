@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -12,7 +13,7 @@ import torch
 
 from dnnlib import files
 from dnnlib.errors import UserError
-from tests.helpers import invoke
+from tests.helpers import ROOT, invoke
 from torch_utils import custom_ops, distributed
 
 # Notes its process number, then makes the library, fails, or hangs if it is the first to run.
@@ -53,10 +54,10 @@ class Workshop:
     def start(self, count):
         """Processes that build, and what they find: a list of (process, receiving end)."""
         context = multiprocessing.get_context('fork')
-        started = []
+        together, started = context.Barrier(count), []  # a busy machine may start the last one after the first one's end
         for _ in range(count):
             receive, send = context.Pipe(duplex=False)
-            process = context.Process(target=_build_and_tell, args=(send,))
+            process = context.Process(target=_build_and_tell, args=(send, together))
             process.start()
             started.append((process, receive))
         return started
@@ -68,7 +69,8 @@ class Workshop:
         return answers
 
 
-def _build_and_tell(send):
+def _build_and_tell(send, together):
+    together.wait(60)
     try:
         send.send(custom_ops.build('bias_act').read_text())
     except custom_ops.BuildError as error:
@@ -183,6 +185,28 @@ def test_the_environment_variable_forces_a_choice(workshop, monkeypatch):
     assert custom_ops.choose('bias_act', 'cpu', impl='ref') == 'ref', 'what the caller demands goes first'
     with pytest.raises(ValueError, match="impl='cuda' cannot be had: it could not be compiled"):
         custom_ops.choose('bias_act', 'cuda', impl='cuda')
+
+
+def test_one_graph_holds_the_answer(workshop, monkeypatch):
+    """Once an operator was loaded, or could not be; neither logging nor building can be part of a graph."""
+
+    def double_on_gpu(x):
+        return x * (2 if custom_ops.choose('bias_act', 'cuda') == 'cuda' else 1)
+
+    monkeypatch.setattr(torch.ops, 'load_library', lambda path: None)
+    for behaviour, factor in (('fail', 1), ('work', 2)):
+        workshop.behaviour = behaviour
+        custom_ops.load.cache_clear()
+        custom_ops.load('bias_act')
+        torch.compiler.reset()
+        assert torch.compile(double_on_gpu, fullgraph=True, backend='eager')(torch.ones([])) == factor
+
+
+def test_programs_start_without_the_compiler_of_pytorch():
+    """Its import takes as long as that of all else."""
+    code = "import sys, training.training_loop; print('torch._dynamo' in sys.modules)"
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == 'False\n'
 
 
 def test_what_is_built_is_used(workshop, monkeypatch):

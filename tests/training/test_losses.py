@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import assert_close
+from tests.helpers import Prescribed, assert_close
 from tests.tiny import tiny_config, tiny_discriminator_config, tiny_generator, tiny_run
 from torch_utils.pretrained import WeightsError
 from torch_utils.random import BatchRandom
 from training import step
+from training.augment import augment_rows
 from training.config import LossConfig, StageConfig
 from training.losses import (
     FakeInputs,
@@ -30,7 +31,7 @@ from training.networks.generator import Generator
 from training.perceptual import VGG_URL, find_vgg_weights, load_lpips
 from training.presets import second_stage
 from training.rendering.cameras import view_label
-from training.state import augment_images, build_state
+from training.state import build_state
 from training.step import BadGradients
 
 VGG_FILE = VGG_URL.rsplit('/', 1)[1]
@@ -104,7 +105,14 @@ class Scene:
         self.G = tiny_generator() if stage == 2 else Generator(tiny_config(residual=False))
         self.D = DualDiscriminator(tiny_discriminator_config())
         self.D_patch = PatchDiscriminator(tiny_discriminator_config(resolution=8, c_dim=0)) if stage == 2 else None
-        self.o = step.Objective(self.G, self.D, self.D_patch, LossConfig(density_points=20), pyramid_distance, **options)
+        self.context = step.LossContext(
+            self.G,
+            self.D,
+            self.D_patch,
+            LossConfig(density_points=20),
+            imitation=pyramid_distance if stage == 2 else None,
+            **options,
+        )
         c = view_label(self.G.config, yaw=torch.linspace(-0.3, 0.3, 4), pitch=torch.zeros(4))
         self.inputs = FakeInputs(torch.randn(4, 8), c, c.roll(1, dims=0))
         self.real, self.random = torch.randn(4, 3, 32, 32), BatchRandom(4)
@@ -136,14 +144,14 @@ def frozen(scene, *networks):
 def test_generator_step_of_stage_1():
     scene = Scene(stage=1)
     frozen(scene, scene.D)
-    loss, fakes = step.generator_loss(scene.o, scene.inputs, scene.random)
-    assert fakes.patch is None and scene.learners(loss) == G_MODULES
+    loss = step.generator_loss(scene.context, scene.inputs, scene.random)
+    assert scene.context.fakes[0].patch is None and scene.learners(loss) == G_MODULES
 
 
 def test_generator_step_of_stage_2():
     scene = Scene()
     frozen(scene, scene.D, scene.D_patch)
-    loss, _ = step.generator_loss(scene.o, scene.inputs, scene.random)
+    loss = step.generator_loss(scene.context, scene.inputs, scene.random)
     assert scene.learners(loss) == G_MODULES | {'G.residual'}
 
 
@@ -152,37 +160,37 @@ def test_imitation_teaches_the_3d_branch_only():
     scene = Scene()
     scene.D.forward = lambda image, raw, c: torch.zeros(4, 1)  # neither discriminator has anything to say
     scene.D_patch.forward = lambda patch: torch.zeros(4, 1)
-    learners = scene.learners(step.generator_loss(scene.o, scene.inputs, scene.random)[0])
+    learners = scene.learners(step.generator_loss(scene.context, scene.inputs, scene.random))
     assert 'G.superresolution' not in learners and 'G.residual' in learners
 
 
 def test_density_regularisation_reaches_coarse_and_residual_planes():
     scene = Scene()
-    learners = scene.learners(step.density_loss(scene.o, scene.inputs, scene.random))
+    learners = scene.learners(step.density_loss(scene.context, scene.inputs, scene.random))
     assert learners == {'G.backbone', 'G.mapping', 'G.decoder', 'G.residual'}
 
 
 def fakes_without_gradient(scene, **what):
     with torch.no_grad():
-        return step.generate(scene.o, scene.inputs, scene.random, **what)
+        return step.generate(scene.context, scene.inputs, scene.random, **what)
 
 
 def test_discriminator_steps_teach_their_discriminator():
     expected = {f'D.{name}' for name in D_MODULES | {'mapping'}}
     scene = Scene()
     fakes = fakes_without_gradient(scene, image=True)
-    assert scene.learners(step.discriminator_loss(scene.o, fakes, scene.real, scene.inputs.c, scene.random)) == expected
+    assert scene.learners(step.discriminator_loss(scene.context, fakes, scene.real, scene.inputs.c, scene.random)) == expected
     scene = Scene()
-    assert scene.learners(step.discriminator_r1(scene.o, scene.real, scene.inputs.c, scene.random)) == expected
+    assert scene.learners(step.discriminator_r1(scene.context, scene.real, scene.inputs.c, scene.random)) == expected
 
 
 def test_patch_discriminator_steps_teach_it():
     expected = {f'D_patch.{name}' for name in D_MODULES}
     scene = Scene()
     fakes = fakes_without_gradient(scene, patch=True)
-    assert scene.learners(step.patch_discriminator_loss(scene.o, fakes, scene.real, scene.random)) == expected
+    assert scene.learners(step.patch_discriminator_loss(scene.context, fakes, scene.real, scene.random)) == expected
     scene = Scene()
-    assert scene.learners(step.patch_discriminator_r1(scene.o, scene.real, scene.random)) == expected
+    assert scene.learners(step.patch_discriminator_r1(scene.context, scene.real, scene.random)) == expected
 
 
 def test_patches_lie_where_the_crops_lie():
@@ -199,17 +207,17 @@ def test_blur_and_augmentation_reach_the_discriminator():
     seen = []
     scene = Scene(augment=lambda images, p, random: seen.append((images.shape[1], p)) or images, blur_sigma=1.5, augment_p=0.3)
     raw, patch = scene.real[:, :, ::4, ::4], scene.real[:, :, :8, :8]
-    image, smooth_raw = step.discriminator_inputs(scene.o, scene.real, raw, scene.random)
+    image, smooth_raw = step.discriminator_inputs(scene.context, scene.real, raw, scene.random)
     assert torch.equal(image, blur(scene.real, 1.5))
     assert torch.equal(smooth_raw, resize(resize(raw, 32), 8))  # a fake's raw render is not blurred
-    assert torch.equal(step.patch_discriminator_input(scene.o, patch, scene.random), blur(patch, 1.5))
+    assert torch.equal(step.patch_discriminator_input(scene.context, patch, scene.random), blur(patch, 1.5))
     assert seen == [(6, 0.3), (3, 0.3)]
 
 
 def test_with_augmentation_raw_images_go_up_and_back_even_at_probability_0():
-    scene = Scene(augment=augment_images)
+    scene = Scene(augment=augment_rows)
     raw = scene.real[:, :, ::4, ::4]
-    image, smooth_raw = step.discriminator_inputs(scene.o, scene.real, raw, scene.random)
+    image, smooth_raw = step.discriminator_inputs(scene.context, scene.real, raw, scene.random)
     assert_close(image, scene.real, 1e-6)
     assert_close(smooth_raw, resize(resize(raw, 32), 8), 1e-6)
     assert (smooth_raw - raw).abs().max() > 0.1
@@ -235,14 +243,14 @@ def test_r1_is_taken_at_what_the_discriminator_receives(name):
         Scene(augment=lambda images, p, random: 3 * images.flip(3), blur_sigma=1.5, augment_p=1.0),
         LinearDiscriminator(),
     )
-    scene.o.D = scene.o.D_patch = linear
+    scene.context.D = scene.context.D_patch = linear
     gamma = LossConfig().r1_gamma
     if name == 'D':
-        loss = step.discriminator_r1(scene.o, scene.real, scene.inputs.c, scene.random)
+        loss = step.discriminator_r1(scene.context, scene.real, scene.inputs.c, scene.random)
         assert_close(linear.seen[0], 3 * blur(scene.real, 1.5).flip(3), 1e-6)
         assert linear.seen[1].shape[-1] == 8
     else:
-        loss = step.patch_discriminator_r1(scene.o, scene.real, scene.random, torch.zeros(4, 2, dtype=torch.long))
+        loss = step.patch_discriminator_r1(scene.context, scene.real, Prescribed(4, torch.zeros(4, 2, dtype=torch.long)))
         assert_close(linear.seen[0], 3 * blur(scene.real[:, :, :8, :8], 1.5).flip(3), 1e-6)
     assert_close(loss, gamma / 2 * linear.penalty(), 1e-5)
 
@@ -259,18 +267,16 @@ def linear_state(module, **changes):
     """A state whose G is `module`, with a learning rate of 0.1."""
     state = tiny_state(**changes)
     module.requires_grad_(False)
-    state.networks['G'], state.learning_rates['G'] = module, 0.1
+    state.networks['G'] = module
     state.optimizers['G'] = torch.optim.Adam(module.parameters(), lr=0.1)
     return state
 
 
 def one_step(state, phase, *losses):
     """An optimiser step of G on the mean of `losses`, a pass each. Returns what it noted."""
-    o = step.Objective(None, None, None, None)
-    passes = [step.Pass(i, len(losses), slice(None), None, None) for i in range(len(losses))]
-    for p, loss in zip(step.optimize(state, 'G', phase, passes, o), losses):
-        p.backward(loss())
-    return {name: values[-1] for name, values in o.seen.items()}
+    context = step.LossContext(None, None, None, None, microbatches=len(losses))
+    step.optimize(state, 'G', phase, (loss() for loss in losses), context)
+    return {name: values[-1] for name, values in context.seen.items()}
 
 
 def test_lazy_regularisation_scales_adam():
@@ -285,9 +291,10 @@ def test_lazy_regularisation_scales_adam():
 
 def test_learning_rates_can_be_scaled():
     state = tiny_state()
+    lr = state.optimizers['G'].param_groups[0]['lr']
     for factor in (0.25, 1.0):
         step.scale_learning_rates(state, factor)
-        assert state.optimizers['G'].param_groups[0]['lr'] == pytest.approx(state.learning_rates['G'] * factor)
+        assert state.optimizers['G'].param_groups[0]['lr'] == pytest.approx(lr * factor)
 
 
 def test_passes_are_averaged_and_only_one_network_learns():

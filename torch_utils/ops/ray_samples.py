@@ -2,7 +2,8 @@
 
 Written in Triton, like `torch_utils.ops.triplane`, and laid out like it: S samples on each of M rays of N images are
 [N, M, S], and come first in memory, so that the threads of neighbouring rays read neighbouring numbers. The reference
-implementations in plain PyTorch, which specify what is computed, have the same names in `training.rendering.volume`.
+implementations in plain PyTorch, which specify what is computed, have the same names, without `triton_`, in
+`training.rendering.volume`.
 
 Depths have no gradient; densities have a first one.
 """
@@ -11,72 +12,46 @@ import torch
 import triton
 import triton.language as tl
 
-from torch_utils.ops.triplane import first_derivative_only, on_device, samples_first, samples_last
+from torch_utils.ops.triplane import first_derivative_only, on_device, samples_first, samples_last, softplus
 
 RAYS_PER_BLOCK = 128  # one ray per thread
 RAYS_PER_TILE = 16  # where a program holds all samples of its rays at once
 LAUNCH = dict(num_warps=4, num_stages=1)
 
 
-def interval_weights(raw_density, depths):
+def triton_interval_weights(raw_density, depths):
     """Weights [N, M, S - 1] of the intervals between samples of raw density and ascending depths, both [N, M, S].
 
-    No gradient; `composite` has one.
+    No gradient; `triton_composite` has one.
     """
-    density, depths = samples_first(raw_density.detach()), samples_first(depths)
-    samples, rays = len(depths), depths[0].numel()
-    weights = depths.new_empty(samples - 1, *depths.shape[1:])
-    with on_device(depths):
-        _interval_weights_kernel[(triton.cdiv(rays, RAYS_PER_BLOCK),)](
-            weights, density, depths, rays, SAMPLES=samples, BLOCK=RAYS_PER_BLOCK, **LAUNCH
-        )
+    raw_density, depths = samples_first(raw_density.detach()), samples_first(depths)
+    weights = depths.new_empty(len(depths) - 1, *depths.shape[1:])
+    _along_rays(_composite_kernel, RAYS_PER_BLOCK, depths, weights, None, None, None, raw_density, depths, None)
     return samples_last(weights)
 
 
-def importance_depths(depths, weights, u):
+def triton_importance_depths(depths, weights, u):
     """Depths [N, M, K] at the positions u [N, M, K], in [0, 1], of the CDF of the smoothed weights. No gradient.
 
     depths: [N, M, S], ascending; weights: [N, M, S - 1].
     """
     depths, weights, u = samples_first(depths), samples_first(weights), samples_first(u)
-    samples, rays = len(depths), depths[0].numel()
     drawn = torch.empty_like(u)
-    with on_device(depths):
-        _importance_kernel[(triton.cdiv(rays, RAYS_PER_TILE),)](
-            drawn,
-            depths,
-            weights,
-            u,
-            rays,
-            SAMPLES=samples,
-            DRAWN=len(u),
-            DRAWN_BLOCK=triton.next_power_of_2(len(u)),
-            BLOCK=RAYS_PER_TILE,
-            **LAUNCH,
-        )
+    sizes = dict(DRAWN=len(u), DRAWN_BLOCK=triton.next_power_of_2(len(u)))
+    _along_rays(_importance_kernel, RAYS_PER_TILE, depths, drawn, depths, weights, u, **sizes)
     return samples_last(drawn)
 
 
-def sort_depths(depths):
+def triton_sort_depths(depths):
     """Sort depths [N, M, S] along each ray. Returns them and the order (int32), as `torch.sort(depths)` does."""
     depths = samples_first(depths)
-    samples, rays = len(depths), depths[0].numel()
     ascending, order = torch.empty_like(depths), torch.empty_like(depths, dtype=torch.int32)
-    with on_device(depths):
-        _sort_kernel[(triton.cdiv(rays, RAYS_PER_TILE),)](
-            ascending,
-            order,
-            depths,
-            rays,
-            SAMPLES=samples,
-            SAMPLE_BLOCK=triton.next_power_of_2(samples),
-            BLOCK=RAYS_PER_TILE,
-            **LAUNCH,
-        )
+    sizes = dict(SAMPLE_BLOCK=triton.next_power_of_2(len(depths)))
+    _along_rays(_sort_kernel, RAYS_PER_TILE, depths, ascending, order, depths, **sizes)
     return samples_last(ascending), samples_last(order)
 
 
-def composite(raw_density, depths, order=None):
+def triton_composite(raw_density, depths, order=None):
     """Weights of samples in whatever order they come, opacity and expected depth of their rays.
 
     raw_density: [N, M, S]; depths: [N, M, S], ascending; order: [N, M, S] (int32), which sample each of the depths
@@ -90,6 +65,13 @@ def composite(raw_density, depths, order=None):
     return samples_last(weights), opacity[..., None], depth[..., None]
 
 
+def _along_rays(kernel, block, depths, *arguments, **sizes):
+    """Launch a kernel for all rays of depths [S, N, M], `block` at a time."""
+    rays = depths[0].numel()
+    with on_device(depths):
+        kernel[(triton.cdiv(rays, block),)](*arguments, rays, SAMPLES=len(depths), BLOCK=block, **LAUNCH, **sizes)
+
+
 # Kernels -------------------------------------------------------------------------------------------------------------
 
 # Arguments of kernels are grouped by what they belong to.
@@ -98,28 +80,10 @@ def composite(raw_density, depths, order=None):
 
 @triton.jit
 def _interval(density, next_density, depth, next_depth):
-    """Optical density of an interval, what it lets through, and its length."""
+    """An interval's raw density, what it lets through, and its length."""
     length = next_depth - depth
     mean = (density + next_density) / 2 - 1
-    optical = tl.maximum(mean, 0.0) + tl.log(1 + tl.exp(-tl.abs(mean)))  # softplus
-    return mean, tl.exp(-optical * length), length
-
-
-@triton.jit
-def _interval_weights_kernel(weights, density, depths, rays, SAMPLES: tl.constexpr, BLOCK: tl.constexpr):
-    ray = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    real = ray < rays
-    passed = tl.full([BLOCK], 1.0, tl.float32)
-    raw, depth = tl.load(density + ray, mask=real, other=0.0), tl.load(depths + ray, mask=real, other=0.0)
-    here = ray
-    for _ in range(SAMPLES - 1):
-        next_raw = tl.load(density + here + rays, mask=real, other=0.0)
-        next_depth = tl.load(depths + here + rays, mask=real, other=0.0)
-        _mean, through, _length = _interval(raw, next_raw, depth, next_depth)
-        tl.store(weights + here, (1 - through) * passed, mask=real)
-        passed *= through + 1e-10
-        raw, depth = next_raw, next_depth
-        here += rays
+    return mean, tl.exp(-softplus(mean) * length), length
 
 
 @triton.jit
@@ -192,8 +156,9 @@ def _sample_at(order, here, ray, rays, real):
 
 
 @triton.jit
-def _composite_kernel(sample_weights, opacities, moments, density, depths, order, rays, SAMPLES: tl.constexpr,
-                      BLOCK: tl.constexpr):
+def _composite_kernel(interval_weights, sample_weights, opacities, moments, density, depths, order, rays,
+                      SAMPLES: tl.constexpr, BLOCK: tl.constexpr):
+    """Front to back; the weights of the intervals alone, or all else."""
     ray = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = ray < rays
     passed = tl.full([BLOCK], 1.0, tl.float32)
@@ -202,20 +167,24 @@ def _composite_kernel(sample_weights, opacities, moments, density, depths, order
     sample = _sample_at(order, here, ray, rays, real)
     raw, depth = tl.load(density + sample, mask=real, other=0.0), tl.load(depths + here, mask=real, other=0.0)
     for _ in range(SAMPLES - 1):
-        here += rays
-        next_sample = _sample_at(order, here, ray, rays, real)
+        next_sample = _sample_at(order, here + rays, ray, rays, real)
         next_raw = tl.load(density + next_sample, mask=real, other=0.0)
-        next_depth = tl.load(depths + here, mask=real, other=0.0)
+        next_depth = tl.load(depths + here + rays, mask=real, other=0.0)
         _mean, through, _length = _interval(raw, next_raw, depth, next_depth)
         next_weight = (1 - through) * passed
-        tl.store(sample_weights + sample, (weight + next_weight) / 2, mask=real)
+        if interval_weights is not None:
+            tl.store(interval_weights + here, next_weight, mask=real)
+        else:
+            tl.store(sample_weights + sample, (weight + next_weight) / 2, mask=real)
+        here += rays
         passed *= through + 1e-10
         opacity += next_weight
         moment += next_weight * (depth + next_depth) / 2
         weight, sample, raw, depth = next_weight, next_sample, next_raw, next_depth
-    tl.store(sample_weights + sample, weight / 2, mask=real)
-    tl.store(opacities + ray, opacity, mask=real)
-    tl.store(moments + ray, moment, mask=real)
+    if interval_weights is None:
+        tl.store(sample_weights + sample, weight / 2, mask=real)
+        tl.store(opacities + ray, opacity, mask=real)
+        tl.store(moments + ray, moment, mask=real)
 
 
 @triton.jit
@@ -268,34 +237,17 @@ class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx, density, depths, order):
         ctx.save_for_backward(density, depths, order)
-        samples, rays = len(depths), depths[0].numel()
         weights = torch.empty_like(density)
         opacity, moment = density.new_empty(2, *density.shape[1:])
-        with on_device(density):
-            _composite_kernel[(triton.cdiv(rays, RAYS_PER_BLOCK),)](
-                weights, opacity, moment, density, depths, order, rays, SAMPLES=samples, BLOCK=RAYS_PER_BLOCK, **LAUNCH
-            )
+        _along_rays(_composite_kernel, RAYS_PER_BLOCK, depths, None, weights, opacity, moment, density, depths, order)
         return weights, opacity, moment
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx, grad_weights, grad_opacity, grad_moment):
+    def backward(ctx, *gradients):
         density, depths, order = ctx.saved_tensors
-        samples, rays = len(depths), depths[0].numel()
-        grad_density = torch.empty_like(density)
-        with on_device(density):
-            _composite_backward_kernel[(triton.cdiv(rays, RAYS_PER_BLOCK),)](
-                grad_density,
-                grad_weights.contiguous(),
-                grad_opacity.contiguous(),
-                grad_moment.contiguous(),
-                torch.empty_like(density),
-                density,
-                depths,
-                order,
-                rays,
-                SAMPLES=samples,
-                BLOCK=RAYS_PER_BLOCK,
-                **LAUNCH,
-            )
+        grad_density, transmittances = torch.empty_like(density), torch.empty_like(density)
+        given = [gradient.contiguous() for gradient in gradients]
+        inputs = (transmittances, density, depths, order)
+        _along_rays(_composite_backward_kernel, RAYS_PER_BLOCK, depths, grad_density, *given, *inputs)
         return grad_density, None, None

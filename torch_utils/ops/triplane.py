@@ -54,20 +54,28 @@ PRECISIONS = {
 BACKWARD_PRECISION = {'fp16': 'tf32'}
 
 
-class FusedMLP(NamedTuple):
-    """Effective weights (after any run-time scaling): hidden [H, C] and [H]; output [1 + n, H] and [1 + n], density first."""
+class FusedField(NamedTuple):
+    """A volume.TriplaneField as the kernels read it. Weights are as they act, after any run-time scaling."""
 
-    hidden_weight: torch.Tensor
-    hidden_bias: torch.Tensor
-    output_weight: torch.Tensor
-    output_bias: torch.Tensor
+    planes: list  # one or two [N, K, H, W, C] (see `channels_last`), whose features add up
+    hidden_weight: torch.Tensor  # [units, C]
+    hidden_bias: torch.Tensor  # [units]
+    output_weight: torch.Tensor  # [1 + n, units], the density's first
+    output_bias: torch.Tensor  # [1 + n]
+    box_size: float  # side of the cube that the planes cover, world units
+    axes: tuple  # of every plane, such as ('xy', 'yz', 'zx')
+    precision: str = 'fp32'  # one of PRECISIONS
 
+    @property
+    def mlp(self):
+        return self[1:5]
 
-class Geometry(NamedTuple):
-    """box_size: side of the cube that the planes cover, world units; axes: of every plane, such as ('xy', 'yz', 'zx')."""
+    @property
+    def color_channels(self):
+        return len(self.output_bias) - 1
 
-    box_size: float
-    axes: tuple
+    def without_colors(self):
+        return self._replace(output_weight=self.output_weight[:1], output_bias=self.output_bias[:1])
 
 
 def channels_last(planes, precision='fp32'):
@@ -91,30 +99,29 @@ def samples_last(x):
     return x.permute(-2, -1, *range(x.ndim - 3, -1, -1))
 
 
-def triplane_samples(planes, mlp, geometry, precision, origins, directions, depths, chosen=None):
+def triplane_samples(field, origins, directions, depths, chosen=None):
     """The field at every sample.
 
-    planes: one or two tensors [N, K, H, W, C] (see `channels_last`), whose features add up; mlp: FusedMLP; origins,
-    directions: [N, M, 3], world units; depths: [N, M, S]; chosen: bool [N, M, S]: only these samples are computed, all others
-    are 0, and there are no gradients. Returns raw density [N, M, S] and colours [N, M, S, n]. Differentiable in planes and mlp,
-    once.
+    field: FusedField; origins, directions: [N, M, 3], world units; depths: [N, M, S]; chosen: bool [N, M, S]: only these samples
+    are computed, all others are 0, and there are no gradients. Returns raw density [N, M, S] and colours [N, M, S, n].
+    Differentiable in the field's tensors, once.
     """
-    rays = _check(planes, mlp, geometry, origins, directions, depths)
+    rays = _check(field, origins, directions, depths)
     if chosen is None:
-        results = _Samples.apply(geometry, precision, *rays, *mlp, *planes)
+        results = _Samples.apply(field, *rays, *field.mlp, *field.planes)
     else:
-        results = _run_samples(geometry, precision, rays, mlp, planes, samples_first(chosen).flatten().nonzero().squeeze(1))
+        results = _run_samples(field, rays, samples_first(chosen).flatten().nonzero().squeeze(1))
     return tuple(samples_last(x) for x in results)
 
 
-def triplane_pixels(planes, mlp, geometry, precision, origins, directions, depths, weights):
+def triplane_pixels(field, origins, directions, depths, weights):
     """Colours weighted and summed along rays, without storing any sample's colour.
 
-    weights: [N, M, S]; the rest as in `triplane_samples`. Returns [N, M, n]. Differentiable in planes, mlp and weights,
+    weights: [N, M, S]; the rest as in `triplane_samples`. Returns [N, M, n]. Differentiable in the field's tensors and weights,
     once.
     """
-    rays = _check(planes, mlp, geometry, origins, directions, depths)
-    return _Pixels.apply(geometry, precision, *rays, samples_first(weights), *mlp, *planes)
+    rays = _check(field, origins, directions, depths)
+    return _Pixels.apply(field, *rays, samples_first(weights), *field.mlp, *field.planes)
 
 
 def grid_values(grid, origins, directions, depths, box_size):
@@ -143,22 +150,20 @@ def grid_values(grid, origins, directions, depths, box_size):
     return samples_last(values)
 
 
-def _check(planes, mlp, geometry, origins, directions, depths):
+def _check(field, origins, directions, depths):
     """Origins, directions and depths as the kernels read them, if everything fits together."""
-    n, m = depths.shape[:2]
+    (n, m), planes, channels = depths.shape[:2], len(field.axes), field.hidden_weight.shape[1]
     if origins.shape != (n, m, 3) or directions.shape != (n, m, 3):
         raise ValueError(
             f'rays must be [{n}, {m}, 3] for depths {list(depths.shape)}, got {list(origins.shape)} and {list(directions.shape)}'
         )
     if any(x.requires_grad for x in (origins, directions, depths)):
         raise ValueError('the fused tri-plane field has no gradient for rays and depths; use the PyTorch renderer')
-    if not 1 <= len(planes) <= 2:
-        raise ValueError(f'one or two sets of planes are supported, got {len(planes)}')
-    for p in planes:
-        if p.shape[:2] != (n, len(geometry.axes)) or p.shape[4] != mlp.hidden_weight.shape[1] or not p.is_contiguous():
-            raise ValueError(
-                f'planes must be contiguous [{n}, {len(geometry.axes)}, H, W, {mlp.hidden_weight.shape[1]}], got {list(p.shape)}'
-            )
+    if not 1 <= len(field.planes) <= 2:
+        raise ValueError(f'one or two sets of planes are supported, got {len(field.planes)}')
+    for p in field.planes:
+        if p.shape[:2] != (n, planes) or p.shape[4] != channels or not p.is_contiguous():
+            raise ValueError(f'planes must be contiguous [{n}, {planes}, H, W, {channels}], got {list(p.shape)}')
     return origins.contiguous(), directions.contiguous(), samples_first(depths)
 
 
@@ -251,7 +256,7 @@ def _dot(a, b, OPERANDS: tl.constexpr, PRODUCTS: tl.constexpr):
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
     return tl.maximum(x, 0.0) + tl.log(1 + tl.exp(-tl.abs(x)))
 
 
@@ -261,12 +266,6 @@ def _load_hidden(weight, bias, channel, unit, CHANNELS: tl.constexpr, UNITS: tl.
     real = (channel < CHANNELS)[:, None] & (unit < UNITS)[None, :]
     return tl.load(weight + unit[None, :] * CHANNELS + channel[:, None], mask=real, other=0.0), \
         tl.load(bias + unit, mask=unit < UNITS, other=0.0)
-
-
-@triton.jit
-def _load_density(weight, bias, unit, UNITS: tl.constexpr):
-    """The density's weights [H] and bias."""
-    return tl.load(weight + unit, mask=unit < UNITS, other=0.0), tl.load(bias)
 
 
 @triton.jit
@@ -291,7 +290,7 @@ def _samples_kernel(density_out, colors_out, chosen, count, samples, rays, rays_
     """Density and colours of a block of samples."""
     channel, unit, color = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOR_BLOCK)
     w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
-    wd, bd = _load_density(output_weight, output_bias, unit, UNITS)
+    wd, bd = tl.load(output_weight + unit, mask=unit < UNITS, other=0.0), tl.load(output_bias)  # row 0 is the density's
     sample = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = sample < count
     if chosen is not None:
@@ -301,7 +300,7 @@ def _samples_kernel(density_out, colors_out, chosen, count, samples, rays, rays_
     x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
     features = _features(coarse, fine, ray // rays_per_image, x, y, z, real, coarse_height, coarse_width, fine_height, fine_width,
                          channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
-    hidden = _softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
+    hidden = softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
     tl.store(density_out + sample, tl.sum(hidden * wd[None, :], axis=1) + bd, mask=real)
     if COLORS > 0:
         wc, bc = _load_colors(output_weight, output_bias, unit, color, UNITS, COLORS)
@@ -333,7 +332,7 @@ def _pixels_kernel(pixels_out, weights, rays, rays_per_image, origins, direction
             x, y, z = _point(origins, directions, depth, ray, real, TO_PLANE)
             features = _features(coarse, fine, ray // rays_per_image, x, y, z, real, coarse_height, coarse_width, fine_height,
                                  fine_width, channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
-            hidden = _softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
+            hidden = softplus(_dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :])
             values = tl.sigmoid(_dot(hidden, wc, OPERANDS, PRODUCTS) + bc[None, :]) * COLOR_GAIN + COLOR_OFFSET
             pixels += weight[:, None] * values
         sample += rays
@@ -357,7 +356,7 @@ def _backward_kernel(grad_density, grad_colors, grad_pixels, weights, grad_weigh
     """
     channel, unit, color = tl.arange(0, CHANNEL_BLOCK), tl.arange(0, UNIT_BLOCK), tl.arange(0, COLOR_BLOCK)
     w1, b1 = _load_hidden(hidden_weight, hidden_bias, channel, unit, CHANNELS, UNITS)
-    wd, bd = _load_density(output_weight, output_bias, unit, UNITS)
+    wd = tl.load(output_weight + unit, mask=unit < UNITS, other=0.0)  # row 0 is the density's
     wc, bc = _load_colors(output_weight, output_bias, unit, color, UNITS, COLORS)
     g_w1 = tl.zeros([CHANNEL_BLOCK, UNIT_BLOCK], tl.float32)
     g_b1 = tl.zeros([UNIT_BLOCK], tl.float32)
@@ -375,7 +374,7 @@ def _backward_kernel(grad_density, grad_colors, grad_pixels, weights, grad_weigh
         features = _features(coarse, fine, image, x, y, z, real, coarse_height, coarse_width, fine_height, fine_width,
                              channel, BLOCK, CHANNEL_BLOCK, PLANES, AXES, CHANNELS)
         before = _dot(features, w1, OPERANDS, PRODUCTS) + b1[None, :]
-        hidden = _softplus(before)
+        hidden = softplus(before)
         g_hidden = tl.zeros([BLOCK, UNIT_BLOCK], tl.float32)
         if COLORS > 0:
             has_color = real[:, None] & (color < COLORS)[None, :]
@@ -455,139 +454,103 @@ def first_derivative_only(backward):
 
 class _Samples(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, geometry, precision, origins, directions, depths, *tensors):
-        rays, mlp, planes = (origins, directions, depths), FusedMLP(*tensors[:4]), tensors[4:]
-        ctx.geometry, ctx.precision = geometry, precision
-        ctx.save_for_backward(*rays, *tensors)
-        return _run_samples(geometry, precision, rays, mlp, planes)
+    def forward(ctx, field, *tensors):
+        ctx.constants = field[5:]
+        ctx.save_for_backward(*tensors)
+        return _run_samples(field, tensors[:3])
 
     @staticmethod
     @first_derivative_only
     def backward(ctx, grad_density, grad_colors):
-        saved = ctx.saved_tensors
-        given = dict(grad_density=grad_density.contiguous(), grad_colors=grad_colors.contiguous())
-        return None, None, None, None, None, *_run_backward(ctx.geometry, ctx.precision, saved[:3], saved[3:], given)
+        rays, mlp, planes = ctx.saved_tensors[:3], ctx.saved_tensors[3:7], ctx.saved_tensors[7:]
+        given = (grad_density.contiguous(), grad_colors.contiguous(), None, None, None)
+        return None, None, None, None, *_run_backward(FusedField(planes, *mlp, *ctx.constants), rays, given)
 
 
 class _Pixels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, geometry, precision, origins, directions, depths, weights, *tensors):
-        rays, mlp, planes = (origins, directions, depths), FusedMLP(*tensors[:4]), tensors[4:]
-        ctx.geometry, ctx.precision = geometry, precision
-        ctx.save_for_backward(*rays, weights, *tensors)
+    def forward(ctx, field, origins, directions, depths, weights, *tensors):
+        ctx.constants = field[5:]
+        ctx.save_for_backward(origins, directions, depths, weights, *tensors)
         samples, n, m = depths.shape
-        pixels = depths.new_empty(n, m, len(mlp.output_bias) - 1)
-        with on_device(depths):
-            _pixels_kernel[(triton.cdiv(n * m, RAYS_PER_BLOCK),)](
-                pixels,
-                weights,
-                n * m,
-                m,
-                *rays,
-                *_inputs(mlp, planes),
-                SAMPLES=samples,
-                **LAUNCH,
-                **_constants(geometry, precision, mlp, RAYS_PER_BLOCK),
-            )
+        pixels = depths.new_empty(n, m, field.color_channels)
+        blocks, rays = triton.cdiv(n * m, RAYS_PER_BLOCK), (origins, directions, depths)
+        _launch(_pixels_kernel, blocks, RAYS_PER_BLOCK, field, rays, pixels, weights, SAMPLES=samples)
         return pixels
 
     @staticmethod
     @first_derivative_only
     def backward(ctx, grad_pixels):
         *rays, weights = ctx.saved_tensors[:4]
-        given = dict(grad_pixels=grad_pixels.contiguous(), weights=weights, grad_weights=torch.empty_like(weights))
-        gradients = _run_backward(ctx.geometry, ctx.precision, rays, ctx.saved_tensors[4:], given)
-        return None, None, None, None, None, given['grad_weights'], *gradients
+        mlp, planes, grad_weights = ctx.saved_tensors[4:8], ctx.saved_tensors[8:], torch.empty_like(weights)
+        given = (None, None, grad_pixels.contiguous(), weights, grad_weights)
+        gradients = _run_backward(FusedField(planes, *mlp, *ctx.constants), rays, given)
+        return None, None, None, None, grad_weights, *gradients
 
 
-def _run_samples(geometry, precision, rays, mlp, planes, chosen=None):
+def _run_samples(field, rays, chosen=None):
     depths = rays[2]
-    colors = len(mlp.output_bias) - 1
     new = torch.empty if chosen is None else torch.zeros
-    density = new(depths.shape, device=depths.device)
-    values = new((colors, *depths.shape), device=depths.device)
+    raw_density = new(depths.shape, device=depths.device)
+    colors = new((field.color_channels, *depths.shape), device=depths.device)
     count = depths.numel() if chosen is None else len(chosen)
     if count:
-        with on_device(depths):
-            _samples_kernel[(triton.cdiv(count, SAMPLES_PER_BLOCK),)](
-                density,
-                values,
-                chosen,
-                count,
-                depths.numel(),
-                depths[0].numel(),
-                depths.shape[2],
-                *rays,
-                *_inputs(mlp, planes),
-                **LAUNCH,
-                **_constants(geometry, precision, mlp, SAMPLES_PER_BLOCK),
-            )
-    return density, values
+        blocks, arguments = triton.cdiv(count, SAMPLES_PER_BLOCK), (raw_density, colors, chosen, count, depths.numel())
+        _launch(_samples_kernel, blocks, SAMPLES_PER_BLOCK, field, rays, *arguments)
+    return raw_density, colors
 
 
-def _run_backward(geometry, precision, rays, tensors, given):
-    """Gradients of the tensors: the MLP's four, then the planes."""
-    mlp, planes = FusedMLP(*tensors[:4]), tensors[4:]
-    depths = rays[2]
-    blocks = triton.cdiv(depths.numel(), BACKWARD_SAMPLES_PER_BLOCK)
+def _run_backward(field, rays, given):
+    """Gradients of the MLP's four tensors, then of the planes. given: the kernel's first five arguments."""
+    blocks = triton.cdiv(rays[2].numel(), BACKWARD_SAMPLES_PER_BLOCK)
     programs = max(1, min(BACKWARD_PROGRAMS, blocks))
-    of_mlp = [torch.empty(programs, *x.shape, device=x.device) for x in mlp]
-    of_planes = [torch.zeros_like(p, dtype=torch.float32) for p in planes]
-    names = ('grad_density', 'grad_colors', 'grad_pixels', 'weights', 'grad_weights')
-    with on_device(depths):
-        _backward_kernel[(programs,)](
-            *(given.get(name) for name in names),
-            of_planes[0],
-            of_planes[-1] if len(planes) > 1 else None,
-            *of_mlp,
-            depths.numel(),
-            depths[0].numel(),
-            depths.shape[2],
-            *rays,
-            *_inputs(mlp, planes),
-            ROUNDS=triton.cdiv(blocks, programs),
-            **LAUNCH,
-            **_constants(geometry, BACKWARD_PRECISION.get(precision, precision), mlp, BACKWARD_SAMPLES_PER_BLOCK),
-        )
+    of_mlp = [torch.empty(programs, *x.shape, device=x.device) for x in field.mlp]
+    of_planes = [torch.zeros_like(p, dtype=torch.float32) for p in field.planes]
+    arguments = (*given, of_planes[0], of_planes[1] if len(of_planes) > 1 else None, *of_mlp, rays[2].numel())
+    field = field._replace(precision=BACKWARD_PRECISION.get(field.precision, field.precision))
+    rounds = triton.cdiv(blocks, programs)
+    _launch(_backward_kernel, programs, BACKWARD_SAMPLES_PER_BLOCK, field, rays, *arguments, ROUNDS=rounds)
     return [x.sum(dim=0) for x in of_mlp] + of_planes
 
 
-def _inputs(mlp, planes):
-    """The kernels' arguments for the MLP and for one or two sets of planes."""
-    sets = []
-    for p in planes:
-        sets += [p, p.shape[2], p.shape[3]]
-    return *(x.contiguous() for x in mlp), *sets, *([None, 0, 0] if len(planes) == 1 else [])
+def _launch(kernel, programs, block, field, rays, *arguments, **constants):
+    """Launch a kernel with its own arguments, and with those that all have: rays, MLP, and one or two sets of planes."""
+    depths = rays[2]
+    sets = [[p, p.shape[2], p.shape[3]] for p in field.planes]
+    coarse, fine = sets if len(sets) > 1 else (*sets, [None, 0, 0])
+    with on_device(depths):
+        kernel[(programs,)](
+            *arguments,
+            depths[0].numel(),
+            depths.shape[2],
+            *rays,
+            *(x.contiguous() for x in field.mlp),
+            *coarse,
+            *fine,
+            **LAUNCH,
+            **constants,
+            **_constants(field, block),
+        )
 
 
-def _constants(geometry, precision, mlp, block):
+def _constants(field, block):
     """The kernels' compile-time constants."""
-    units, channels = mlp.hidden_weight.shape
-    colors = len(mlp.output_bias) - 1
-    chosen = PRECISIONS[precision]
+    units, channels = field.hidden_weight.shape
+    padded = [max(SMALLEST_DOT, triton.next_power_of_2(size)) for size in (channels, units, field.color_channels)]
     return dict(
         BLOCK=block,
         CHANNELS=channels,
         UNITS=units,
-        COLORS=colors,
-        CHANNEL_BLOCK=_padded(channels),
-        UNIT_BLOCK=_padded(units),
-        COLOR_BLOCK=_padded(colors),
-        PLANES=len(geometry.axes),
-        AXES=_packed(geometry.axes),
-        TO_PLANE=2 / geometry.box_size,
-        OPERANDS=chosen.operands,
-        PRODUCTS=chosen.products,
+        COLORS=field.color_channels,
+        CHANNEL_BLOCK=padded[0],
+        UNIT_BLOCK=padded[1],
+        COLOR_BLOCK=padded[2],
+        PLANES=len(field.axes),
+        AXES=sum('xyz'.index(axis) << (2 * index) for index, axis in enumerate(''.join(field.axes))),  # two bits each
+        TO_PLANE=2 / field.box_size,
+        OPERANDS=PRECISIONS[field.precision].operands,
+        PRODUCTS=PRECISIONS[field.precision].products,
     )
-
-
-def _packed(axes):
-    """The planes' axes as one number: two bits for each width axis and each height axis."""
-    return sum('xyz'.index(axis) << (2 * index) for index, axis in enumerate(''.join(axes)))
-
-
-def _padded(size):
-    return max(SMALLEST_DOT, triton.next_power_of_2(size))
 
 
 def on_device(tensor):

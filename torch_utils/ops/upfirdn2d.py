@@ -38,7 +38,9 @@ def _reference(x, f, up, down, sides, flip_filter, gain):
     """The specification."""
     x = _insert_zeros(x, *up)
     x = F.pad(x, sides)
-    x = _filter(x, f * gain, flip_filter)
+    f = f * gain
+    kernel = (f if flip_filter else f.flip([0, 1])).to(x.dtype)
+    x = F.conv2d(x, kernel.expand(x.shape[1], 1, *kernel.shape), groups=x.shape[1])
     down_x, down_y = down
     return x[:, :, ::down_y, ::down_x]
 
@@ -49,12 +51,6 @@ def _insert_zeros(x, up_x, up_y):
     n, c, h, w = x.shape
     x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up_x - 1, 0, 0, 0, up_y - 1))
     return x.reshape(n, c, h * up_y, w * up_x)
-
-
-def _filter(x, f, flip_filter):
-    kernel = (f if flip_filter else f.flip([0, 1])).to(x.dtype)
-    channels = x.shape[1]
-    return F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), groups=channels)
 
 
 # ---- The operator. Its CUDA kernel is added by upfirdn2d.cpp when it is loaded; that for a CPU serves tests and tracing.

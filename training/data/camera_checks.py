@@ -27,7 +27,6 @@ _SWAPPED_ASPECT = 1.1  # width and height more alike than this are not told apar
 _OFF_CENTRE = 0.03  # of principal points, in picture sizes
 _LIKELY = 0.9  # share of the wrong cameras that a slip must explain
 _MOST_TRIED = 1000  # wrong cameras that slips are tried on
-_PIXELS = 'intrinsics in pixels: divide the first row by the width and the second by the height'
 
 
 class CameraError(UserError, ValueError):
@@ -133,7 +132,11 @@ def _lens_faults(intrinsics):
         ),
         Fault(~rows, 'its intrinsics have no last row 0 0 1', 'correct them'),
         Fault(~(focals > 0).all(axis=1), 'its focal length is not positive', 'correct or remove them'),
-        Fault(pixels, 'its focal length or principal point is beyond any in image widths', f'this looks like {_PIXELS}'),
+        Fault(
+            pixels,
+            'its focal length or principal point is beyond any in image widths',
+            'this looks like intrinsics in pixels: divide the first row by the width and the second by the height',
+        ),
         Fault(
             (focals < _SHORTEST_FOCAL).any(axis=1),
             f'its focal length is below {_SHORTEST_FOCAL} image widths',
@@ -164,12 +167,10 @@ def _swapped(aspect, centres):
     With r = width / height, a central principal point becomes (r / 2, 1 / 2r), and fx : fy becomes r for square pixels, r^2
     for a picture that was squeezed into a square.
     """
-    found = np.zeros(len(aspect), dtype=bool)
-    for ratio in (aspect, np.sqrt(aspect)):
-        swapped = np.stack([ratio / 2, 0.5 / ratio], axis=1)
-        off, apart = np.linalg.norm(centres - swapped, axis=1), np.linalg.norm(swapped - 0.5, axis=1)
-        found |= (np.abs(np.log(aspect)) > np.log(_SWAPPED_ASPECT)) & (off < np.minimum(apart / 3, _OFF_CENTRE))
-    return found
+    ratios = np.stack([aspect, np.sqrt(aspect)])
+    swapped = np.stack([ratios / 2, 0.5 / ratios], axis=-1)
+    off, apart = np.linalg.norm(centres - swapped, axis=-1), np.linalg.norm(swapped - 0.5, axis=-1)
+    return (np.abs(np.log(aspect)) > np.log(_SWAPPED_ASPECT)) & (off < np.minimum(apart / 3, _OFF_CENTRE)).any(axis=0)
 
 
 def _scene_faults(poses, scene):

@@ -39,13 +39,13 @@ def image_names(store):
 
 def open_image(store, name, background='black'):
     """The picture of a file, RGB, as `dnnlib.pictures.read_picture` has it. Raises DatasetError naming the file."""
-    with _naming(store, name):
+    with _naming_picture(store, name):
         return read_picture(store.read(name), background)
 
 
 def image_header(store, name):
     """The dnnlib.pictures.PictureHeader of a picture file. Raises DatasetError as `open_image` does."""
-    with _naming(store, name), store.open(name) as file:
+    with _naming_picture(store, name), store.open(name) as file:
         return read_header(file)
 
 
@@ -55,7 +55,7 @@ def image_notes(store, names, background):
 
 
 @contextlib.contextmanager
-def _naming(store, name):
+def _naming_picture(store, name):
     """A PictureError of a file as DatasetError."""
     try:
         yield
@@ -111,69 +111,64 @@ def lies_deeper(store, *files):
     )
 
 
-class CameraFile:
+def match_cameras(store, file, pairs, skip_missing):
     """What a file with cameras says of the images of a FileStore.
 
     file: its name; pairs: (name of an image, what is said of it), the names in any spelling that `FileStore.find` knows;
-    skip_missing: go on where images are missing.
-    Attributes: `found`, {image: what is said of it}; `missing`, names that no file has; `notes`, lines of text about these and
-    about images that are there twice. Raises DatasetError where images are missing, or two different things are said of one.
+    skip_missing: go on where images are missing. Returns {image: what is said of it}, the names that no image has, and notes:
+    lines of text about these and about images that are there twice.
+    Raises DatasetError where images are missing, or two different things are said of one.
     """
-
-    def __init__(self, store, file, pairs, skip_missing):
-        self.store, self.file, self.found, self.missing = store, file, {}, []
-        repeated, different = [], []
-        for name, said in pairs:
-            image = store.find(name)
-            if image is None:
-                self.missing.append(name)
-            elif image not in self.found:
-                self.found[image] = said
-            else:
-                (repeated if self.found[image] == said else different).append(image)
-        if different:
-            raise DatasetError(
-                f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}'
-                ': remove the wrong ones'
-            )
-        if self.missing and not skip_missing:
-            raise DatasetError(
-                f'{store.path}: {len(self.missing)} images that {file} names do not exist, first {self.missing[0]}: '
-                'add them, or go on without them by dataset_tool.py convert --skip-missing'
-            )
-        self.notes = [
-            one_line(f'{len(names)} cameras in {file} {what}, first {names[0]}')
-            for names, what in ((self.missing, 'are left out, since their images are not there'), (repeated, 'are there twice'))
-            if names
-        ]
+    found, missing, repeated, different = {}, [], [], []
+    for name, said in pairs:
+        image = store.find(name)
+        if image is None:
+            missing.append(name)
+        elif image not in found:
+            found[image] = said
+        else:
+            (repeated if found[image] == said else different).append(image)
+    if different:
+        raise DatasetError(
+            f'{store.path}: {file} has two different cameras for {len(different)} images, first {different[0]}'
+            ': remove the wrong ones'
+        )
+    if missing and not skip_missing:
+        raise DatasetError(
+            f'{store.path}: {len(missing)} images that {file} names do not exist, first {missing[0]}: '
+            'add them, or go on without them by dataset_tool.py convert --skip-missing'
+        )
+    notes = [
+        one_line(f'{len(names)} cameras in {file} {what}, first {names[0]}')
+        for names, what in ((missing, 'are left out, since their images are not there'), (repeated, 'are there twice'))
+        if names
+    ]
+    return found, missing, notes
 
 
-class LabelFile(CameraFile):
-    """The `dataset.json` of a FileStore. Raises DatasetError where there is none, or it is malformed."""
+def read_labels(store, names, skip_missing=True):
+    """The camera labels of images from a FileStore's `dataset.json`, float32 [len(names), 25], and the notes of `match_cameras`.
 
-    def __init__(self, store, skip_missing=True):
-        super().__init__(store, LABEL_FILE, _named_labels(store), skip_missing)
-
-    def labels_of(self, names):
-        """The camera labels of images, float32 [len(names), 25]. Raises DatasetError when any is missing or malformed, and
-        CameraError when any is no camera."""
-        unknown = [name for name in names if name not in self.found]
-        if unknown:
-            others = f', but one for {self.missing[0]}, which is not there' if self.missing else ''
-            raise DatasetError(
-                f'{self.store.path}: {len(unknown)} of {len(names)} images have no label in {LABEL_FILE}, first '
-                f'{unknown[0]}{others}: add their labels or remove the images'
-            )
-        wrong = [name for name in names if not _is_label(self.found[name])]
-        if wrong:
-            raise DatasetError(
-                f'{self.store.path}: {len(wrong)} of {len(names)} labels in {LABEL_FILE} are malformed; the label '
-                f'of {wrong[0]} is not a list of {LABEL_SIZE} finite numbers (4x4 camera-to-world, 3x3 intrinsics): '
-                'correct it'
-            )
-        labels = torch.from_numpy(np.array([self.found[name] for name in names], dtype=np.float32))
-        check_cameras(labels, names, f'{self.store.path}/{LABEL_FILE}')
-        return labels
+    Raises DatasetError where there is no such file, or any label is missing or malformed, and CameraError when any is no camera.
+    """
+    found, missing, notes = match_cameras(store, LABEL_FILE, _named_labels(store), skip_missing)
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        others = f', but one for {missing[0]}, which is not there' if missing else ''
+        raise DatasetError(
+            f'{store.path}: {len(unknown)} of {len(names)} images have no label in {LABEL_FILE}, first '
+            f'{unknown[0]}{others}: add their labels or remove the images'
+        )
+    wrong = [name for name in names if not _is_label(found[name])]
+    if wrong:
+        raise DatasetError(
+            f'{store.path}: {len(wrong)} of {len(names)} labels in {LABEL_FILE} are malformed; the label '
+            f'of {wrong[0]} is not a list of {LABEL_SIZE} finite numbers (4x4 camera-to-world, 3x3 intrinsics): '
+            'correct it'
+        )
+    labels = np.array([found[name] for name in names], dtype=np.float32)
+    check_cameras(labels, names, f'{store.path}/{LABEL_FILE}')
+    return torch.from_numpy(labels), notes
 
 
 def _named_labels(store):
@@ -233,7 +228,6 @@ class ImageDataset(torch.utils.data.Dataset):
         self._names = image_names(self._store)
         self._mirror = mirror
         self.name = self._store.path.resolve().stem
-        self.notes = []
         self._check_sizes()
         if resolution is not None and resolution != self.resolution:
             raise DatasetError(
@@ -247,31 +241,26 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         index = range(len(self))[index]  # negative indices count from the end; IndexError beyond
-        name = self._names[index % len(self._names)]
-        image = open_image(self._store, name, self.background)
-        self._check_size(name, image.size)
-        pixels = np.asarray(image)
-        if index >= len(self._names):
-            pixels = pixels[:, ::-1]
+        mirrored, number = divmod(index, len(self._names))
+        image = open_image(self._store, self._names[number], self.background)
+        self._check_size(self._names[number], image.size)
+        pixels = np.asarray(image)[:, :: -1 if mirrored else 1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def image_hash(self):
-        """Hash of the images' names, sizes and check sums: the same for every copy of a set.
+    def image_hash(self, more=b''):
+        """Hash of the images' names, sizes and check sums, and of `more` bytes: the same for every copy of a set.
 
         A zip's directory has the check sums; of a folder, files are read for them. Of a large set, a spread has to do.
         """
-        return self._hash()
-
-    def _hash(self, more=b''):
         stride = -(-len(self._names) // _CHECKSUMS)
         files = [
-            (name, self._store.stamp(name)[0], self._store.checksum(name) if index % stride == 0 else None)
+            (name, self._store.size(name), self._store.checksum(name) if index % stride == 0 else None)
             for index, name in enumerate(self._names)
         ]
         return hashlib.sha256(json.dumps(files).encode() + more).hexdigest()[:32]
 
     def _check_sizes(self):
-        """Have the side of the first image as resolution, and look for others among the rest."""
+        """Have the side of the first image as resolution, look for others among the rest, and note what is odd."""
         stride = -(-len(self._names) // _HEADERS_CHECKED)
         headers = {name: image_header(self._store, name) for name in self._names[::stride]}
         width, height = headers[self._names[0]].size
@@ -284,7 +273,7 @@ class ImageDataset(torch.utils.data.Dataset):
         for name, header in headers.items():
             self._check_size(name, header.size)
         sparsely = f' (every {stride}th image was looked at)' if stride > 1 else ''
-        self.notes += [note + sparsely for note in picture_notes(headers.values(), self.background)]
+        self.notes = [note + sparsely for note in picture_notes(headers.values(), self.background)]
 
     def _check_size(self, name, size):
         if size != (self.resolution, self.resolution):
@@ -302,9 +291,8 @@ class PosedImageDataset(ImageDataset):
 
     def __init__(self, path, resolution=None, mirror=False, background='black'):
         super().__init__(path, resolution, mirror, background)
-        label_file = LabelFile(self._store)
-        self.notes += label_file.notes
-        labels = label_file.labels_of(self._names)
+        labels, notes = read_labels(self._store, self._names)
+        self.notes += notes
         self.labels = torch.cat([labels, mirror_label(labels)]) if mirror else labels
 
     def __getitem__(self, index):
@@ -316,7 +304,7 @@ class PosedImageDataset(ImageDataset):
 
     def content_hash(self):
         """Hash of the images, as `image_hash`, and of the cameras."""
-        return self._hash(self.labels[: len(self._names)].numpy().tobytes())
+        return self.image_hash(self.labels[: len(self._names)].numpy().tobytes())
 
 
 def epoch_order(n, seed, epoch):
@@ -338,11 +326,5 @@ def batch_indices(n, seed, start, count):
     n: images in the set; start: images seen so far. Returns int64 [count]. A pure function: any cut of the stream
     gives the same stream.
     """
-    parts = [torch.empty(0, dtype=torch.int64)]
-    position, end = start, start + count
-    while position < end:
-        epoch, offset = divmod(position, n)
-        taken = min(n - offset, end - position)
-        parts.append(_epoch_order(n, seed, epoch)[offset : offset + taken])
-        position += taken
-    return torch.cat(parts)
+    epochs = range(start // n, (start + count) // n + 1)
+    return torch.cat([_epoch_order(n, seed, epoch) for epoch in epochs])[start % n :][:count]

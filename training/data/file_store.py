@@ -1,5 +1,6 @@
 """The files of a data set, in a zip or in a folder, by names that are compared as paths."""
 
+import contextlib
 import os
 import pathlib
 import posixpath
@@ -71,27 +72,23 @@ class FileStore:
 
     def open(self, name):
         """A binary file object; of a zip it reads only as far as it is asked to."""
-        real = self._files[self.find(name)]
         if self.is_zip:
-            return self._open_entry(real)
+            return self._open_entry(self._entry(name))
+        file = self.path / self._files[self.find(name)]
         try:
-            if not (self.path / real).is_file():
+            if not file.is_file():
                 raise OSError('it is no regular file')  # opening a pipe would wait for its other end
-            return open(self.path / real, 'rb')
+            return open(file, 'rb')
         except OSError as error:
             raise self._unreadable(name, error) from error
 
     def checksum(self, name):
         """CRC-32 of a file's content; of a zip, as its directory has it."""
-        return self._archive().getinfo(self._files[self.find(name)]).CRC if self.is_zip else zlib.crc32(self.read(name))
+        return self._entry(name).CRC if self.is_zip else zlib.crc32(self.read(name))
 
-    def stamp(self, name):
-        """Two numbers that another content would most likely change, without reading it."""
-        if self.is_zip:
-            entry = self._archive().getinfo(self._files[self.find(name)])
-            return entry.file_size, entry.CRC
-        stat = (self.path / self._files[self.find(name)]).stat()
-        return stat.st_size, stat.st_mtime_ns
+    def size(self, name):
+        """The length of a file's content in bytes, without reading it."""
+        return self._entry(name).file_size if self.is_zip else (self.path / self._files[self.find(name)]).stat().st_size
 
     def _from_top(self, name):
         """A name as in `names`, wherever it leads."""
@@ -112,18 +109,12 @@ class FileStore:
         try:
             if self.path.is_dir():
                 return False
-            if not self.path.exists():
-                raise DatasetError(f'{self.path} does not exist: give the path of a zip or a folder of images')
-            regular = self.path.is_file()
-            if regular and zipfile.is_zipfile(self.path):
-                return True
-            if regular and (self.path.suffix.lower() == '.zip' or _begins_as_zip(self.path)):
-                raise DatasetError(f'{self.path} is a truncated or corrupt zip: copy or create it again')
+            if self.path.is_file() and (self.path.suffix.lower() == '.zip' or zipfile.is_zipfile(self.path)):
+                return True  # that it is truncated or corrupt shows when it is listed
+            trouble = 'is neither a zip nor a folder' if self.path.exists() else 'does not exist'
         except OSError as error:
-            raise DatasetError(
-                f'{self.path} cannot be read ({_reason(error)}): give the path of a zip or a folder of images'
-            ) from error
-        raise DatasetError(f'{self.path} is neither a zip nor a folder: give the path of a zip or a folder of images')
+            trouble = f'cannot be read ({_reason(error)})'
+        raise DatasetError(f'{self.path} {trouble}: give the path of a zip or a folder of images')
 
     def _archive(self):
         # A forked child must not share the parent's file position.
@@ -136,8 +127,12 @@ class FileStore:
                 ) from error
         return self._zip
 
-    def _open_entry(self, real):
-        entry = self._archive().getinfo(real)
+    def _entry(self, name):
+        """What a zip's directory says of a file."""
+        return self._archive().getinfo(self._files[self.find(name)])
+
+    def _open_entry(self, entry):
+        real = entry.filename
         if entry.flag_bits & _ENCRYPTED:
             raise DatasetError(f'{self.path}: {real} is encrypted: pack the zip anew, without a password')
         try:
@@ -203,18 +198,15 @@ class FileStore:
     def _leave_out_top(self):
         """Name the files of a zip from the one folder that holds them all."""
         top = posixpath.commonpath([posixpath.dirname(name) for name in self._files]) if self._files else ''
-        if top:
-            self._top = top + '/'
-            self._files = {name.removeprefix(self._top): real for name, real in self._files.items()}
+        self._top = f'{top}/' if top else ''
+        self._files = {name.removeprefix(self._top): real for name, real in self._files.items()}
 
     def _check_packing(self):
         """Raises DatasetError for a kind of packing that cannot be undone."""
-        kinds = {}
-        for real in self._files.values():
-            entry = self._archive().getinfo(real)
-            kinds[entry.compress_type, entry.flag_bits & _ENCRYPTED] = real
-        for real in kinds.values():
-            self._open_entry(real).close()
+        entries = map(self._archive().getinfo, self._files.values())
+        kinds = {(entry.compress_type, entry.flag_bits & _ENCRYPTED): entry for entry in entries}
+        for entry in kinds.values():
+            self._open_entry(entry).close()
 
 
 def normal_name(name):
@@ -232,20 +224,13 @@ def _split_suffix(name):
 def _entry_name(entry):
     """The name of a zip's entry. Some programs write UTF-8 without saying so, which zipfile takes for code page 437."""
     if not entry.flag_bits & _UTF8:
-        try:
+        with contextlib.suppress(UnicodeError):
             return entry.filename.encode('cp437').decode('utf-8')
-        except UnicodeError:
-            pass
     return entry.filename
 
 
 def _is_hidden(part):
     return part != '..' and part.startswith('.') or part == '__MACOSX'
-
-
-def _begins_as_zip(path):
-    with open(path, 'rb') as file:
-        return file.read(4) == b'PK\x03\x04'
 
 
 def _reason(error):

@@ -22,13 +22,32 @@ def real_batches(dataset, config, images_seen, end, pin_memory=False):
         for start in range(images_seen, end, config.batch)
     )
     helpers = dict(num_workers=config.workers, prefetch_factor=4, worker_init_fn=ignore_stop_requests) if config.workers else {}
-    loader = torch.utils.data.DataLoader(
-        CarryErrors(dataset), batch_sampler=batches, collate_fn=collate_or_error, pin_memory=pin_memory, **helpers
-    )
-    for batch in loader:
+    return read_batches(dataset, batches, pin_memory=pin_memory, **helpers)
+
+
+def read_batches(dataset, batches, **options):
+    """Yields the items of a dataset, collated batch by batch. batches: lists of indices; options: of torch's DataLoader.
+
+    Raises UserError for what the data set says.
+    """
+    for batch in torch.utils.data.DataLoader(_Batches(dataset), sampler=batches, batch_size=None, **options):
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+class _Batches(torch.utils.data.Dataset):
+    """The batches of a dataset, by their lists of indices. A UserError comes out in place of a batch: raised in a worker process,
+    it would become a traceback."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __getitem__(self, indices):
+        try:
+            return torch.utils.data.default_collate([self.items[index] for index in indices])
+        except UserError as error:
+            return error
 
 
 @contextlib.contextmanager
@@ -41,25 +60,3 @@ def naming_dead_helpers():
             raise
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'a process that reads images was killed ({reason}); if memory ran out, lower --workers') from None
-
-
-class CarryErrors(torch.utils.data.Dataset):
-    """A dataset whose users' errors come out as items: raised in a worker process, they would become tracebacks."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        try:
-            return self.dataset[index]
-        except UserError as error:
-            return error
-
-
-def collate_or_error(items):
-    """A batch, or the first error among its items."""
-    errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else torch.utils.data.default_collate(items)

@@ -15,12 +15,10 @@ from torch import nn
 
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import setup_filter
-from training.networks.stylegan2 import RESAMPLE_TAPS, FullyConnected, add_noise, conv2d, demodulation, modulated_conv2d
+from training.networks.stylegan2 import RESAMPLE_TAPS, StyledConv, add_noise, conv2d, demodulation, modulated_conv2d
 
 NUM_PLANES = 3
 AWARE_AXES = ('xy', 'yz', 'zx')  # the planes that alignment is defined for: (width axis, height axis)
-# Width of a strip, and how many of its output columns at each end differ from the interior, by (kernel size, up).
-_STRIPS = {(1, 1): (1, 0), (3, 1): (3, 1), (3, 2): (3, 2)}
 
 
 def align_planes(planes):
@@ -54,12 +52,15 @@ def aware_modulated_conv2d(planes, weight, styles, up=1, resample_filter=None, d
     Returns what `plane_modulated_conv2d` returns for `align_planes(planes)`: [N, 3, C_out, R', R'].
     """
     style_of = styles.unflatten(2, (NUM_PLANES, -1))  # [N, target, source, C]
-    width, edge = _STRIPS[weight.shape[-1], up]
+    width = weight.shape[-1]  # of a strip: with one column inside, and to each side those that a border changes
+    edge = width // 2 * up  # how many columns of the result a border changes
 
     def convolve(images, ahead):
         """Images [N, target, C, h, w] made from source plane target + ahead, with that source's weights and styles."""
-        scales = torch.stack([style_of[:, target, (target + ahead) % NUM_PLANES] for target in range(NUM_PLANES)], dim=1)
-        kernels = weight.unflatten(1, (NUM_PLANES, -1)).roll(-ahead, dims=1).transpose(0, 1).flatten(0, 1)  # target by target
+        sources = [(target + ahead) % NUM_PLANES for target in range(NUM_PLANES)]
+        scales = torch.stack([style_of[:, target, source] for target, source in enumerate(sources)], dim=1)
+        kernels_of = weight.unflatten(1, (NUM_PLANES, -1))
+        kernels = torch.cat([kernels_of[:, source] for source in sources])  # target by target
         y = conv2d((images * scales[..., None, None]).flatten(1, 2), kernels, resample_filter, up=up, groups=NUM_PLANES)
         return y.unflatten(1, (NUM_PLANES, -1))
 
@@ -76,11 +77,10 @@ def _widen(strip, size, edge, dim):
     """Repeat the interior of a strip until it measures `size` along `dim`."""
     if edge == 0:
         return strip
-    length = strip.shape[dim]
+    first, interior, last = strip.split([edge, strip.shape[dim] - 2 * edge, edge], dim=dim)
     shape = list(strip.shape)
     shape[dim] = size - 2 * edge
-    interior = strip.narrow(dim, edge, 1).expand(shape)
-    return torch.cat([strip.narrow(dim, 0, edge), interior, strip.narrow(dim, length - edge, edge)], dim=dim)
+    return torch.cat([first, interior.narrow(dim, 0, 1).expand(shape), last], dim=dim)
 
 
 def plane_modulated_conv2d(planes, weight, styles, **options):
@@ -91,7 +91,7 @@ def plane_modulated_conv2d(planes, weight, styles, **options):
     return modulated_conv2d(planes.flatten(0, 1), weight, styles.flatten(0, 1), **options).unflatten(0, (-1, NUM_PLANES))
 
 
-class PlaneConv(nn.Module):
+class PlaneConv(StyledConv):
     """A modulated convolution of three planes: weights are shared by the planes, styles are not (supplement, section I.1).
 
     Planes stand side by side in the channels, so that a layer is used like one of StyleGAN2's; in_channels and
@@ -99,20 +99,17 @@ class PlaneConv(nn.Module):
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, w_dim, align):
-        super().__init__()
-        self.convolution = aware_modulated_conv2d if align else plane_modulated_conv2d
         seen = in_channels if align else in_channels // NUM_PLANES
-        self.affine = FullyConnected(w_dim, NUM_PLANES * seen, bias_init=1.0)
-        self.weight = nn.Parameter(torch.randn(out_channels // NUM_PLANES, seen, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels // NUM_PLANES))
+        super().__init__(seen, out_channels // NUM_PLANES, kernel_size, w_dim, styles=NUM_PLANES * seen)
+        self.convolution = aware_modulated_conv2d if align else plane_modulated_conv2d
 
-    def styles(self, w):
-        """[N, 3, channels that a plane sees]: first those of xy, then yz, then zx."""
-        return self.affine(w).unflatten(1, (NUM_PLANES, -1))
+    def convolve(self, x, w, gain=1.0, **options):
+        """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns the planes one by one, [N, 3, out_channels / 3, R', R'].
 
-    def convolve(self, x, styles, **options):
-        """x: [N, in_channels, R, R]. Returns the planes one by one, [N, 3, out_channels / 3, R', R']."""
-        return self.convolution(x.unflatten(1, (NUM_PLANES, -1)), self.weight, styles, **options)
+        gain: of the styles, which are those of xy, then of yz, then of zx.
+        """
+        planes, styles = (images.unflatten(1, (NUM_PLANES, -1)) for images in (x, self.affine(w) * gain))
+        return self.convolution(planes, self.weight, styles, **options)
 
 
 class PlaneLayer(PlaneConv):
@@ -127,7 +124,7 @@ class PlaneLayer(PlaneConv):
 
     def forward(self, x, w, noise_mode, random=None):
         """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns [N, out_channels, up * R, up * R]."""
-        planes = self.convolve(x, self.styles(w), up=self.up, resample_filter=self.resample_filter)
+        planes = self.convolve(x, w, up=self.up, resample_filter=self.resample_filter)
         planes = add_noise(planes, noise_mode, self.noise_const, self.noise_strength, random)
         return bias_act(planes, self.bias, dim=2, act='lrelu').flatten(1, 2)
 
@@ -141,5 +138,5 @@ class PlaneToRGB(PlaneConv):
 
     def forward(self, x, w):
         """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns [N, out_channels, R, R]."""
-        planes = self.convolve(x, self.styles(w) * self.style_gain, demodulate=False)
+        planes = self.convolve(x, w, self.style_gain, demodulate=False)
         return bias_act(planes, self.bias, dim=2).flatten(1, 2)

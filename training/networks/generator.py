@@ -56,9 +56,15 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.plane_axes = config, config.plane_axes
         self.backbone = TriplaneBackbone(config)
-        sizes = config.z_dim, config.c_dim, config.w_dim, self.backbone.num_ws, config.mapping_layers
-        conditioning = dict(conditioning=config.pose_conditioning, conditioning_scale=config.conditioning_scale)
-        self.mapping = MappingNetwork(*sizes, **conditioning)
+        self.mapping = MappingNetwork(
+            config.z_dim,
+            config.c_dim,
+            config.w_dim,
+            self.backbone.num_ws,
+            config.mapping_layers,
+            conditioning=config.pose_conditioning,
+            conditioning_scale=config.conditioning_scale,
+        )
         self.residual = ResidualPlanes(config) if config.residual else None
         self.decoder = Decoder(config)
         self.superresolution = Superresolution(config)
@@ -171,9 +177,8 @@ class Generator(nn.Module):
         """Origins, directions [N, M, 3] and the number of pixels per side."""
         whole = self.config.image_resolution if branch == '3d' and patch is None else self.config.render_resolution
         size = render_resolution or whole
-        if patch is None:
-            return *cast_rays(c, pixel_centres(size, c.device)), size
-        return *cast_rays(c, patch_centres(patch, size, self.config.image_resolution)), size
+        centres = pixel_centres(size, c.device) if patch is None else patch_centres(patch, size, self.config.image_resolution)
+        return *cast_rays(c, centres), size
 
     def _activate(self, planes):
         return planes if self.config.plane_activation == 'linear' else getattr(torch, self.config.plane_activation)(planes)

@@ -187,15 +187,25 @@ def add_noise(x, mode, stored, strength, random=None):
     return x + (noise * strength).to(x.dtype)
 
 
-class SynthesisLayer(nn.Module):
+class StyledConv(nn.Module):
+    """What layers with a modulated convolution have: its weights, a bias, and the affine layer of its styles.
+
+    styles: how many there are, by default one for each channel that comes in.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, w_dim, styles=None):
+        super().__init__()
+        self.affine = FullyConnected(w_dim, styles or in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+
+class SynthesisLayer(StyledConv):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU."""
 
     def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, conv_clamp=None):
-        super().__init__()
+        super().__init__(in_channels, out_channels, 3, w_dim)
         self.up, self.conv_clamp = up, conv_clamp
-        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer('noise_const', torch.randn(resolution, resolution))
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
@@ -207,16 +217,12 @@ class SynthesisLayer(nn.Module):
         return bias_act(x, self.bias, act='lrelu', clamp=self.conv_clamp)
 
 
-class ToRGB(nn.Module):
+class ToRGB(StyledConv):
     """Modulated 1x1 convolution to an output image, without demodulation or activation."""
 
     def __init__(self, in_channels, out_channels, w_dim, conv_clamp=None):
-        super().__init__()
-        self.conv_clamp = conv_clamp
-        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.style_gain = 1 / math.sqrt(in_channels)
+        super().__init__(in_channels, out_channels, 1, w_dim)
+        self.conv_clamp, self.style_gain = conv_clamp, 1 / math.sqrt(in_channels)
 
     def forward(self, x, w):
         """x: [N, C_in, R, R]; w: [N, w_dim]. Returns [N, C_out, R, R]."""

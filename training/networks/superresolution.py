@@ -27,10 +27,13 @@ class Superresolution(nn.Module):
         self.noise_mode, self.precision = config.sr_noise_mode, config.precision
         size, first_up = config.image_resolution, config.image_resolution // config.sr_input_resolution // 2
         first, second = config.sr_channels
-        shared = IMAGE_CHANNELS, config.w_dim
-        first_block = SynthesisBlock(config.plane_channels, first, *shared, size // 2, first_up, conv_clamp=config.conv_clamp)
-        second_block = SynthesisBlock(first, second, *shared, size, conv_clamp=config.conv_clamp)
-        self.blocks = nn.ModuleList([first_block, second_block])
+        shared = dict(image_channels=IMAGE_CHANNELS, w_dim=config.w_dim, conv_clamp=config.conv_clamp)
+        self.blocks = nn.ModuleList(
+            [
+                SynthesisBlock(config.plane_channels, first, resolution=size // 2, up=first_up, **shared),
+                SynthesisBlock(first, second, resolution=size, up=2, **shared),
+            ]
+        )
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, image_raw, features, ws, noise_mode=None, random=None):

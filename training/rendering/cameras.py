@@ -140,11 +140,9 @@ def patch_centres(corners, size, resolution):
     """
     if corners.device.type == 'cpu' and len(corners) and (corners.min() < 0 or corners.max() + size > resolution):
         raise ValueError(f'a {size}x{size} patch at (top, left) {corners.tolist()} leaves the {resolution}x{resolution} image')
+    top, left = corners[:, :, None, None].unbind(dim=1)
     steps = torch.arange(size, device=corners.device)
-    y = corners[:, 0, None] + steps
-    x = corners[:, 1, None] + steps
-    y = y[:, :, None].expand(-1, size, size)
-    x = x[:, None, :].expand(-1, size, size)
+    y, x = torch.broadcast_tensors(top + steps[:, None], left + steps)
     return (torch.stack([x, y], dim=-1).reshape(len(corners), -1, 2) + 0.5) / resolution
 
 

@@ -66,7 +66,7 @@ def _grid_of_image(field, cells, span):
     """Bounds [G + 2, G + 2, G + 2] of one image, slab by slab along x."""
     hidden_weight, hidden_bias, output_weight, output_bias = field.mlp()
     parts = torch.einsum('hc,kcyx->khyx', hidden_weight, _on_lattice(field, cells, span)) / len(field.axes)
-    parts = [_by_axis(part, axes) for part, axes in zip(parts, field.axes)]
+    parts = [part.transpose(1, 2) if axes[1] > axes[0] else part for part, axes in zip(parts, field.axes)]  # x before y before z
     low, high = (
         [_between(sign * F.max_pool2d(sign * part, span + 1, span), axes) for part, axes in zip(parts, field.axes)]
         for sign in (-1, 1)
@@ -77,7 +77,7 @@ def _grid_of_image(field, cells, span):
     slabs = []
     for first in range(0, cells + 2, step):
         slab = slice(first, first + step)
-        ends = [hidden_bias + sum(_cut(part, slab) for part in parts) for parts in (low, high)]
+        ends = [hidden_bias + sum(part if len(part) == 1 else part[slab] for part in parts) for parts in (low, high)]
         slope, bound = _relax(*ends, hidden_bias, output_weight[0], output_bias[0])
         for corner, axes in zip(corners, field.axes):
             bound = bound + _largest(slope, corner, slab, axes)
@@ -97,11 +97,6 @@ def _on_lattice(field, cells, span):
     )
 
 
-def _by_axis(plane, axes):
-    """A plane [H, height, width] with its axes in the order x, y, z."""
-    return plane.transpose(1, 2) if axes[1] > axes[0] else plane
-
-
 def _missing(axes):
     """The axis that a plane lacks: 0, 1 or 2."""
     return 3 - sum('xyz'.index(axis) for axis in axes)
@@ -110,11 +105,6 @@ def _missing(axes):
 def _between(plane, axes):
     """Cells [H, a, b] of a plane as [x, y, z, H], of size 1 along the axis that it lacks."""
     return plane.permute(1, 2, 0).unsqueeze(_missing(axes))
-
-
-def _cut(values, slab):
-    """A slab along x of values that may be the same for every x."""
-    return values if len(values) == 1 else values[slab]
 
 
 def _relax(low, high, hidden_bias, weight, bias):
@@ -156,12 +146,12 @@ class Skip(NamedTuple):
             weights, opacity, depth = steps.composite(first_density, first)
             return steps.weighted_colors(field, *rays, first, weights, first_colors), opacity, depth, first_and_last(first)
         finer = steps.importance_depths(first, steps.interval_weights(first_density, first), u)
-        depths, order = steps.sort_depths(steps.join(first, finer))
+        depths, order = steps.sort_depths(steps.concat_samples(first, finer))
         order = order.long()
-        limits = steps.join(limits, steps.density_limits(self.bounds, *rays, finer)).gather(-1, order)
-        known = steps.join(first_density, torch.full_like(finer, EMPTY)).gather(-1, order)
-        density, colors = _evaluate_needed(steps, field, *rays, depths, limits, known, self.eps)
-        weights, opacity, depth = steps.composite(density, depths)
+        limits = steps.concat_samples(limits, steps.density_limits(self.bounds, *rays, finer)).gather(-1, order)
+        known = steps.concat_samples(first_density, torch.full_like(finer, EMPTY)).gather(-1, order)
+        raw_density, colors = _evaluate_needed(steps, field, *rays, depths, limits, known, self.eps)
+        weights, opacity, depth = steps.composite(raw_density, depths)
         # Every colour counts once: with the first pass, or where the second pass evaluated it.
         first_weights = torch.zeros_like(weights).scatter(-1, order, weights)[..., :count]
         first_weights = torch.where(first_density == EMPTY, 0.0, first_weights)
@@ -174,18 +164,18 @@ class Skip(NamedTuple):
 def _evaluate_needed(steps, field, origins, directions, depths, limits, known, eps):
     """Evaluate the samples that may weigh eps or more and whose density is not known yet, that is EMPTY.
 
-    Returns the densities of all samples, EMPTY where none is known, and the colours of those evaluated, 0 elsewhere.
+    Returns the raw densities of all samples, EMPTY where none is known, and the colours of those evaluated, 0 elsewhere.
     """
     closed = interval_alpha(limits, depths) < eps
     needed = ~(F.pad(closed, (1, 0), value=True) & F.pad(closed, (0, 1), value=True)) & (known == EMPTY)
-    density, colors, transmittance = known.clone(), [], torch.ones_like(depths[..., :1])
+    raw_density, colors, transmittance = known.clone(), [], torch.ones_like(depths[..., :1])
     for first in range(0, depths.shape[-1], SAMPLES_PER_PART):
         part = slice(first, first + SAMPLES_PER_PART)
         chosen = needed[..., part] & (transmittance >= eps)
-        values, shades = steps.evaluate(field, origins, directions, depths[..., part], chosen)
-        density[..., part] = torch.where(chosen, values, density[..., part])
-        colors.append(shades)
+        found, found_colors = steps.evaluate(field, origins, directions, depths[..., part], chosen)
+        raw_density[..., part] = torch.where(chosen, found, raw_density[..., part])
+        colors.append(found_colors)
         reached = slice(max(first - 1, 0), first + SAMPLES_PER_PART)
-        passed = 1 - interval_alpha(density[..., reached], depths[..., reached])
+        passed = 1 - interval_alpha(raw_density[..., reached], depths[..., reached])
         transmittance = transmittance * passed.prod(dim=-1, keepdim=True)
-    return density, functools.reduce(steps.join, colors)
+    return raw_density, functools.reduce(steps.concat_samples, colors)

@@ -4,6 +4,10 @@ In reading order: looking points up in planes, the field, where to sample along 
 which puts the steps together. It takes them from this module or from `training.rendering.fused`, which has the same names,
 arguments and results. S samples on each of M rays of N images have depths and densities [N, M, S] and colours [N, M, S, C].
 Lengths are in world units; raw density is before its activation.
+
+Some steps take what plain PyTorch has no use for, so that the fused ones may do otherwise: `prepare` lets them lay planes out
+anew, once per render; `stratified_depths` and `concat_samples` fix the layout of all that comes along rays; `weighted_colors`
+knows field and rays, because fused steps evaluate many colours again rather than keep them; `bytes_per_sample` is theirs to say.
 """
 
 from typing import NamedTuple
@@ -42,16 +46,16 @@ class TriplaneField(NamedTuple):
     """Density and colours of points in space, from one or two sets of planes, whose features add up, and a decoder."""
 
     planes: tuple  # one or two tensors [N, K, C, H, W]
-    decoder: object  # (features, colors) -> raw density, colors; has `effective_weights`
+    decoder: object  # (features, number of colours) -> raw density, colours; has `effective_weights`
     box_size: float  # side of the cube that the planes cover
     axes: tuple  # of every plane, such as ('xy', 'yz', 'zx')
-    colors: int  # how many of the decoder's
+    color_channels: int  # how many of the decoder's colours
     precision: str = 'fp32'  # what the fused steps may round to
 
     def __call__(self, points):
         """points: [N, P, 3] -> raw density [N, P, 1], colours [N, P, C]."""
         features = sum(sample_planes(planes, points, self.box_size, self.axes) for planes in self.planes)
-        return self.decoder(features, self.colors)
+        return self.decoder(features, self.color_channels)
 
     def of_image(self, index):
         """The field of one image of the batch."""
@@ -59,7 +63,7 @@ class TriplaneField(NamedTuple):
 
     def mlp(self):
         """The decoder's layers as they act: hidden weight [H, C] and bias, output weight [1 + colours, H] and bias."""
-        return self.decoder.effective_weights(self.colors)
+        return self.decoder.effective_weights(self.color_channels)
 
 
 def prepare(field):
@@ -72,25 +76,26 @@ def evaluate(field, origins, directions, depths, chosen=None):
 
     origins, directions: [N, M, 3]; chosen: bool [N, M, S], the samples to evaluate; the others are 0, without gradients.
     """
-    points = origins[:, :, None] + directions[:, :, None] * depths[..., None]
-    if chosen is not None:
-        return _evaluate_chosen(field, points, chosen)
-    density, colors = field(points.flatten(1, 2))
-    return density.reshape(depths.shape), colors.unflatten(1, depths.shape[1:])
-
-
-def _evaluate_chosen(field, points, chosen):
-    density, colors = points.new_zeros(chosen.shape), points.new_zeros(*chosen.shape, field.colors)
+    points = points_on_rays(origins, directions, depths)
+    if chosen is None:
+        raw_density, colors = field(points.flatten(1, 2))
+        return raw_density.reshape(depths.shape), colors.unflatten(1, depths.shape[1:])
+    raw_density, colors = depths.new_zeros(depths.shape), depths.new_zeros(*depths.shape, field.color_channels)
     for index, wanted in enumerate(chosen):
         if wanted.any():
-            values, shades = field.of_image(index)(points[index, wanted][None])
-            density[index, wanted], colors[index, wanted] = values[0, :, 0], shades[0]
-    return density, colors
+            found, found_colors = field.of_image(index)(points[index, wanted][None])
+            raw_density[index, wanted], colors[index, wanted] = found[0, :, 0], found_colors[0]
+    return raw_density, colors
+
+
+def points_on_rays(origins, directions, depths):
+    """The points [N, M, S, 3] at depths [N, M, S] along rays [N, M, 3]."""
+    return origins[:, :, None] + directions[:, :, None] * depths[..., None]
 
 
 def density_limits(bounds, origins, directions, depths):
     """Upper bounds [N, M, S] of the raw density at the samples, from skipping.DensityBounds."""
-    return bounds.at(origins[:, :, None] + directions[:, :, None] * depths[..., None])
+    return bounds.at(points_on_rays(origins, directions, depths))
 
 
 # Where to sample -----------------------------------------------------------------------------------------------------
@@ -109,13 +114,23 @@ def importance_depths(depths, weights, u):
     depths: [N, M, S], ascending; weights: [N, M, S - 1], of the intervals; u: [N, M, K] in [0, 1].
     """
     with torch.no_grad():
-        mids = (depths[..., :-1] + depths[..., 1:]) / 2
+        # [1:-1] is NeRF's, whose weights are of samples. Of S - 1 intervals S - 3 are left: each fills the bin that ends, not
+        # begins, at its middle, and the last bin gets nothing. The published networks were trained so. 1e-5 is NeRF's guard
+        # against weights that are all 0, which the floor of the smoothed ones makes idle.
         masses = smooth_weights(weights)[..., 1:-1] + 1e-5
-        return invert_cdf(mids, masses / masses.sum(dim=-1, keepdim=True), u)
+        return invert_cdf(midpoints(depths), masses / masses.sum(dim=-1, keepdim=True), u)
+
+
+def midpoints(depths):
+    """The middle [N, M, S - 1] of each interval between consecutive depths [N, M, S]."""
+    return (depths[..., :-1] + depths[..., 1:]) / 2
 
 
 def smooth_weights(weights):
-    """Blur interval weights [N, M, K] so that no neighbour of a surface is missed: max-pool, average, floor 0.01."""
+    """Blur interval weights [N, M, K] so that no neighbour of a surface is missed: max-pool, average, plus 0.01.
+
+    What is added sends a few samples everywhere, since a thin surface may lie between those of the first pass.
+    """
     widened = F.max_pool1d(weights, kernel_size=2, stride=1, padding=1)
     return F.avg_pool1d(widened, kernel_size=2, stride=1) + 0.01
 
@@ -131,12 +146,12 @@ def invert_cdf(edges, masses, u):
     low, high = (above - 1).clamp(0, bins), above.clamp(max=bins)
     cdf_low, cdf_high = cdf.gather(-1, low), cdf.gather(-1, high)
     step = cdf_high - cdf_low
-    step = torch.where(step < 1e-5, torch.ones_like(step), step)
+    step = torch.where(step < 1e-5, torch.ones_like(step), step)  # no division by 0: a bin without mass gives its first edge
     edge_low, edge_high = edges.gather(-1, low), edges.gather(-1, high)
     return edge_low + (u - cdf_low) / step * (edge_high - edge_low)
 
 
-def join(first, second):
+def concat_samples(first, second):
     """Depths, densities or colours of two sets of samples, one after the other."""
     return torch.cat([first, second], dim=2)
 
@@ -152,6 +167,7 @@ def sort_depths(depths):
 def interval_alpha(raw_density, depths):
     """How much of the light each interval between consecutive samples takes away [N, M, S - 1]."""
     lengths = depths[..., 1:] - depths[..., :-1]
+    # The shift by -1 makes space thin where a new network says 0: softplus(-1) = 0.31 instead of 0.69 (Mip-NeRF's, too).
     density = F.softplus((raw_density[..., 1:] + raw_density[..., :-1]) / 2 - 1)
     return 1 - torch.exp(-density * lengths)
 
@@ -159,7 +175,7 @@ def interval_alpha(raw_density, depths):
 def interval_weights(raw_density, depths):
     """Weights [N, M, S - 1] of the intervals between samples of ascending depths. Differentiable in both."""
     alpha = interval_alpha(raw_density, depths)
-    transmittance = torch.cumprod(1 - alpha + 1e-10, dim=-1)
+    transmittance = torch.cumprod(1 - alpha + 1e-10, dim=-1)  # NeRF's: never 0, so that gradients pass an opaque interval
     return alpha * F.pad(transmittance[..., :-1], (1, 0), value=1.0)
 
 
@@ -177,8 +193,7 @@ def composite(raw_density, depths, order=None):
     if order is not None:
         of_samples = torch.zeros_like(of_samples).scatter(-1, order, of_samples)
     opacity = weights.sum(dim=-1, keepdim=True)
-    mids = (depths[..., :-1] + depths[..., 1:]) / 2
-    depth = (weights * mids).sum(dim=-1, keepdim=True) / opacity
+    depth = (weights * midpoints(depths)).sum(dim=-1, keepdim=True) / opacity
     return of_samples, opacity, torch.nan_to_num(depth, nan=float('inf'), posinf=float('inf'))
 
 
@@ -191,9 +206,9 @@ def weighted_colors(field, origins, directions, depths, weights, colors):
 
 
 class Rendered(NamedTuple):
-    """Pixels [N, M, C] in [-1, 1]; depth [N, M, 1], world units along the ray; opacity [N, M, 1] in [0, 1]."""
+    """Colours [N, M, C] in [-1, 1]; depth [N, M, 1], world units along the ray; opacity [N, M, 1] in [0, 1]."""
 
-    features: torch.Tensor
+    colors: torch.Tensor
     depth: torch.Tensor
     opacity: torch.Tensor
 
@@ -220,6 +235,7 @@ def render_rays(steps, field, origins, directions, config, sampling='stratified'
     colors, opacity, depth, ends = (torch.cat(parts, dim=1) for parts in zip(*chunks))
     if config.white_background:
         colors = colors + 1 - opacity
+    # Rays without weight have no depth, that is infinity: they get the farthest of all samples, so that depth maps stay finite.
     return Rendered(colors * 2 - 1, depth.clamp(ends.min(), ends.max()), opacity)
 
 
@@ -230,14 +246,14 @@ def render_chunk(steps, field, origins, directions, near, far, jitter, u):
     """
     depths = drawn = steps.stratified_depths(near, far, jitter)
     order = None
-    density, colors = steps.evaluate(field, origins, directions, depths)
+    raw_density, colors = steps.evaluate(field, origins, directions, depths)
     if u.shape[-1]:
-        finer = steps.importance_depths(depths, steps.interval_weights(density.detach(), depths), u)
+        finer = steps.importance_depths(depths, steps.interval_weights(raw_density.detach(), depths), u)
         finer_density, finer_colors = steps.evaluate(field, origins, directions, finer)
-        density, colors = steps.join(density, finer_density), steps.join(colors, finer_colors)
-        drawn = steps.join(depths, finer)
+        raw_density, colors = steps.concat_samples(raw_density, finer_density), steps.concat_samples(colors, finer_colors)
+        drawn = steps.concat_samples(depths, finer)
         depths, order = steps.sort_depths(drawn)
-    weights, opacity, depth = steps.composite(density, depths, order)
+    weights, opacity, depth = steps.composite(raw_density, depths, order)
     return steps.weighted_colors(field, origins, directions, drawn, weights, colors), opacity, depth, first_and_last(depths)
 
 
@@ -274,4 +290,4 @@ def bytes_per_sample(field):
     """About how much memory a sample takes while rays are rendered without gradients."""
     units, channels = field.mlp()[0].shape
     lookups = len(field.planes) * (2 * len(field.axes) * (channels + 1) + channels)
-    return 4 * (lookups + channels + 3 * units + 3 * (1 + field.colors) + 12)
+    return 4 * (lookups + channels + 3 * units + 3 * (1 + field.color_channels) + 12)

@@ -44,10 +44,6 @@ class Saver:
         write_options(self.config)  # only now is it sure that the run goes on with them, and here alone
         return state
 
-    def about(self):
-        """What a state says of the run besides its position."""
-        return {'options': self.config.to_dict(), 'circumstances': circumstances(self.config)}
-
     def save_state(self, images_seen, content):
         self.background.give(self.states.save, images_seen, content)
 

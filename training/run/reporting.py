@@ -23,6 +23,19 @@ from training.config import parse_interval
 _LOGGERS = [logging.getLogger(name) for name in ('mimic3d', 'torch_utils')]
 
 
+# What a tick's line says after stage and time, where there is something to say.
+STATUS = {
+    'seconds_per_kimg': '{:7.2f} s/kimg',
+    'cpu_memory_gib': 'cpu {:.2f} GiB',
+    'gpu_memory_gib': 'gpu {:.2f} GiB',
+    'loss/G/adversarial': 'G {:.3f}',
+    'loss/D': 'D {:.3f}',
+    'loss/G/imitation': 'imitation {:.3f}',
+    'loss/D_patch': 'D_patch {:.3f}',
+    'augment/p': 'ada p {:.3f}',
+}
+
+
 class _LogLines(logging.Handler):
     """Records of a logger as lines of a run's log."""
 
@@ -133,24 +146,8 @@ def explain(error):
 
 def status_line(record):
     """A tick in one line of fixed columns."""
-    memory = f'cpu {record["cpu_memory_gib"]:.2f} GiB'
-    if 'gpu_memory_gib' in record:
-        memory += f'  gpu {record["gpu_memory_gib"]:.2f} GiB'
-    losses = [
-        f'{label} {record[name]:.3f}'
-        for label, name in (
-            ('G', 'loss/G/adversarial'),
-            ('D', 'loss/D'),
-            ('imitation', 'loss/G/imitation'),
-            ('D_patch', 'loss/D_patch'),
-            ('ada p', 'augment/p'),
-        )
-        if name in record
-    ]
-    return (
-        f'stage {record["stage"]}  kimg {record["kimg"]:9.2f}  {_duration(record["seconds"]):>9}  '
-        f'{record["seconds_per_kimg"]:7.2f} s/kimg  {memory}  ' + '  '.join(losses)
-    )
+    shown = [form.format(record[name]) for name, form in STATUS.items() if name in record]
+    return '  '.join([f'stage {record["stage"]}', f'kimg {record["kimg"]:9.2f}', f'{_duration(record["seconds"]):>9}', *shown])
 
 
 def _duration(seconds):

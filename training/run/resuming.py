@@ -39,8 +39,7 @@ def run_to_resume(resume, outdir):
             f'--resume={resume} holds no run: name the folder that has {OPTIONS_FILE}, or start a run there with --run-dir',
         )
         return resume
-    runs = [os.path.join(outdir, name) for name in _names(outdir)]
-    runs = [run for run in runs if _is_run(run)]
+    runs = [run for name in _names(outdir) if _is_run(run := os.path.join(outdir, name))]
     check(runs, f'--resume=latest: there is no run in {outdir}; name its folder, or give --outdir')
     return max(runs, key=_last_written)
 
@@ -60,11 +59,10 @@ def saved_config(run_dir):
     if not names:
         return None
     options = os.path.join(run_dir, OPTIONS_FILE)
-    config = (
-        _read_options(options)
-        if os.path.isfile(options)
-        else _options_of_state(run_dir, f'--run-dir={run_dir} is not empty and holds no run; name another folder')
-    )
+    if os.path.isfile(options):
+        config = _read_options(options)
+    else:
+        config = _options_of_state(run_dir, f'--run-dir={run_dir} is not empty and holds no run; name another folder')
     snapshots = sorted(
         name for name in names if re.fullmatch(r'network-snapshot-\d+(k\d+)?\.pkl', name) and re.search('[1-9]', name)
     )

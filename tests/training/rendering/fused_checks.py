@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tests.helpers import assert_close
 from tests.tiny import tiny_config
-from torch_utils.ops.triplane import FusedMLP, Geometry, channels_last, triplane_pixels, triplane_samples
+from torch_utils.ops.triplane import FusedField, channels_last, triplane_pixels, triplane_samples
 from torch_utils.random import BatchRandom
 from training.config import PLANE_AXES, RenderingConfig
 from training.networks.generator import Generator, Planes
@@ -42,12 +42,12 @@ class Example:
         shapes = [(images, 3, channels, *size) for size in sizes]
         self.planes = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
         shapes = ((units, channels), (units,), (1 + colors, units), (1 + colors,))
-        self.mlp = FusedMLP(*(torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes))
+        self.mlp = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
         self.directions = F.normalize(torch.randn(images, rays, 3, device=DEVICE), dim=-1)
         self.origins = torch.randn(images, rays, 3, device=DEVICE) * 0.4
         self.origins[-1, rays // 2 :] = 10.0
         self.depths = torch.rand(images, rays, samples, device=DEVICE)
-        self.geometry = Geometry(box_size, axes)
+        self.box_size, self.axes = box_size, axes
 
     def decoder(self, features, colors):
         w1, b1, w2, b2 = self.mlp
@@ -56,18 +56,19 @@ class Example:
 
     def reference(self, **options):
         """Raw density [N, M, S] and colours [N, M, S, n]."""
-        field = volume.TriplaneField(self.planes, self.decoder, *self.geometry, colors=len(self.mlp.output_bias) - 1)
+        field = volume.TriplaneField(self.planes, self.decoder, self.box_size, self.axes, color_channels=len(self.mlp[-1]) - 1)
         return volume.evaluate(field, self.origins, self.directions, self.depths, **options)
 
-    def arguments(self, precision):
+    def arguments(self, precision='fp32'):
         planes = [channels_last(p, precision) for p in self.planes]
-        return planes, self.mlp, self.geometry, precision, self.origins, self.directions, self.depths
+        field = FusedField(planes, *self.mlp, self.box_size, self.axes, precision)
+        return field, self.origins, self.directions, self.depths
 
     def fused(self, precision='fp32', **options):
         return triplane_samples(*self.arguments(precision), **options)
 
-    def fused_pixels(self, weights, precision='fp32'):
-        return triplane_pixels(*self.arguments(precision), weights)
+    def fused_pixels(self, weights):
+        return triplane_pixels(*self.arguments(), weights)
 
 
 EXAMPLES = {
@@ -163,8 +164,8 @@ def test_everything_along_rays(samples, importance, rays):
     assert_close(fused.interval_weights(raw, depths), weights, OUTPUTS)
     finer = volume.importance_depths(depths, weights, u)
     assert_close(fused.importance_depths(depths, weights, u), finer, OUTPUTS)
-    drawn = fused.join(depths, finer)
-    assert torch.equal(drawn, volume.join(depths, finer))
+    drawn = fused.concat_samples(depths, finer)
+    assert torch.equal(drawn, volume.concat_samples(depths, finer))
     merged, order = volume.sort_depths(drawn)
     fused_merged, fused_order = fused.sort_depths(drawn)
     assert torch.equal(fused_merged, merged) and torch.equal(fused_order.long(), order)
@@ -178,8 +179,8 @@ def test_everything_along_rays(samples, importance, rays):
 
 def test_colors_are_joined_like_all_else():
     first, second = torch.rand(2, 3, 4, 5, device=DEVICE), torch.rand(2, 3, 6, 5, device=DEVICE)
-    joined = fused.join(first, second)
-    assert torch.equal(joined, volume.join(first, second)) and joined.permute(3, 2, 0, 1).is_contiguous()
+    joined = fused.concat_samples(first, second)
+    assert torch.equal(joined, volume.concat_samples(first, second)) and joined.permute(3, 2, 0, 1).is_contiguous()
 
 
 def test_compositing_without_an_order():

@@ -109,8 +109,8 @@ def compile_kernel(kernel, capability, launch, constants, absent=()):
 def field_constants(colors, precision, block):
     from torch_utils.ops import triplane
 
-    mlp = triplane.FusedMLP(torch.empty(64, 32), torch.empty(64), torch.empty(1 + colors, 64), torch.empty(1 + colors))
-    return triplane._constants(triplane.Geometry(1.0, ('xy', 'yz', 'zx')), precision, mlp, block)
+    mlp = torch.empty(64, 32), torch.empty(64), torch.empty(1 + colors, 64), torch.empty(1 + colors)
+    return triplane._constants(triplane.FusedField([], *mlp, 1.0, ('xy', 'yz', 'zx'), precision), block)
 
 
 @pytest.mark.slow
@@ -142,8 +142,8 @@ def test_ray_kernels_compile(capability):
     rays = dict(SAMPLES=96, BLOCK=ray_samples.RAYS_PER_BLOCK)
     tile = dict(SAMPLES=96, BLOCK=ray_samples.RAYS_PER_TILE)
     cases = [
-        (ray_samples._interval_weights_kernel, rays),
-        (ray_samples._composite_kernel, rays),
+        (ray_samples._composite_kernel, dict(rays, sample_weights=None, opacities=None, moments=None, order=None)),
+        (ray_samples._composite_kernel, dict(rays, interval_weights=None)),
         (ray_samples._composite_backward_kernel, rays),
         (ray_samples._sort_kernel, dict(tile, SAMPLE_BLOCK=128)),
         (ray_samples._importance_kernel, dict(tile, DRAWN=48, DRAWN_BLOCK=64)),

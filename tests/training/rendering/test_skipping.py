@@ -17,7 +17,7 @@ def field(sizes=(4, 8), order='mimic3d', images=2):
     decoder = Decoder(config).requires_grad_(False)
     decoder.output.weight[0] *= 3
     planes = [torch.randn(images, 3, config.plane_channels, size, size) for size in sizes]
-    return TriplaneField(planes, decoder, 1.3, PLANE_AXES[order], colors=3)
+    return TriplaneField(planes, decoder, 1.3, PLANE_AXES[order], color_channels=3)
 
 
 @pytest.mark.parametrize('order', PLANE_AXES)
