@@ -31,6 +31,8 @@ class TrainingState:
     networks: dict  # 'G', 'G_ema', 'D', and in stage 2 'D_patch'
     optimizers: dict  # Adam by the network's name; its `defaults` keep the learning rate before the ramp
     imitation: Any  # (patch, target) -> distances [N], or None
+    passes: int  # that this process splits its images of a batch into
+    ema_kimg: float  # half-life of G_ema
     images_seen: int = 0
     start: int = 0
     steps: int = 0
@@ -133,7 +135,10 @@ def build_state(config, number, device, labels, vgg_weights=None):
         if name in networks
     }
     imitation = build_imitation(loss.imitation, vgg_weights, device) if number == 2 else None
-    return TrainingState(config, number, stage, device, labels, networks, optimizers, imitation)
+    passes = config.batch // (distributed.world_size() * config.batch_per_pass)
+    return TrainingState(
+        config, number, stage, device, labels, networks, optimizers, imitation, passes, config.ema_half_life_kimg
+    )
 
 
 def build_networks(config, number, device):

@@ -158,7 +158,7 @@ def training_step(state, real, real_c):
 
     # ADA's probability, G's moving average
     adapt_augmentation(state, context)
-    beta = average_beta(config.batch, config.ema_half_life_kimg, state.stage.ema_rampup, stage_images)
+    beta = average_beta(config.batch, state.ema_kimg, state.stage.ema_rampup, stage_images)
     update_average(state.networks['G_ema'], G, beta)
     state.steps += 1
     state.images_seen += config.batch
@@ -325,8 +325,7 @@ def real_patch(context, real, random):
 def split(state, real, real_c):
     """The microbatches of this process. Rows are interleaved, so that the groups of the discriminators' minibatch statistics
     hold the same images however the batch is split (as long as a microbatch holds whole groups)."""
-    processes, rank = distributed.world_size(), distributed.rank()
-    count = state.config.batch // (processes * state.config.batch_per_pass)
+    count, processes, rank = state.passes, distributed.world_size(), distributed.rank()
     real = real.to(state.device, non_blocking=True).float() / 127.5 - 1
     real_c = real_c.to(state.device, non_blocking=True)
     return [
