@@ -21,8 +21,8 @@ from dnnlib.cli import friendly_errors, refuse_idle
 from dnnlib.options import GroupedCommand, config_options, grouped_option, settings
 from dnnlib.params import UserPath
 from torch_utils import distributed
-from training.config import GROUPS, NETWORKS, ConfigError, RunConfig, check
-from training.presets import AWARE, PRESETS, resolve, with_options
+from training.config import GROUPS, ConfigError, RunConfig, check
+from training.presets import ABLATIONS, PRESETS, differences, resolve, with_options
 from training.run.resuming import LATEST, check_unchanged, claim_run_dir, has_state, next_run_dir, run_to_resume, saved_config
 
 UNSET = None
@@ -38,9 +38,17 @@ def process_count(option):
     return started
 
 
+def difference_line(config):
+    found = differences(config)
+    return 'Differs from the full method: ' + '; '.join(found) if found else 'The full method of the paper.'
+
+
 @click.command(cls=GroupedCommand, context_settings=dict(max_content_width=120, show_default=True))
 @grouped_option(
     '--preset', group='Run', type=click.Choice(list(PRESETS)), help='Configuration to start from; other options override it.'
+)
+@grouped_option(
+    '--ablation', group='Run', type=click.Choice(list(ABLATIONS)), help='Row of table 2 of the paper; E is the full method.'
 )
 @grouped_option('--data', group='Run', type=UserPath(), metavar='ZIP|DIR', help='Posed images with a dataset.json.')
 @grouped_option(
@@ -60,12 +68,9 @@ def process_count(option):
     help='Go on with a run, with its own options.',
 )
 @config_options(RunConfig, GROUPS, default=UNSET)  # the preset's values are the defaults
-@grouped_option(
-    '--aware', group=NETWORKS, type=click.Choice(AWARE), help='Where planes see each other: in a stream beside E, or in E itself.'
-)
 @grouped_option('--dry-run', group='Run', is_flag=True, help='Print the resolved configuration and stop.')
 @friendly_errors
-def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
+def main(preset, ablation, data, outdir, run_id, run_dir, resume, dry_run, **options):
     """Train Mimic3D on posed images.
 
     Example: python train.py --preset=ffhq512 --data=ffhq512.zip --gpus=8
@@ -74,7 +79,7 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
     --resume. SIGTERM, SIGINT and SIGUSR1 finish the step, save, and exit with code 75; a second one exits at once.
     """
     options['gpus'] = process_count(options['gpus'])
-    given = {name: value for name, value in options.items() if value is not UNSET}
+    given = ABLATIONS.get(ablation, {}) | {name: value for name, value in options.items() if value is not UNSET}
     folder_named = run_dir is not UNSET or resume not in (UNSET, LATEST)
 
     def resolved():
@@ -84,7 +89,9 @@ def main(preset, data, outdir, run_id, run_dir, resume, dry_run, **options):
         return config, named is not None
 
     if dry_run:
-        click.echo(json.dumps(resolved()[0].to_dict(), indent=2))
+        config, _ = resolved()
+        click.echo(json.dumps(config.to_dict(), indent=2))
+        click.echo(difference_line(config), err=True)  # stdout is JSON
         return
     # Under torchrun every process comes here, and what one machine lacks ends all of them.
     with distributed.joined(given.get('timeout', RunConfig.timeout_minutes)):
@@ -105,11 +112,13 @@ def run_config(preset, data, run_dir, given):
 
 def refuse_idle_options(config, folder_named):
     """Raise UserError for options that were given and that the run takes no notice of."""
-    imitation = config.stage2.loss.imitation
+    imitation, no_stage2 = config.stage2.loss.imitation, config.stage2.kimg == 0
     for idle, names, reason in (
         (folder_named, ['outdir'], 'where the folder of the run itself is named'),
         (not config.generator.pose_conditioning, ['swap'], 'without --pose-conditioning'),
-        (config.stage2.kimg == 0, ['imitation', 'lpips_weights', 'patch_weight'], 'without stage 2'),
+        (no_stage2, ['imitation', 'lpips_weights', 'patch_weight', 'ablation'], 'without stage 2'),
+        (no_stage2 and config.generator.has_3d_branch, ['branch_3d'], 'without stage 2'),
+        (config.render_resolution_end is None, ['render_growth_start', 'render_growth'], 'without --render-resolution-end'),
         (imitation != 'lpips', ['lpips_weights'], f'with --imitation={imitation}'),
         (not config.metrics, ['metrics_every', 'detector'], 'without --metrics'),
     ):
@@ -223,7 +232,7 @@ def check_initial_weights(config, networks):
         'give a network-snapshot-*.pkl',
     )
     with torch.device('meta'):  # shapes alone
-        own = Generator(config.generator.replace(residual=config.stage1.kimg == 0)).state_dict()
+        own = Generator(config.generator_of(2 if config.stage1.kimg == 0 else 1)).state_dict()
     taken = len(matching(own, given.state_dict()))
     check(
         2 * taken >= len(own),

@@ -19,11 +19,7 @@ from training.networks.generator import Generator
 from training.presets import PRESETS, generator_config
 
 # The variants of the paper's table 3: where convolutions see aligned planes.
-AWARENESS = {
-    'nowhere': dict(aware_stream=False, residual=False),
-    'stream': dict(),
-    'latent': dict(aware_stream=False, aware_latent=True),
-}
+AWARENESS = {'nowhere': dict(aware='none', branch_3d='none'), 'stream': dict(), 'latent': dict(aware='latent')}
 CONVOLUTIONS = ('strips', 'concatenated')
 PASSES = ('forward', 'forward + backward')
 

@@ -106,7 +106,7 @@ def main(network, preset, detector, images, batch):
         features = Detector(weights, [FEATURES], device)
         labels = view_label(G.config, torch.linspace(-0.4, 0.4, 16))
         click.echo(f'{"branch":8}{"generation":>12}{"features":>12}{"together":>12}  img/s   hidden')
-        for branch in ('2d', '3d') if G.config.residual else ('2d',):
+        for branch in ('2d', '3d') if G.config.has_3d_branch else ('2d',):
             task = Task(device=device, generator=G, branch=branch, batch=batch, progress=False)
             alone, extraction, together = measure_stages(task, labels, features, images)
             hidden = (alone + extraction - together) / min(alone, extraction)

@@ -336,8 +336,8 @@ def _plane_options(class_name, kwargs):
         plane_channels=channels // 3,
         plane_order='mimic3d' if mimic3d else 'eg3d',
         plane_activation=_PLANE_ACTIVATIONS[kwargs.choose('triplane_act', *_PLANE_ACTIVATIONS)],
-        aware_stream=bool(aware),
-        residual=residual,
+        aware='stream' if aware else 'none',
+        branch_3d='residual' if residual else 'none',
     )
 
 

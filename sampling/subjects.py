@@ -97,8 +97,8 @@ def choose_branches(G, choice):
     Raises UserError when '3d' is asked of it.
     """
     if choice == 'both':
-        return ('2d', '3d') if G.config.residual else ('2d', 'coarse')
-    if choice == '3d' and not G.config.residual:
+        return ('2d', '3d') if G.config.has_3d_branch else ('2d', 'coarse')
+    if choice == '3d' and not G.config.has_3d_branch:
         raise UserError('this network has no 3D branch, it comes from stage 1: choose --branch=2d or --branch=coarse')
     return (choice,)
 

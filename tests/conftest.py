@@ -50,7 +50,7 @@ def stages(tmp_path_factory):
     """A folder with two snapshots: 'stage2.pkl' with, 'stage1.pkl' without the 3D branch."""
     folder = tmp_path_factory.mktemp('networks')
     save_snapshot(folder / 'stage2.pkl', {'G_ema': tiny_generator().eval()}, {})
-    save_snapshot(folder / 'stage1.pkl', {'G_ema': tiny_generator(residual=False).eval()}, {})
+    save_snapshot(folder / 'stage1.pkl', {'G_ema': tiny_generator(branch_3d='none').eval()}, {})
     return folder
 
 

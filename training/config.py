@@ -190,14 +190,29 @@ class GeneratorConfig(Config):
         256, '--plane-resolution', click.INT, 'Side of the coarse tri-planes; the residual ones have twice that.', NETWORKS
     )
     plane_channels: int = 32
-    plane_order: str = 'mimic3d'
+    plane_order: str = setting(
+        'mimic3d', '--plane-order', click.Choice(list(PLANE_AXES)), "Which planes; 'eg3d' has no y-z plane.", NETWORKS
+    )
     plane_activation: str = 'linear'
     # E has min(channel_base / resolution, channel_max) channels.
     channel_base: int = 32768
     channel_max: int = 512
-    aware_stream: bool = True  # the 3D-aware stream beside E's output stream
-    aware_latent: bool = False  # in its place, 3D-aware convolutions in E itself (paper table 3, '3D-aware latent')
-    residual: bool = True  # S3D and the 3D branch
+    # none: nowhere (EG3D); latent: in E itself; triplane: in E's output stream; stream: in a stream beside that.
+    aware: str = setting(
+        'stream',
+        '--aware',
+        click.Choice(['none', 'latent', 'triplane', 'stream']),
+        'Where 3D-aware convolutions are (paper, table 3).',
+        NETWORKS,
+    )
+    # coarse: P^c; residual: P^c + P^r, which S3D makes; none: no 3D branch (stage 1, EG3D).
+    branch_3d: str = setting(
+        'residual',
+        '--branch-3d',
+        click.Choice(['coarse', 'residual', 'none']),
+        'The planes that the 3D branch of stage 2 renders.',
+        NETWORKS,
+    )
     decoder_hidden: int = 64
     decoder_lr_multiplier: float = 1.0
     sr_input_resolution: int = 128
@@ -232,11 +247,10 @@ class GeneratorConfig(Config):
             f'image_resolution must be 2 or 4 times sr_input_resolution, got {self.image_resolution} '
             f'and {self.sr_input_resolution}',
         )
-        check(self.plane_channels >= 3 or not self.residual, 'plane_channels must be at least 3')
-        check(not (self.aware_stream and self.aware_latent), 'aware_stream and aware_latent exclude each other; set one to False')
+        check(self.plane_channels >= 3 or not self.has_3d_branch, 'plane_channels must be at least 3')
         check(
-            self.residual <= (self.aware_stream or self.aware_latent),
-            'residual needs aware_stream or aware_latent: S3D continues it',
+            self.aware == 'none' or self.plane_order == 'mimic3d',
+            f'--aware={self.aware} aligns planes (x,y), (y,z), (z,x), and --plane-order=eg3d has no (y,z): give --aware=none',
         )
         check(
             self.render_resolution <= self.image_resolution,
@@ -248,6 +262,10 @@ class GeneratorConfig(Config):
             f'render_resolution ({self.render_resolution}) must not exceed {largest}, '
             'the input of S2D, which does not resize larger renders here (sr_resize_larger is False)',
         )
+
+    @property
+    def has_3d_branch(self):
+        return self.branch_3d != 'none'
 
     @property
     def largest_s2d_render(self):
@@ -298,7 +316,9 @@ class LossConfig(Config):
         'lpips', '--imitation', click.Choice(['lpips', 'pyramid', 'none']), 'What the 3D branch imitates with.', LOSSES
     )
     imitation_weight: float = 1.0
-    patch_weight: float = setting(0.1, '--patch-weight', NOT_NEGATIVE, "lambda_p, of the generator's patch term.", LOSSES)
+    patch_weight: float = setting(
+        0.1, '--patch-weight', NOT_NEGATIVE, "lambda_p, of the generator's patch term; 0: no patch discriminator.", LOSSES
+    )
     density_weight: float = setting(0.25, '--density-weight', NOT_NEGATIVE, 'Weight of the density regularisation.', LOSSES)
     density_spread: float = 0.004  # standard deviation of the perturbation, world units
     density_points: int = 1000
@@ -383,7 +403,10 @@ class RunConfig(Config):
     )
     ada_target: float = 0.6  # of sign(D(real))
     ada_interval: int = 4
-    ema_kimg: float | None = None  # half-life of the generator's moving average; None: batch * 10 / 32
+    # None: batch * 10 / 32.
+    ema_kimg: float | None = setting(
+        None, '--ema-kimg', NOT_NEGATIVE, "Half-life of the generator's moving average, thousands of images.", SCHEDULES
+    )
     share_fakes: bool = setting(
         False,
         '--share-fakes',
@@ -480,6 +503,16 @@ class RunConfig(Config):
         metavar='FILE',
         resumable=True,
     )
+    # EG3D: the 2D branch's volume render grows from render_resolution to this; None: it keeps its size.
+    render_resolution_end: int | None = setting(
+        None, '--render-resolution-end', COUNT, 'Pixels per side that the volume render of stage 1 grows to.', SCHEDULES
+    )
+    render_growth_start_kimg: float = setting(
+        0.0, '--render-growth-start', NOT_NEGATIVE, 'Thousands of images after which the volume render grows.', SCHEDULES
+    )
+    render_growth_kimg: float = setting(
+        1000.0, '--render-growth', NOT_NEGATIVE, 'Thousands of images over which the volume render grows.', SCHEDULES
+    )
     data_content: str | None = None  # PosedImageDataset.content_hash of the data, which the run itself finds out
 
     def __post_init__(self):
@@ -512,6 +545,26 @@ class RunConfig(Config):
             '--fresh-schedules is for runs with --init-from; leave it out: a run from nothing has these schedules anyway',
         )
         check(self.stage1.kimg + self.stage2.kimg > 0, 'nothing to train: --stage1-kimg and --stage2-kimg are both 0')
+        check(
+            self.stage2.kimg == 0 or self.generator.has_3d_branch,
+            'stage 2 trains a 3D branch, and --branch-3d=none: give --stage2-kimg=0, or another --branch-3d',
+        )
+        if self.render_resolution_end is not None:
+            check(self.stage2.kimg == 0, '--render-resolution-end is for stage 1 alone (EG3D): give --stage2-kimg=0, or leave it out')
+            self.generator.replace(render_resolution=self.render_resolution_end)  # raises where S2D cannot take it
+
+    def generator_of(self, number):
+        """The GeneratorConfig of stage 1 or 2: the 3D branch comes with stage 2."""
+        return self.generator if number == 2 else self.generator.replace(branch_3d='none')
+
+    def render_resolution_at(self, images_seen):
+        """Pixels per side of the 2D branch's volume render after so many images."""
+        start, end = self.generator.render_resolution, self.render_resolution_end
+        grown = images_seen - 1000 * self.render_growth_start_kimg
+        if end is None or grown < 0:
+            return start
+        share = min(grown / (1000 * self.render_growth_kimg), 1) if self.render_growth_kimg > 0 else 1
+        return round(start + share * (end - start))
 
     def steps_of(self, stage):
         """Steps that a StageConfig takes."""

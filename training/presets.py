@@ -19,7 +19,14 @@ from training.config import (
 )
 
 CONTINUED_ADA_KIMG = 100.0
-AWARE = ('stream', 'latent')
+# Table 2 of the paper, in options. E is the full method. What a row does not use is not built, computed or saved.
+ABLATIONS = {
+    'A': dict(branch_3d='coarse', imitation='none', patch_weight=0.0),  # P^c rendered directly
+    'B': dict(branch_3d='coarse', patch_weight=0.0),  # + imitation
+    'C': dict(patch_weight=0.0),  # + S3D
+    'D': dict(imitation='none'),  # S3D and D3D without imitation
+    'E': {},
+}
 
 _FFHQ_CAMERAS = dict(near=2.25, far=3.3, box_size=1.0, camera_radius=2.7, camera_pivot=(0.0, 0.0, 0.2))
 _AFHQ_CAMERAS = dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, -0.06))
@@ -86,12 +93,39 @@ _DEMO = Preset(  # minutes on two CPU cores: small networks, high learning rates
     run=dict(batch=8, tick_kimg=1.0, snapshot_ticks=4, ema_kimg=0.3, share_fakes=True, workers=0, grid_size=(8, 4)),
 )
 
+
+
+def _eg3d(resolution, rendering, **changes):
+    """A row of EG3D: its planes, no 3D-aware convolutions, the 2D branch alone."""
+    generator = dict(aware='none', branch_3d='none', plane_order='eg3d')
+    return Preset(resolution, rendering, patch_weight=0.0, stage2_kimg=0, generator=generator, **changes)
+
+
 PRESETS = {
     'ffhq512': Preset(512, _FFHQ_CAMERAS, gamma=1, patch_weight=0.1),
     'ffhq256': Preset(256, _FFHQ_CAMERAS, gamma=1, patch_weight=0.2),
     'afhq512': Preset(512, _AFHQ_CAMERAS, gamma=5, patch_weight=0.1, augment='ada', stage1_kimg=4000, stage2_kimg=6200),
     'afhq256': Preset(256, _AFHQ_CAMERAS, gamma=5, patch_weight=0.2, augment='ada', stage1_kimg=1600, stage2_kimg=10000),
     'shapenet128': Preset(128, _CARS, gamma=1, patch_weight=0.2, stage2_kimg=13600),
+    # EG3D itself. Its render grows from 64 to 128 pixels over 1000 kimg, after the training at 64 (FFHQ) or from the start of
+    # what goes on from FFHQ (cats). How long each lasts is ours.
+    'eg3d-ffhq512': _eg3d(
+        512,
+        _FFHQ_CAMERAS,
+        gamma=1,
+        stage1_kimg=27500,
+        run=dict(render_resolution_end=128, render_growth_start_kimg=25000.0),
+    ),
+    'eg3d-afhq512': _eg3d(
+        512,
+        _AFHQ_CAMERAS,
+        gamma=5,
+        stage1_kimg=4000,
+        augment='ada',
+        loss=dict(swap_end=0.8),
+        run=dict(render_resolution_end=128),
+    ),
+    'eg3d-shapenet128': _eg3d(128, _CARS, gamma=0.3),
     'demo': _DEMO,
 }
 
@@ -145,6 +179,31 @@ def second_stage(first, kimg):
     return stage.replace(loss=stage.loss.replace(density_spread=first.loss.density_spread / 2))
 
 
+def differences(config):
+    """What sets a run apart from the full method: a list of phrases."""
+    G, loss = config.generator, config.stage2.loss
+    trains_3d = config.stage2.kimg > 0
+    aware = {
+        'none': 'no 3D-aware convolutions',
+        'latent': '3D-aware convolutions in E itself, no stream',
+        'triplane': "3D-aware convolutions in E's output stream, no stream beside it",
+    }
+    phrases = {
+        aware.get(G.aware): G.aware != 'stream',
+        "EG3D's planes, of which none is y-z": G.plane_order == 'eg3d',
+        'no 3D branch (stage 1 alone)': not trains_3d,
+        'the 3D branch renders the coarse planes, no S3D': trains_3d and G.branch_3d == 'coarse',
+        'no imitation': trains_3d and loss.imitation == 'none',
+        'imitation by a Laplacian pyramid instead of LPIPS': trains_3d and loss.imitation == 'pyramid',
+        'no patch discriminator D3D': trains_3d and loss.patch_weight == 0,
+        'both branches from the first image, no stage 1': config.stage1.kimg == 0 and config.init_from is None,
+        'no conditioning on the camera': not G.pose_conditioning,
+        'one set of fakes for all networks of a step': config.share_fakes,
+        f'a volume render that grows to {config.render_resolution_end} pixels': config.render_resolution_end is not None,
+    }
+    return [phrase for phrase, holds in phrases.items() if holds]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Options
 
@@ -153,8 +212,6 @@ def with_options(config, given):
     """The RunConfig with every given option {name: value} in its place. Raises ConfigError for what cannot work together."""
     values = flat(config.to_dict())
     values |= {path: given[option.name] for path, option in settings(RunConfig).items() if option.name in given}
-    if 'aware' in given:  # where the planes see each other: in a stream beside E, or in E itself (paper, table 3)
-        values |= {f'generator.aware_{place}': place == given['aware'] for place in AWARE}
     values['patch_discriminator.resolution'] = values['generator.render_resolution']
     asked = RunConfig.from_dict(nested(values))
     return asked.replace(**_scheduled(asked, given, config.stage2.loss.blur_fade_kimg))

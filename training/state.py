@@ -143,9 +143,9 @@ def build_state(config, number, device, labels, vgg_weights=None):
 
 def build_networks(config, number, device):
     torch.manual_seed(config.seed)
-    G = Generator(config.generator.replace(residual=number == 2))
+    G = Generator(config.generator_of(number))
     networks = {'G': G, 'G_ema': copy.deepcopy(G).eval(), 'D': DualDiscriminator(config.discriminator)}
-    if number == 2:
+    if number == 2 and config.stage2.loss.patch_weight > 0:
         networks['D_patch'] = PatchDiscriminator(config.patch_discriminator)
     return {name: network.to(device).requires_grad_(False) for name, network in networks.items()}
 

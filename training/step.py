@@ -98,6 +98,7 @@ def training_step(state, real, real_c):
     Returns {name: [tensors]}: the losses, logits, gradient norms and so on that this process has noted.
     """
     config, intervals, loss = state.config, state.config.optimizer, state.stage.loss
+    set_render_resolution(state)
     G, D, D_patch = (state.networks.get(name) for name in ('G', 'D', 'D_patch'))
     stage_images = state.steps * config.batch
     sigma, swap_p = blur_sigma(loss, stage_images, config.batch), swap_probability(loss, stage_images)
@@ -163,6 +164,15 @@ def training_step(state, real, real_c):
     state.steps += 1
     state.images_seen += config.batch
     return context.seen
+
+
+def set_render_resolution(state):
+    """Give G and G_ema the size of the volume render at this point of its growth (EG3D); snapshots then hold it, too."""
+    resolution = state.config.render_resolution_at(state.images_seen)
+    for name in ('G', 'G_ema'):
+        network = state.networks[name]
+        if network.config.render_resolution != resolution:
+            network.config = network.config.replace(render_resolution=resolution)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ class TrainingRun:
         """
         snapshot = self.saver.snapshot_path(state.images_seen) if self.first else None
         about = {'snapshot': snapshot, 'kimg': state.images_seen / 1000, 'label': os.path.basename(self.config.outdir)}
-        branches = ('2d', '3d') if state.networks['G_ema'].config.residual else ('2d',)
+        branches = ('2d', '3d') if state.networks['G_ema'].config.has_3d_branch else ('2d',)
         if self.first:
             self.saver.finish_writing()
         distributed.wait_for_all()

@@ -48,14 +48,14 @@ GENERATORS = {
     ),
     'stage1_tanh': GeneratorConfig(
         rendering=RenderingConfig(**_RENDERING),
-        residual=False,
+        branch_3d='none',
         plane_activation='tanh',
         sr_noise_mode='const',
         pose_conditioning=False,
         **_GENERATOR,
     ),
     'eg3d': GeneratorConfig(
-        rendering=RenderingConfig(**_RENDERING), residual=False, aware_stream=False, plane_order='eg3d', **_GENERATOR
+        rendering=RenderingConfig(**_RENDERING), branch_3d='none', aware='none', plane_order='eg3d', **_GENERATOR
     ),
 }
 

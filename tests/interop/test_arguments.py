@@ -58,7 +58,7 @@ def test_every_published_resolution_is_known(resolution, suffix, size, channels)
 
 def test_what_arguments_mean():
     config = generator_config(STAGE2_CLASS, GENERATOR)
-    assert (config.precision, config.conv_clamp, config.plane_order, config.residual) == ('fp16', 256.0, 'mimic3d', True)
+    assert (config.precision, config.conv_clamp, config.plane_order, config.branch_3d) == ('fp16', 256.0, 'mimic3d', 'residual')
     assert config.rendering.focal == FFHQ_FOCAL
     plain = generator_config(STAGE1_CLASS, EG3D | {'sr_num_fp16_res': 0})
     assert (plain.precision, plain.conv_clamp, plain.plane_order, plain.plane_resolution) == ('fp32', None, 'eg3d', 256)

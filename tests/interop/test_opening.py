@@ -49,7 +49,7 @@ def test_generators_of_stage_1_open(tmp_path, class_name, kwargs):
     tensors = write_small(tmp_path / 'network.pkl', class_name=class_name, kwargs=kwargs)
     networks = load_networks(tmp_path / 'network.pkl')
     files.assert_holds(networks, tensors)
-    assert networks['G_ema'].config.residual is False and networks['G_ema'].config.plane_order == 'mimic3d'
+    assert networks['G_ema'].config.branch_3d == 'none' and networks['G_ema'].config.plane_order == 'mimic3d'
 
 
 def test_the_other_contents_do_not_matter(tmp_path):

@@ -59,7 +59,7 @@ def check_kind(folder, kind, layout, expected):
 def test_snapshots_with_few_channels_open(tmp_path, kind):
     configs = check_kind(tmp_path, kind, files.kind_layout(kind, files.reduced), None)
     assert configs['G'].plane_order == kind.partition('/')[0]
-    assert configs['G'].residual == kind.endswith('stage2') == ('D_patch' in configs)
+    assert (configs['G'].branch_3d == 'residual') == kind.endswith('stage2') == ('D_patch' in configs)
 
 
 @pytest.mark.slow
@@ -74,12 +74,12 @@ def expected_config(kind):
     release, data, *stage = kind.split('/')
     changes = {}
     if release == 'eg3d':
-        changes = dict(aware_stream=False, plane_order='eg3d')
+        changes = dict(aware='none', plane_order='eg3d')
         if data == 'afhq512':
             changes |= dict(precision='fp32', conv_clamp=None, sr_noise_mode='random')
         if data == 'shapenet128':
             changes |= dict(pose_conditioning=False)
-    return generator_config(PRESETS[data], residual=stage == ['stage2'], **changes)
+    return generator_config(PRESETS[data], branch_3d='residual' if stage == ['stage2'] else 'none', **changes)
 
 
 @pytest.mark.parametrize('kind', files.KINDS)

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     options = tiny_run(data, str(folder)).to_dict()
     save_snapshot(folder / 'stage2.pkl', {'G_ema': G}, {'stage': 2, 'images_seen': 12000, 'options': options})
     save_snapshot(
-        folder / 'stage1.pkl', {'G_ema': tiny_generator(residual=False)}, {'stage': 1, 'images_seen': 8000, 'options': options}
+        folder / 'stage1.pkl', {'G_ema': tiny_generator(branch_3d='none')}, {'stage': 1, 'images_seen': 8000, 'options': options}
     )
     write_images(folder / 'images', smooth_images(40, seed=2))
     return folder

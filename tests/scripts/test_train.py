@@ -88,7 +88,7 @@ def test_dry_run_prints_the_resolved_configuration(tmp_path):
         f'--outdir={tmp_path / "runs"}',
     )
     assert result.exit_code == 0
-    config = RunConfig.from_dict(json.loads(result.output))
+    config = RunConfig.from_dict(json.loads(result.stdout))
     assert config.gpus == 8 and config.stage1.kimg == 0 and config.stage2.loss.r1_gamma == config.stage2.loss.r1_gamma_patch == 2
     assert config.generator == resolve('ffhq256', '', '').generator
     assert not (tmp_path / 'runs').exists()
@@ -118,6 +118,11 @@ SAMPLES = {
 }
 
 NEEDED = {
+    'branch_3d=none': ['--stage2-kimg=0'],
+    'plane_order': ['--aware=none'],
+    'render_resolution_end': ['--stage2-kimg=0'],
+    'render_growth_start': ['--stage2-kimg=0', '--render-resolution-end=128'],
+    'render_growth': ['--stage2-kimg=0', '--render-resolution-end=128'],
     'far': ['--near=0.5'],
     'fresh_schedules': ['--init-from=x.pkl'],
     'metrics_every': ['--metrics=swd'],
@@ -132,17 +137,21 @@ def test_every_option_reaches_the_configuration(option):
     base = resolve('ffhq512', 'd', 'o').to_dict()
     resolved = []
     for value in [*values, *(['false'] if option.type.name == 'boolean' else [])]:
+        needed = NEEDED.get(f'{option.name}={value}', NEEDED.get(option.name, []))
         result = run_train(
-            '--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}', *NEEDED.get(option.name, [])
+            '--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}', *needed
         )
         assert result.exit_code == 0, result.output
-        resolved.append(json.loads(result.output))
+        resolved.append(json.loads(result.stdout))
     assert any(entry != json.loads(json.dumps(base)) for entry in resolved)
 
 
 @pytest.mark.parametrize(
     'options, message',
     [
+        (['--stage2-kimg=0', '--ablation=C'], '--ablation has no effect without stage 2'),
+        (['--stage2-kimg=0', '--branch-3d=coarse'], '--branch-3d has no effect without stage 2'),
+        (['--render-growth=5'], '--render-growth has no effect without --render-resolution-end'),
         (['--outdir=x', '--run-dir=o'], '--outdir has no effect where the folder of the run itself is named: leave it out'),
         (['--metrics=none', '--metrics-every=2', '--detector=x'], '--metrics-every, --detector have no effect without --metrics'),
         (['--pose-conditioning=false', '--swap=0.5'], '--swap has no effect without --pose-conditioning'),
@@ -165,7 +174,7 @@ def test_renders_that_super_resolution_would_not_resize_are_refused_before_train
 
 
 def test_training_everything_from_the_first_image_keeps_the_ramps():
-    config = json.loads(run_train('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').output)[
+    config = json.loads(run_train('--preset=ffhq512', '--data=d', '--dry-run', '--stage1-kimg=0', '--blur-fade=123').stdout)[
         'stage2'
     ]
     assert (config['loss']['blur_fade_kimg'], config['loss']['swap_start'], config['ema_rampup']) == (123, 1.0, 0.05)
@@ -173,7 +182,7 @@ def test_training_everything_from_the_first_image_keeps_the_ramps():
 
 def schedules(*options):
     """(blur, beginning of the swap, ramp of the average, ADA's speed) of both stages."""
-    config = json.loads(run_train('--preset=afhq512', '--data=d', '--dry-run', *options).output)
+    config = json.loads(run_train('--preset=afhq512', '--data=d', '--dry-run', *options).stdout)
     return [
         (stage['loss']['blur_fade_kimg'], stage['loss']['swap_start'], stage['ema_rampup'], stage['ada_kimg'])
         for stage in (config['stage1'], config['stage2'])
@@ -196,10 +205,10 @@ def test_given_weights_need_no_ramps():
 
 def test_schedules_of_given_weights_stay_when_the_run_goes_on(data, tmp_path, finished):
     snapshot, again = newest_snapshot(finished[0]), ['--preset=demo', '--data=d', f'--run-dir={tmp_path}', '--dry-run']
-    config = json.loads(run_train(*again, f'--init-from={snapshot}', '--blur-fade=7').output)
+    config = json.loads(run_train(*again, f'--init-from={snapshot}', '--blur-fade=7').stdout)
     (tmp_path / 'training_options.json').write_text(json.dumps(config))
     for repeated in ([], ['--tick=2'], [f'--init-from={snapshot}', '--blur-fade=7']):
-        assert json.loads(run_train(*again, *repeated).output)['stage1'] == config['stage1']
+        assert json.loads(run_train(*again, *repeated).stdout)['stage1'] == config['stage1']
 
 
 @pytest.mark.parametrize(
@@ -348,7 +357,7 @@ def test_under_torchrun_the_processes_are_counted(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
     monkeypatch.setenv('RANK', '0')
     result = run_train('--preset=ffhq512', '--data=d', '--run-id=x', '--dry-run')
-    assert json.loads(result.output)['gpus'] == 4
+    assert json.loads(result.stdout)['gpus'] == 4
     assert (
         'torchrun started 4 processes' in run_train('--preset=ffhq512', '--data=d', '--run-id=x', '--dry-run', '--gpus=8').output
     )

@@ -102,7 +102,7 @@ class Scene:
     """All networks of a stage and a batch."""
 
     def __init__(self, stage=2, **options):
-        self.G = tiny_generator() if stage == 2 else Generator(tiny_config(residual=False))
+        self.G = tiny_generator() if stage == 2 else Generator(tiny_config(branch_3d='none'))
         self.D = DualDiscriminator(tiny_discriminator_config())
         self.D_patch = PatchDiscriminator(tiny_discriminator_config(resolution=8, c_dim=0)) if stage == 2 else None
         self.context = step.LossContext(

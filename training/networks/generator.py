@@ -46,10 +46,12 @@ class Decoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """Mimic3D's generator (and EG3D's, with `aware_stream=False`). `config` is a GeneratorConfig.
+    """Mimic3D's generator (and EG3D's, with `aware='none'`). `config` is a GeneratorConfig.
 
     z, c -> mapping -> ws -> E (backbone) -> coarse planes -> 2D branch: volume render with M (decoder) -> S2D -> image
                                           -> S3D (residual) -> 3D branch: volume render of both planes = image
+
+    Without S3D (`branch_3d='coarse'`) the 3D branch renders the coarse planes alone.
     """
 
     def __init__(self, config):
@@ -65,7 +67,7 @@ class Generator(nn.Module):
             conditioning=config.pose_conditioning,
             conditioning_scale=config.conditioning_scale,
         )
-        self.residual = ResidualPlanes(config) if config.residual else None
+        self.residual = ResidualPlanes(config) if config.branch_3d == 'residual' else None
         self.decoder = Decoder(config)
         self.superresolution = Superresolution(config)
 
@@ -143,7 +145,7 @@ class Generator(nn.Module):
 
         fine: with the residual planes, where there are any.
         """
-        return self._field(planes, fine and planes.residual is not None, self.config.plane_channels)(points)
+        return self._field(planes, fine, self.config.plane_channels)(points)
 
     def density_bounds(self, planes, branch='3d', cells=None):
         """Upper bounds of the density of planes as `branch` sees them, for `render(..., skip=eps, bounds=...)`.
@@ -160,7 +162,7 @@ class Generator(nn.Module):
         precision = precision or rendering.precision
         if precision not in RENDER_PRECISIONS:
             raise ValueError(f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {precision!r}')
-        used = planes if fine else planes[:1]
+        used = planes if fine and planes.residual is not None else planes[:1]
         return volume.TriplaneField(used, self.decoder, rendering.box_size, self.plane_axes, colors, precision)
 
     def _skip(self, eps, bounds, planes, branch):
@@ -191,7 +193,7 @@ class Generator(nn.Module):
     def _check_branch(self, branch, ws, patch):
         if branch not in BRANCHES:
             raise ValueError(f'branch must be one of {", ".join(BRANCHES)}, got {branch!r}')
-        if branch == '3d' and self.residual is None:
+        if branch == '3d' and not self.config.has_3d_branch:
             raise ValueError("this generator has no 3D branch (it comes from stage 1); use branch '2d' or 'coarse'")
         if branch == '2d' and ws is None:
             raise ValueError("branch '2d' needs ws, for its super-resolution")

@@ -27,8 +27,12 @@ class TriplaneBackbone(nn.Module):
 
     T_k = B_k(T_{k-1} + O_k) for k = 4, 8, ...: O_k is E's accumulated ToRGB output at resolution k; B_k, a PlaneBlock, gets
     the w of E's ToRGB at k in all its layers, and of its outputs ToRGB's alone is used. The last T_k is P^c. Without the
-    stream (EG3D) the last O_k is. With `aware_latent` E itself is 3D-aware: its features are three planes, every
-    convolution sees them aligned, and the last O_k is P^c ('3D-aware latent' of the paper's table 3).
+    stream the last O_k is P^c. The paper's table 3 compares what `aware` chooses:
+
+        stream      T_k as above; every B_k but the last doubles the resolution
+        triplane    inside the output stream: O_k = B_k(up(O_{k-1}) + ToRGB_k), and no B_k changes the resolution
+        latent      in E itself: its features are three planes, and every convolution sees them aligned
+        none        nowhere (EG3D)
     """
 
     def __init__(self, config):
@@ -37,16 +41,18 @@ class TriplaneBackbone(nn.Module):
         resolutions = [2**i for i in range(2, int(math.log2(config.plane_resolution)) + 1)]
         channels = [channels_at(k, config.channel_base, config.channel_max) for k in resolutions]
         block_type, options = SynthesisBlock, {}
-        if config.aware_latent:
+        if config.aware == 'latent':
             block_type, options, channels = PlaneBlock, dict(align=True), [NUM_PLANES * count for count in channels]
         self.blocks = nn.ModuleList(
             block_type(a, b, outputs, config.w_dim, k, **options) for a, b, k in zip([0] + channels, channels, resolutions)
         )
-        self.stream = nn.ModuleList()  # B_k: all but the last double the resolution
-        if config.aware_stream:
+        self.aware = config.aware
+        self.stream = nn.ModuleList()  # B_k
+        if config.aware in ('stream', 'triplane'):
+            doubled = len(resolutions) - 1 if config.aware == 'stream' else 0
             self.stream.extend(
                 PlaneBlock(outputs, outputs, outputs, config.w_dim, up * k, up, align=True)
-                for k, up in zip(resolutions, [2] * (len(resolutions) - 1) + [1])
+                for k, up in zip(resolutions, [2] * doubled + [1] * (len(resolutions) - doubled))
             )
         self.num_ws = sum(block.num_convs for block in self.blocks) + 1
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
@@ -59,11 +65,13 @@ class TriplaneBackbone(nn.Module):
             last = first + block.num_convs  # ToRGB's w, and the next block's first
             x, image = block(x, ws[:, first : last + 1].unbind(1), noise_mode, random)
             output = image if output is None else upsample2d(output, self.resample_filter) + image  # O_k
-            if self.stream:
+            if self.aware == 'stream':
                 planes = output if planes is None else planes + output  # T_{k-1} + O_k
                 _, planes = self.stream[index](planes, 3 * [ws[:, last]], noise_mode, random)  # T_k
+            elif self.aware == 'triplane':
+                _, output = self.stream[index](output, 3 * [ws[:, last]], noise_mode, random)
             first = last
-        return (planes if self.stream else output).unflatten(1, (NUM_PLANES, -1))
+        return (planes if self.aware == 'stream' else output).unflatten(1, (NUM_PLANES, -1))
 
 
 class ResidualPlanes(nn.Module):

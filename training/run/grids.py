@@ -54,7 +54,7 @@ class SampleGrid:
         planes = G.planes(ws, noise_mode='const')
         out = G.render(planes, c, '2d', ws=ws, sampling='deterministic')
         pictures = {'2d': out['image'], 'raw': out['image_raw'], 'depth': depth_to_image(out['image_depth'])}
-        if G.config.residual:
+        if G.config.has_3d_branch:
             out = G.render(planes, c, '3d', sampling='deterministic')
             pictures.update({'3d': out['image'], 'depth': depth_to_image(out['image_depth'])})
         return pictures

@@ -30,17 +30,9 @@ def test_sizes_of_the_paper():
     assert millions(G) == pytest.approx(34.5, abs=0.05)
 
 
-def test_size_of_the_variant_that_is_aware_in_its_latents():
-    """The paper's table 3 has 111.7 M, rounded like its 32.6 M for the stream, of which we count 32.52 M."""
-    config = generator_config(PRESETS['ffhq512']).replace(aware_stream=False, aware_latent=True)
-    with torch.device('meta'):
-        G = Generator(config)
-    assert millions(G.backbone) + millions(G.mapping) == pytest.approx(111.64, abs=0.005)
-
-
 def test_the_variant_that_is_aware_in_its_latents_trains():
     """Both branches render, and every parameter of E learns from a plane that it only sees pooled."""
-    G = tiny_generator(aware_stream=False, aware_latent=True)
+    G = tiny_generator(aware='latent')
     z, c = inputs(G)
     planes = G.planes(G.mapping(z, c), noise_mode='const')
     assert planes.coarse.shape == (2, 3, 8, 16, 16) and planes.residual.shape == (2, 3, 8, 32, 32)
@@ -79,8 +71,7 @@ def test_presets_hold_the_numbers_of_the_method():
         (dict(plane_resolution=48), 'power of two'),
         (dict(image_resolution=128), '2 or 4 times'),
         (dict(plane_order='zyx'), 'plane_order'),
-        (dict(aware_stream=False), 'S3D continues it'),
-        (dict(aware_latent=True), 'exclude each other'),
+        (dict(plane_order='eg3d'), '--aware=stream aligns planes'),
         (dict(surprise=1), 'no field surprise'),
     ],
 )
@@ -136,7 +127,7 @@ def test_a_patch_is_the_same_pixels_of_the_full_render():
 
 
 def test_stage_1_has_no_3d_branch():
-    G = Generator(tiny_config(residual=False))
+    G = Generator(tiny_config(branch_3d='none'))
     z, c = inputs(G)
     with pytest.raises(ValueError, match='no 3D branch'):
         G(z, c, branch='3d')

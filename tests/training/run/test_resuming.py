@@ -488,7 +488,7 @@ def test_a_relative_path_means_the_same_from_anywhere(data, tmp_path, monkeypatc
     monkeypatch.chdir(data.parent)
     monkeypatch.setenv('HOME', str(data.parent))
     for path in (data.name, f'./{data.name}', f'~/{data.name}'):
-        config = json.loads(run_train('--preset=demo', f'--data={path}', '--run-dir=run', '--dry-run').output)
+        config = json.loads(run_train('--preset=demo', f'--data={path}', '--run-dir=run', '--dry-run').stdout)
         assert (config['data'], config['outdir']) == (str(data), str(data.parent / 'run'))
 
 
@@ -671,7 +671,7 @@ def test_options_that_change_nothing_are_taken(copy, data):
         '--dry-run',
     )
     assert result.exit_code == 0, result.output
-    config = json.loads(result.output)
+    config = json.loads(result.stdout)
     assert (config['workers'], config['gpus'], config['state_every'], config['stage2']['kimg']) == (2, 2, '3kimg', 0.08)
     assert config['generator']['plane_resolution'] == 16  # the run's own, not the preset's
 
@@ -701,10 +701,10 @@ def test_the_same_options_again_are_no_change(data, tmp_path):
     assert first.exit_code == 0, first.output
     from training.config import RunConfig
 
-    begin(RunConfig.from_dict(json.loads(first.output)))
+    begin(RunConfig.from_dict(json.loads(first.stdout)))
     again = run_train(*arguments)
-    assert again.exit_code == 0 and json.loads(again.output) == json.loads(first.output)
-    assert json.loads(run_train(f'--resume={tmp_path / "a"}', '--dry-run').output) == json.loads(first.output)
+    assert again.exit_code == 0 and json.loads(again.stdout) == json.loads(first.stdout)
+    assert json.loads(run_train(f'--resume={tmp_path / "a"}', '--dry-run').stdout) == json.loads(first.stdout)
 
 
 @pytest.mark.parametrize(
