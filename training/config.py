@@ -550,7 +550,10 @@ class RunConfig(Config):
             'stage 2 trains a 3D branch, and --branch-3d=none: give --stage2-kimg=0, or another --branch-3d',
         )
         if self.render_resolution_end is not None:
-            check(self.stage2.kimg == 0, '--render-resolution-end is for stage 1 alone (EG3D): give --stage2-kimg=0, or leave it out')
+            check(
+                self.stage2.kimg == 0,
+                '--render-resolution-end is for stage 1 alone (EG3D): give --stage2-kimg=0, or leave it out',
+            )
             self.generator.replace(render_resolution=self.render_resolution_end)  # raises where S2D cannot take it
 
     def generator_of(self, number):

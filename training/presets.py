@@ -94,7 +94,6 @@ _DEMO = Preset(  # minutes on two CPU cores: small networks, high learning rates
 )
 
 
-
 def _eg3d(resolution, rendering, **changes):
     """A row of EG3D: its planes, no 3D-aware convolutions, the 2D branch alone."""
     generator = dict(aware='none', branch_3d='none', plane_order='eg3d')
@@ -110,20 +109,10 @@ PRESETS = {
     # EG3D itself. Its render grows from 64 to 128 pixels over 1000 kimg, after the training at 64 (FFHQ) or from the start of
     # what goes on from FFHQ (cats). How long each lasts is ours.
     'eg3d-ffhq512': _eg3d(
-        512,
-        _FFHQ_CAMERAS,
-        gamma=1,
-        stage1_kimg=27500,
-        run=dict(render_resolution_end=128, render_growth_start_kimg=25000.0),
+        512, _FFHQ_CAMERAS, gamma=1, stage1_kimg=27500, run=dict(render_resolution_end=128, render_growth_start_kimg=25000.0)
     ),
     'eg3d-afhq512': _eg3d(
-        512,
-        _AFHQ_CAMERAS,
-        gamma=5,
-        stage1_kimg=4000,
-        augment='ada',
-        loss=dict(swap_end=0.8),
-        run=dict(render_resolution_end=128),
+        512, _AFHQ_CAMERAS, gamma=5, stage1_kimg=4000, augment='ada', loss=dict(swap_end=0.8), run=dict(render_resolution_end=128)
     ),
     'eg3d-shapenet128': _eg3d(128, _CARS, gamma=0.3),
     'demo': _DEMO,

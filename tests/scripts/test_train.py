@@ -138,9 +138,7 @@ def test_every_option_reaches_the_configuration(option):
     resolved = []
     for value in [*values, *(['false'] if option.type.name == 'boolean' else [])]:
         needed = NEEDED.get(f'{option.name}={value}', NEEDED.get(option.name, []))
-        result = run_train(
-            '--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}', *needed
-        )
+        result = run_train('--preset=ffhq512', '--data=d', '--run-dir=o', '--dry-run', f'{option.opts[0]}={value}', *needed)
         assert result.exit_code == 0, result.output
         resolved.append(json.loads(result.stdout))
     assert any(entry != json.loads(json.dumps(base)) for entry in resolved)
