@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch_fidelity import calculate_metrics, register_feature_extractor
 
 from dataset_prep.archive import DatasetWriter
@@ -522,8 +523,19 @@ def test_a_copy_of_the_data_is_the_same_data_as_zip_and_as_folder(real, tmp_path
     hashes = {ImageDataset(path).image_hash() for path in (real, tmp_path / 'copy.zip', tmp_path / 'folder')}
     assert len(hashes) == 1
     image = next((tmp_path / 'folder').rglob('*.png'))
-    image.write_bytes(image.read_bytes() + b'x')
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1  # as long as before
+    image.write_bytes(content)
     assert ImageDataset(tmp_path / 'folder').image_hash() not in hashes
+
+
+def test_a_change_of_any_image_of_a_large_set_is_noticed(tmp_path):
+    """Other statistics of the real images may be kept under its name."""
+    for index in range(1001):
+        Image.fromarray(np.full((8, 8, 3), index % 256, np.uint8)).save(tmp_path / f'{index:04d}.png')
+    before = ImageDataset(tmp_path).image_hash()
+    (tmp_path / '0001.png').write_bytes((tmp_path / '0002.png').read_bytes())
+    assert ImageDataset(tmp_path).image_hash() != before
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -247,12 +247,12 @@ class ImageDataset(torch.utils.data.Dataset):
         pixels = np.asarray(image)[:, :: -1 if mirrored else 1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def image_hash(self, more=b''):
+    def image_hash(self, checksums=None, more=b''):
         """Hash of the images' names, sizes and check sums, and of `more` bytes: the same for every copy of a set.
 
-        A zip's directory has the check sums; of a folder, files are read for them. Of a large set, a spread has to do.
+        checksums: how many, of a spread over the set; None: all. A zip's directory has them; of a folder, files are read.
         """
-        stride = -(-len(self._names) // _CHECKSUMS)
+        stride = -(-len(self._names) // (checksums or len(self._names)))
         files = [
             (name, self._store.size(name), self._store.checksum(name) if index % stride == 0 else None)
             for index, name in enumerate(self._names)
@@ -303,8 +303,8 @@ class PosedImageDataset(ImageDataset):
         check_cameras(self.labels[: len(self._names)], self._names, f'{self._store.path}/{LABEL_FILE}', scene)
 
     def content_hash(self):
-        """Hash of the images, as `image_hash`, and of the cameras."""
-        return self.image_hash(self.labels[: len(self._names)].numpy().tobytes())
+        """Hash of a spread of the images, as `image_hash`, and of the cameras."""
+        return self.image_hash(_CHECKSUMS, self.labels[: len(self._names)].numpy().tobytes())
 
 
 def epoch_order(n, seed, epoch):

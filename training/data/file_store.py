@@ -14,6 +14,8 @@ from dnnlib.pictures import PICTURE_SUFFIXES
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # flags of a zip's entry
 _METHODS = {9: 'Deflate64', 93: 'Zstandard', 95: 'XZ', 98: 'PPMd'}  # that other programs write, and Python may lack
 
+_checksums = {}  # (path, size, time of change): CRC-32; metrics ask for those of a whole set at every snapshot
+
 _LONGEST_REASON = 200  # letters; zipfile may quote half a damaged file
 
 
@@ -83,8 +85,14 @@ class FileStore:
             raise self._unreadable(name, error) from error
 
     def checksum(self, name):
-        """CRC-32 of a file's content; of a zip, as its directory has it."""
-        return self._entry(name).CRC if self.is_zip else zlib.crc32(self.read(name))
+        """CRC-32 of a file's content; of a zip, as its directory has it. A folder's file is read once while it stays as it is."""
+        if self.is_zip:
+            return self._entry(name).CRC
+        path = self.path / self._files[self.find(name)]
+        state = path, path.stat().st_size, path.stat().st_mtime_ns
+        if state not in _checksums:
+            _checksums[state] = zlib.crc32(self.read(name))
+        return _checksums[state]
 
     def size(self, name):
         """The length of a file's content in bytes, without reading it."""
