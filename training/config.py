@@ -560,15 +560,6 @@ class RunConfig(Config):
         """The GeneratorConfig of stage 1 or 2: the 3D branch comes with stage 2."""
         return self.generator if number == 2 else self.generator.replace(branch_3d='none')
 
-    def render_resolution_at(self, images_seen):
-        """Pixels per side of the 2D branch's volume render after so many images."""
-        start, end = self.generator.render_resolution, self.render_resolution_end
-        grown = images_seen - 1000 * self.render_growth_start_kimg
-        if end is None or grown < 0:
-            return start
-        share = min(grown / (1000 * self.render_growth_kimg), 1) if self.render_growth_kimg > 0 else 1
-        return round(start + share * (end - start))
-
     def steps_of(self, stage):
         """Steps that a StageConfig takes."""
         return math.ceil(round(stage.kimg * 1000) / self.batch)

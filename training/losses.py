@@ -38,6 +38,13 @@ def blur_sigma(config, images_seen, batch):
     return ramp(config.blur_init_sigma, 0.0, images_seen, config.blur_fade_kimg * 1000 * batch / 32)
 
 
+def render_resolution(config, images_seen):
+    """Pixels per side of the 2D branch's volume render, which EG3D lets grow. config: RunConfig; images_seen: in the run."""
+    start, end = config.generator.render_resolution, config.render_resolution_end
+    grown = images_seen - config.render_growth_start_kimg * 1000
+    return start if end is None or grown < 0 else round(ramp(start, end, grown, config.render_growth_kimg * 1000))
+
+
 def draw_fake_inputs(z_dim, labels, swap_p, random, swap_together=False):
     """Latents, cameras from the training labels, and conditioning cameras swapped with probability swap_p.
 

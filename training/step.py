@@ -21,7 +21,17 @@ from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.random import BatchRandom
 from training.augment import adapt_probability, augment_rows
-from training.losses import blur, blur_sigma, crop, draw_corners, draw_fake_inputs, r1_penalty, ramp, swap_probability
+from training.losses import (
+    blur,
+    blur_sigma,
+    crop,
+    draw_corners,
+    draw_fake_inputs,
+    r1_penalty,
+    ramp,
+    render_resolution,
+    swap_probability,
+)
 from training.networks.discriminator import resize
 
 # What replaces gradients that are not finite, as in the release (docs/method.md, section 5): 1e5 keeps the direction, and Adam
@@ -168,7 +178,7 @@ def training_step(state, real, real_c):
 
 def set_render_resolution(state):
     """Give G and G_ema the size of the volume render at this point of its growth (EG3D); snapshots then hold it, too."""
-    resolution = state.config.render_resolution_at(state.images_seen)
+    resolution = render_resolution(state.config, state.images_seen)
     for name in ('G', 'G_ema'):
         network = state.networks[name]
         if network.config.render_resolution != resolution:

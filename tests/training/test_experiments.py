@@ -10,6 +10,7 @@ import torch
 import train
 from tests.tiny import tiny_config, tiny_run
 from training.config import ConfigError
+from training.losses import render_resolution
 from training.networks.generator import Generator
 from training.presets import ABLATIONS, PRESETS, differences, generator_config, resolve, with_options
 from training.state import build_state
@@ -179,8 +180,8 @@ def test_numbers_of_the_eg3d_presets():
     assert [config.augment for config in (ffhq, afhq, cars)] == ['none', 'ada', 'none']
     assert all(config.generator.plane_axes == ('xy', 'xz', 'zx') for config in (ffhq, afhq, cars))
     assert with_options(ffhq, dict(plane_order='mimic3d')).generator.plane_axes == ('xy', 'yz', 'zx')
-    assert [ffhq.render_resolution_at(1000 * kimg) for kimg in (0, 25000, 25500, 26000, 27500)] == [64, 64, 96, 128, 128]
-    assert cars.render_resolution_at(25e6) == 64
+    assert [render_resolution(ffhq, 1000 * kimg) for kimg in (0, 25000, 25500, 26000, 27500)] == [64, 64, 96, 128, 128]
+    assert render_resolution(cars, 25e6) == 64
 
 
 def test_a_growing_render_is_for_stage_1_alone():
