@@ -193,7 +193,7 @@ class Generator(nn.Module):
     def _check_branch(self, branch, ws, patch):
         if branch not in BRANCHES:
             raise ValueError(f'branch must be one of {", ".join(BRANCHES)}, got {branch!r}')
-        if branch == '3d' and not self.config.has_3d_branch:
+        if branch == '3d' and self.config.branch_3d == 'none':
             raise ValueError("this generator has no 3D branch (it comes from stage 1); use branch '2d' or 'coarse'")
         if branch == '2d' and ws is None:
             raise ValueError("branch '2d' needs ws, for its super-resolution")
