@@ -17,7 +17,7 @@ from dnnlib.options import GroupedGroup, config_options, setting
 from dnnlib.params import FiniteRange, UserPath, name_list
 from interop.pickles import is_pickle
 from metrics import compute_records, registry, results, tables
-from sampling.subjects import choose_branches, load_generator
+from sampling.subjects import choose_branches, load_generator, set_rendering
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
 from training.rendering.fused import agree_on_kernels
@@ -186,7 +186,7 @@ def prepare_evaluation(request):
     if request.network:
         generator = load_generator(request.network, str(device))
         branches = evaluated_branches(generator, request.branch)
-        set_samples(generator, request.samples, request.importance_samples)
+        set_rendering(generator, depth_samples=request.samples, importance_samples=request.importance_samples)
         trained = {} if is_pickle(request.network) else read_snapshot(request.network)['about']  # published pickles say nothing
     outdir = request.outdir or (Path(request.network).parent if request.network else Path('.'))
     distributed.from_first(functools.partial(make_output_folder, outdir))
@@ -220,13 +220,6 @@ def evaluated_branches(generator, choice):
             click.echo('This network has no 3D branch, it comes from stage 1: only the 2D branch is evaluated.', err=True)
         return ('2d',)
     return branches
-
-
-def set_samples(generator, samples, importance_samples):
-    """Render with other numbers of samples per ray than the network's own; None leaves a number as it is."""
-    given = {'depth_samples': samples, 'importance_samples': importance_samples}
-    rendering = generator.config.rendering.replace(**{name: value for name, value in given.items() if value is not None})
-    generator.config = generator.config.replace(rendering=rendering)
 
 
 def default_label(request):

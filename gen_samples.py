@@ -5,7 +5,8 @@ python gen_samples.py --network=network-snapshot.pkl --seeds=0-7 --views=-0.4/0,
 
 import click
 
-from dnnlib.cli import friendly_errors, refuse_idle
+from dataset_prep.cameras import read_cameras
+from dnnlib.cli import friendly_errors, refuse_all_idle
 from dnnlib.options import GroupedCommand, config_options
 from sampling.samples import GROUPS, SampleOptions, write_samples
 
@@ -15,11 +16,9 @@ from sampling.samples import GROUPS, SampleOptions, write_samples
 @friendly_errors
 def main(**options):
     """Render generated subjects; one seed is the same subject in every view, branch and run."""
-    if not options['shapes']:
-        refuse_idle(('shape_resolution', 'shape_level', 'shape_format'), 'without --shapes')
-    if options['trunc'] == 1:
-        refuse_idle(('trunc_cutoff',), 'with --trunc=1')
-    write_samples(SampleOptions(**options))
+    options = SampleOptions(**options)
+    refuse_all_idle(options.idle())
+    write_samples(options, read_cameras)
 
 
 if __name__ == '__main__':

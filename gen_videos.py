@@ -6,7 +6,8 @@ python gen_videos.py --network=network-snapshot.pkl --seeds=0-3 --epi --output=t
 
 import click
 
-from dnnlib.cli import friendly_errors, refuse_idle
+from dataset_prep.cameras import read_cameras
+from dnnlib.cli import friendly_errors, refuse_all_idle
 from dnnlib.options import GroupedCommand, config_options
 from sampling.videos import GROUPS, VideoOptions, write_texture_images, write_video
 
@@ -17,19 +18,11 @@ from sampling.videos import GROUPS, VideoOptions, write_texture_images, write_vi
 def main(**options):
     """Film generated subjects. A subject keeps its w over the orbit: only the camera moves."""
     options = VideoOptions(**options)
-    for idle, names, reason in (
-        (options.epi, ['mode', 'grid', 'fps', 'pitch_range', 'full_orbit', 'upscale', 'upscale_filter', 'crf'], 'with --epi'),
-        (not options.epi, ['epi_line'], 'without --epi'),
-        (options.full_orbit, ['yaw_range'], 'with --full-orbit'),
-        (options.upscale == 1, ['upscale_filter'], 'without --upscale'),
-        (options.trunc == 1, ['trunc_cutoff'], 'with --trunc=1'),
-    ):
-        if idle:
-            refuse_idle(names, reason)
+    refuse_all_idle(options.idle())
     if not options.epi:
-        return write_video(options)
-    for seed, scores in write_texture_images(options):
-        click.echo(f'seed {seed}: straightness ' + ', '.join(f'{branch} {score:.4f}' for branch, score in scores.items()))
+        return write_video(options, read_cameras)
+    for name, scores in write_texture_images(options, read_cameras):
+        click.echo(f'{name}: straightness ' + ', '.join(f'{branch} {score:.4f}' for branch, score in scores.items()))
 
 
 if __name__ == '__main__':

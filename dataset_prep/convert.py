@@ -65,10 +65,16 @@ def converted_image(store, view, resolution, background='black'):
     image = view_picture(store, view, background)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    to_crop = np.array([[image.width / side, 0, -left / side], [0, image.height / side, -top / side], [0, 0, 1]])
     box = (left, top, left + side, top + side)
     pixels = np.array(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
-    return pixels, dataclasses.replace(view, intrinsics=to_crop @ view.intrinsics).label()
+    return pixels, square_label(view, image.size)
+
+
+def square_label(view, size):
+    """The label, float [25], of the central square of a view whose picture has `size` (width, height)."""
+    width, height = np.array(size) / min(size)
+    to_crop = np.array([[width, 0, (1 - width) / 2], [0, height, (1 - height) / 2], [0, 0, 1]])
+    return dataclasses.replace(view, intrinsics=to_crop @ view.intrinsics).label()
 
 
 def view_picture(store, view, background='black'):

@@ -45,3 +45,10 @@ def refuse_idle(names, reason):
         raise UserError(
             f'{", ".join(idle)} {"have" if several else "has"} no effect {reason}: leave {"them" if several else "it"} out'
         )
+
+
+def refuse_all_idle(table):
+    """`refuse_idle` for those rows (whether, names, reason) of a table that are so."""
+    for idle, names, reason in table:
+        if idle:
+            refuse_idle(names, reason)

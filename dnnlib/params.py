@@ -90,6 +90,32 @@ def view_list(text):
     return views
 
 
+def number_list(text):
+    """`-0.5,0,1` -> (-0.5, 0.0, 1.0): finite numbers."""
+    numbers = tuple(_number(part) for part in text.split(','))
+    if len(set(numbers)) < len(numbers):
+        raise click.BadParameter(f'{text!r} has a number twice: leave one out')
+    return numbers
+
+
+def point(text):
+    """`0,0,0.2` -> (0.0, 0.0, 0.2): a point of three coordinates."""
+    coordinates = tuple(_number(part) for part in text.split(','))
+    if len(coordinates) != 3:
+        raise click.BadParameter(f'{text!r} is not a point; write three coordinates like 0,0,0.2')
+    return coordinates
+
+
+def _number(text):
+    try:
+        number = float(text)
+    except ValueError:
+        raise click.BadParameter(f'{text!r} is not a number') from None
+    if not math.isfinite(number):
+        raise click.BadParameter(f'{text} is not a finite number')
+    return number
+
+
 def grid_size(text):
     """`4x2` -> (4, 2): columns and rows."""
     return _pair(text, 3, 'is not a grid; write columns x rows like 4x2')

@@ -10,22 +10,40 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
 from dnnlib.options import setting
-from dnnlib.params import FiniteFloat, UserPath, view_list
-from sampling.subjects import RENDERING, SUBJECTS, SubjectOptions, make_subject, render_subjects
+from dnnlib.params import FiniteFloat, UserPath, name_list, number_list, view_list
+from sampling.cameras import save_array
+from sampling.subjects import CAMERAS, RENDERING, SUBJECTS, SubjectOptions, make_subject
 from shape_utils.files import FORMATS, save_mesh
 from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
 from torch_utils.images import depth_to_image, image_grid, save_png, to_pil, to_uint8
 from torch_utils.memory import naming_memory
-from training.rendering.cameras import view_label
 
 PICTURES, MESHES = 'Pictures', 'Meshes'
-GROUPS = SUBJECTS, RENDERING, PICTURES, MESHES  # headings of --help
+GROUPS = SUBJECTS, PICTURES, CAMERAS, RENDERING, MESHES  # headings of --help
+
+
+def mesh_formats(text):
+    """`ply,obj` -> ('ply', 'obj'); `all` -> all of FORMATS."""
+    names = tuple(FORMATS) if text == 'all' else name_list(text)
+    wrong = [name for name in names if name not in FORMATS]
+    if wrong or not names:
+        raise click.BadParameter(f'{text!r}: meshes are written as {", ".join(FORMATS)}, or all; write them like ply,glb')
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(SubjectOptions):
     """What gen_samples.py writes; the fields are its options."""
 
+    trunc: tuple = setting(
+        MISSING,
+        '--trunc',
+        number_list,
+        'Truncation psi; 1: none; negative: the opposites. Several, like -0.5,0,0.5,1: a block of columns each.',
+        SUBJECTS,
+        metavar='PSIS',
+        default='0.7',
+    )
     outdir: Path = setting(
         MISSING, '--outdir', UserPath(file_okay=False, path_type=Path), 'Where the files go.', PICTURES, required=True
     )
@@ -34,7 +52,7 @@ class SampleOptions(SubjectOptions):
         '--views',
         view_list,
         "yaw/pitch pairs in radians, like -0.4/0,0/0,0.4/0. Positive: to the subject's left, down.",
-        PICTURES,
+        CAMERAS,
         metavar='VIEWS',
         default='0/0',
     )
@@ -42,10 +60,12 @@ class SampleOptions(SubjectOptions):
         True,
         '--grid/--no-grid',
         click.BOOL,
-        'One picture per branch, rows are seeds and columns are views; or one per seed and view.',
+        'One picture per branch, rows are subjects and columns are views; or one per subject and view.',
         PICTURES,
     )
-    depth: bool = setting(False, '--depth', click.BOOL, 'Write depth maps, too: nearer is brighter.', PICTURES, is_flag=True)
+    depth: bool = setting(
+        False, '--depth', click.BOOL, 'Write depth maps, too: nearer is brighter; and their numbers.', PICTURES, is_flag=True
+    )
     noise_mode: str = setting(
         'const',
         '--noise-mode',
@@ -54,57 +74,109 @@ class SampleOptions(SubjectOptions):
         RENDERING,
     )
     batch: int = setting(4, '--batch', click.IntRange(1), 'Subjects rendered at once.', RENDERING)
-    shapes: bool = setting(False, '--shapes', click.BOOL, 'Write a mesh per seed, too (marching cubes).', MESHES, is_flag=True)
+    shapes: bool = setting(False, '--shapes', click.BOOL, 'Write a mesh per subject, too (marching cubes).', MESHES, is_flag=True)
     shape_resolution: int = setting(256, '--shape-resolution', click.IntRange(8, 2048), 'Points per side of the grid.', MESHES)
     shape_level: float = setting(DEFAULT_LEVEL, '--shape-level', FiniteFloat(), 'Density at the surface, per world unit.', MESHES)
-    shape_format: str = setting('both', '--shape-format', click.Choice([*FORMATS, 'both']), 'Of the meshes.', MESHES)
+    shape_format: tuple = setting(
+        MISSING,
+        '--shape-format',
+        mesh_formats,
+        f'Of the meshes: some of {", ".join(FORMATS)}, or all; STL has no colours.',
+        MESHES,
+        metavar='NAMES',
+        default='ply,glb',
+    )
+
+    def idle(self):
+        return (
+            (not self.shapes, ['shape_resolution', 'shape_level', 'shape_format'], 'without --shapes'),
+            (self.cameras is not None, ['views'], 'with --cameras'),
+            *super().idle(),
+        )
+
+    @property
+    def psis(self):
+        """What the subjects are truncated by, one after the other."""
+        return self.trunc if self.subjects.truncatable else (1.0,)
+
+    def casts(self):
+        """(row of the latents, psi) of every subject, row by row."""
+        return [(row, psi) for row in range(len(self.subjects)) for psi in self.psis]
+
+    def stem(self, row, psi):
+        """What the names of a subject's files begin with: 'seed0003', or in a sweep of psi 'seed0003_trunc-0.5'."""
+        return self.subjects.stem(row) + (f'_trunc{psi:g}' if len(self.psis) > 1 else '')
 
 
 @naming_memory('lower --batch or --render-resolution')
-def write_samples(options):
-    """Write all pictures and meshes of `options`. Raises UserError, at the end, if a subject has no surface."""
+def write_samples(options, read_cameras):
+    """Write all pictures and meshes of `options`. Raises UserError, at the end, if a subject has no surface.
+
+    read_cameras: see `SubjectOptions.choose_cameras`.
+    """
     G, branches = options.load()
+    cameras = options.choose_cameras(G, read_cameras, *torch.tensor(options.views).T)
     make_output_folder(options.outdir)
-    pictures, shapeless = {}, []
-    batches = [options.seeds[start : start + options.batch] for start in range(0, len(options.seeds), options.batch)]
-    for seeds in tqdm(batches, unit='batch'):
-        subjects = [make_subject(G, options.ws(G, [seed]), options.noise_mode, seed) for seed in seeds]
-        for name, rows in _render(G, subjects, branches, options).items():
+    casts = options.casts()
+    sheets, ws, shapeless = {}, [], []
+    for batch in tqdm([casts[start : start + options.batch] for start in range(0, len(casts), options.batch)], unit='batch'):
+        subjects = [_make(G, *cast, options) for cast in batch]
+        ws += [subject.ws for subject in subjects] if options.save_latents else []
+        for name, rows in _render(G, subjects, branches, cameras.labels, options).items():
             if options.grid:
-                pictures.setdefault(name, []).extend(rows)
+                sheets.setdefault(name, []).extend(rows)
             else:
-                _write_pictures(name, rows, seeds, options)
+                _write_singles(name, rows, [options.stem(*cast) for cast in batch], options.outdir)
         if options.shapes:
-            shapeless += filter(None, (_write_shape(G, *pair, options) for pair in zip(seeds, subjects)))
-    for name, rows in pictures.items():
-        save_png(image_grid(torch.cat(rows), columns=len(options.views)), options.outdir / f'samples_{name}.png')
+            shapeless += filter(None, (_write_shape(G, *pair, options) for pair in zip(batch, subjects)))
+    for name, rows in sheets.items():
+        _write_sheet(name, torch.cat(rows), len(options.subjects), options.outdir)
+    options.record(options.outdir / 'cameras.json', cameras, ws)
     if shapeless:
-        raise UserError(f'{len(shapeless)} of {len(options.seeds)} subjects have no mesh; {shapeless[0]}')
+        raise UserError(f'{len(shapeless)} of {len(casts)} subjects have no mesh; {shapeless[0]}')
 
 
-def _render(G, subjects, branches, options):
-    """8-bit pictures by name, such as '3d' and '3d_depth': for every subject [views, 3, H, W]."""
+def _make(G, row, psi, options):
+    latents = options.subjects
+    return make_subject(G, latents.ws(G, [row], psi, options.trunc_cutoff), options.noise_mode, latents.number(row))
+
+
+def _render(G, subjects, branches, labels, options):
+    """By name, such as '3d' and '3d_depth', for every subject 8-bit pictures [views, 3, H, W], or depths [views, 1, h, w]."""
     by_view = {}
     for branch in branches:
-        for yaw, pitch in options.views:
-            out = render_subjects(G, subjects, view_label(G.config, yaw, pitch), branch, options.render_resolution)
+        for label in labels:
+            out = options.render(G, subjects, label[None], branch)
             by_view.setdefault(branch, []).append(to_uint8(out['image']).cpu())
             if options.depth:
-                by_view.setdefault(f'{branch}_depth', []).append(depth_to_image(out['image_depth']).cpu())
+                by_view.setdefault(f'{branch}_depth', []).append(out['image_depth'].float().cpu())
     return {name: list(torch.stack(views, dim=1)) for name, views in by_view.items()}
 
 
-def _write_pictures(name, rows, seeds, options):
-    for seed, row in zip(seeds, rows):
+def _write_sheet(name, images, rows, folder):
+    """Write images [N, C, H, W] as one picture with so many rows; depths as [rows, columns, h, w], too."""
+    if images.shape[1] == 1:
+        save_array(images[:, 0].unflatten(0, (rows, -1)), folder / f'samples_{name}.npy')
+        images = depth_to_image(images)
+    save_png(image_grid(images, columns=len(images) // rows), folder / f'samples_{name}.png')
+
+
+def _write_singles(name, rows, stems, folder):
+    """Write the images [views, C, H, W] of every row as single pictures; depths as [h, w], too."""
+    for stem, row in zip(stems, rows):
         for view, image in enumerate(row):
-            save_png(to_pil(image), options.outdir / f'seed{seed:04d}_view{view:02d}_{name}.png')
+            path = folder / f'{stem}_view{view:02d}_{name}.png'
+            if len(image) == 1:
+                save_array(image[0], path.with_suffix('.npy'))
+                image = depth_to_image(image[None])[0]
+            save_png(to_pil(image), path)
 
 
-def _write_shape(G, seed, subject, options):
+def _write_shape(G, cast, subject, options):
     """Write the subject's meshes; returns a line that says what went wrong, or None."""
     try:
         mesh = extract_mesh(G, subject.planes, options.shape_resolution, options.shape_level)
     except UserError as error:
-        return f'seed {seed}: {error}'
-    for suffix in FORMATS if options.shape_format == 'both' else (options.shape_format,):
-        save_mesh(mesh, options.outdir / f'seed{seed:04d}.{suffix}')
+        return f'{options.subjects.name(cast[0])}: {error}'
+    for suffix in options.shape_format:
+        save_mesh(mesh, options.outdir / f'{options.stem(*cast)}.{suffix}')

@@ -15,17 +15,17 @@ from dnnlib.files import make_output_folder
 from dnnlib.options import setting
 from dnnlib.params import FiniteFloat, FiniteRange, UserPath, grid_size
 from dnnlib.video import VideoWriter
-from sampling.subjects import RENDERING, SUBJECTS, SubjectOptions, closed_path, make_subject, render_subjects
+from sampling.subjects import CAMERAS, RENDERING, SUBJECTS, SubjectOptions, closed_path, make_subject
 from sampling.texture_images import straightness
 from torch_utils.images import image_grid, save_png, to_uint8
 from torch_utils.memory import naming_memory
-from training.rendering.cameras import full_orbit, portrait_orbit, view_label
+from training.rendering.cameras import full_orbit, portrait_orbit
 
 UPSCALE_FILTERS = {'nearest': Image.Resampling.NEAREST, 'lanczos': Image.Resampling.LANCZOS}
 
 
-VIDEO, CAMERA, TEXTURES = 'Video', 'Camera', 'Texture images'
-GROUPS = SUBJECTS, VIDEO, CAMERA, RENDERING, TEXTURES  # headings of --help
+VIDEO, TEXTURES = 'Video', 'Texture images'
+GROUPS = SUBJECTS, VIDEO, CAMERAS, RENDERING, TEXTURES  # headings of --help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +63,16 @@ class VideoOptions(SubjectOptions):
     upscale: int = setting(1, '--upscale', click.IntRange(1, 16), 'Enlarge frames so many times.', VIDEO)
     upscale_filter: str = setting('lanczos', '--upscale-filter', click.Choice(list(UPSCALE_FILTERS)), 'With which filter.', VIDEO)
     crf: int = setting(18, '--crf', click.IntRange(0, 51), 'H.264 quality; 0 is lossless.', VIDEO)
-    yaw_range: float = setting(0.35, '--yaw-range', FiniteFloat(), 'Largest yaw in radians.', CAMERA)
+    yaw_range: float = setting(0.35, '--yaw-range', FiniteFloat(), 'Largest yaw in radians.', CAMERAS)
     pitch_range: float = setting(
         0.15,
         '--pitch-range',
         FiniteRange(-1.5, 1.5),
         'Largest pitch in radians; full orbit: the constant height above the subject.',
-        CAMERA,
+        CAMERAS,
     )
     full_orbit: bool = setting(
-        False, '--full-orbit', click.BOOL, 'Once around the subject, for objects, without --yaw-range.', CAMERA, is_flag=True
+        False, '--full-orbit', click.BOOL, 'Once around the subject, for objects, without --yaw-range.', CAMERAS, is_flag=True
     )
     epi: bool = setting(
         False,
@@ -90,74 +90,96 @@ class VideoOptions(SubjectOptions):
     def cells(self):
         return self.grid[0] * self.grid[1]
 
+    def idle(self):
+        return (
+            (self.epi, ['mode', 'grid', 'fps', 'pitch_range', 'full_orbit', 'upscale', 'upscale_filter', 'crf'], 'with --epi'),
+            (not self.epi, ['epi_line'], 'without --epi'),
+            (self.cameras is not None, ['frames', 'yaw_range', 'pitch_range', 'full_orbit'], 'with --cameras'),
+            (self.full_orbit, ['yaw_range'], 'with --full-orbit'),
+            (self.upscale == 1, ['upscale_filter'], 'without --upscale'),
+            *super().idle(),
+        )
+
+    def angles(self):
+        """Yaw and pitch [frames] of the move of the camera, radians."""
+        if self.epi:
+            yaw = torch.linspace(-self.yaw_range, self.yaw_range, self.frames)
+            return yaw, torch.zeros_like(yaw)
+        if self.full_orbit:
+            return full_orbit(self.frames, -self.pitch_range)
+        return portrait_orbit(self.frames, self.yaw_range, self.pitch_range)
+
+    def prepare(self, read_cameras):
+        """The generator, the branches, the Cameras of a move and all ws [N, num_ws, w_dim]. Raises UserError."""
+        G, branches = self.load()
+        cameras = self.choose_cameras(G, read_cameras, *self.angles())
+        make_output_folder(self.output.parent)
+        return G, branches, cameras, self.subjects.ws(G, range(len(self.subjects)), self.trunc, self.trunc_cutoff)
+
 
 @naming_memory('lower --render-resolution')
-def write_video(options):
-    """Write the video of `options`; a broken-off one leaves no file."""
-    if len(options.seeds) % options.cells:
+def write_video(options, read_cameras):
+    """Write the video of `options`; a broken-off one leaves no file. read_cameras: see `SubjectOptions.choose_cameras`."""
+    if len(options.subjects) % options.cells:
         raise UserError(
-            f'--seeds names {len(options.seeds)} subjects, which do not divide into the {options.cells} '
+            f'{options.subjects.option} names {len(options.subjects)} subjects, which do not divide into the {options.cells} '
             f'cells of --grid={options.grid[0]}x{options.grid[1]}'
         )
     if options.output.suffix.lower() != '.mp4':
         raise UserError(f'--output={options.output} must end in .mp4')
-    G, branches = options.load()
-    if options.full_orbit:
-        orbit = full_orbit(options.frames, -options.pitch_range)
-    else:
-        orbit = portrait_orbit(options.frames, options.yaw_range, options.pitch_range)
-    labels = view_label(G.config, *orbit)
-    make_output_folder(options.output.parent)
+    G, branches, cameras, ws = options.prepare(read_cameras)
     with VideoWriter(options.output, options.fps, options.crf) as video:
-        total = len(options.seeds) // options.cells * options.frames
-        for index, subjects in enumerate(tqdm(casts(G, options), total=total, unit='frame')):
-            video.add(render_frame(G, subjects, labels[index % options.frames, None], branches, options))
+        total = len(ws) // options.cells * len(cameras)
+        for index, subjects in enumerate(tqdm(casts(G, ws, len(cameras), options), total=total, unit='frame')):
+            label = cameras.labels[index % len(cameras), None]
+            video.add(render_frame(G, subjects, label, branches, options))
+    options.record(options.output.with_suffix('.cameras.json'), cameras, [ws])
 
 
 @naming_memory('lower --render-resolution')
-def write_texture_images(options):
+def write_texture_images(options, read_cameras):
     """Write one picture: a row of texture images per subject, the branches side by side.
 
-    Returns (seed, {branch: straightness}) of every subject.
+    read_cameras: see `SubjectOptions.choose_cameras`. Returns (name, {branch: straightness}) of every subject.
     """
     if options.output.suffix.lower() != '.png':
         raise UserError(f'--output={options.output} must end in .png with --epi')
     if options.frames < 2:
         raise UserError(f'--epi stacks frames: --frames={options.frames} is too few, take 120')
-    G, branches = options.load()
-    if options.render_resolution == 1 and branches != ('2d',):
+    if options.render_resolution == 1 and options.branch != '2d':
         raise UserError('--render-resolution=1 leaves one pixel of a line, and --epi needs two: give 2 or more, or leave it out')
-    labels = view_label(G.config, torch.linspace(-options.yaw_range, options.yaw_range, options.frames))
-    make_output_folder(options.output.parent)
+    G, branches, cameras, ws = options.prepare(read_cameras)
+    if len(cameras) < 2:
+        raise UserError(f'--epi stacks frames: {options.cameras} has a single camera, give a smooth move')
     cells, scores = [], []
-    for seed, w in zip(tqdm(options.seeds, unit='subject'), options.ws(G, options.seeds)):
-        images = [_texture_image(G, make_subject(G, w[None]), labels, branch, options) for branch in branches]
-        scores.append((seed, dict(zip(branches, map(straightness, images)))))
+    for index, w in enumerate(tqdm(ws, unit='subject')):
+        images = [_texture_image(G, make_subject(G, w[None]), cameras.labels, branch, options) for branch in branches]
+        scores.append((options.subjects.name(index), dict(zip(branches, map(straightness, images)))))
         cells += images
     width = max(image.shape[-1] for image in cells)
-    cells = [F.interpolate(image[None], size=(options.frames, width))[0] for image in cells]
+    cells = [F.interpolate(image[None], size=(len(cameras), width))[0] for image in cells]
     save_png(image_grid(torch.stack(cells), columns=len(branches)), options.output)
+    options.record(options.output.with_suffix('.cameras.json'), cameras, [ws])
     return scores
 
 
 def _texture_image(G, subject, labels, branch, options):
     """uint8 [3, frames, W] of one subject: row t is a line of frame t, --epi-line of the height from the top."""
-    frames = [render_subjects(G, [subject], label[None], branch, options.render_resolution)['image'][0] for label in labels]
+    frames = [options.render(G, [subject], label[None], branch)['image'][0] for label in labels]
     line = int(options.epi_line * frames[0].shape[1])
     return torch.stack([to_uint8(frame[:, line]).cpu() for frame in frames], dim=1)
 
 
-def casts(G, options):
-    """For every frame of the video the subjects in its cells."""
-    ws = options.ws(G, options.seeds)
+def casts(G, ws, frames, options):
+    """For every frame of the video the subjects in its cells; ws: [N, num_ws, w_dim]; frames: per move of the camera."""
     if options.mode == 'orbit':
         for group in ws.split(options.cells):
             subjects = [make_subject(G, w[None]) for w in group]
-            yield from [subjects] * options.frames
+            yield from [subjects] * frames
     else:
         path = closed_path(ws.unflatten(0, (-1, options.cells)))
-        for frame in range(len(ws) // options.cells * options.frames):
-            yield [make_subject(G, w[None]) for w in path(frame / options.frames)]
+        for frame in range(len(ws) // options.cells * frames):
+            yield [make_subject(G, w[None]) for w in path(frame / frames)]
 
 
 def render_frame(G, subjects, label, branches, options):
@@ -169,6 +191,6 @@ def render_frame(G, subjects, label, branches, options):
 
 def _render_cell(G, subject, label, branches, options):
     # Subject by subject: a grid of 512-pixel volume renders at once would only cost memory.
-    views = [render_subjects(G, [subject], label, branch, options.render_resolution)['image'][0] for branch in branches]
+    views = [options.render(G, [subject], label, branch)['image'][0] for branch in branches]
     height = max(view.shape[-1] for view in views)
     return torch.cat([F.interpolate(to_uint8(view)[None], size=(height, height))[0] for view in views], dim=-1)

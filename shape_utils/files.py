@@ -1,16 +1,18 @@
-"""Meshes to files: PLY and GLB, coloured, in world units, +y up (the axes of both the world and GLB)."""
+"""Meshes to files, in world units, +y up (the axes of both the world and GLB); PLY, GLB and OBJ have colours, STL has none."""
 
 from pathlib import Path
 
 import numpy as np
 from trimesh.exchange.gltf import export_glb
+from trimesh.exchange.obj import export_obj
 from trimesh.exchange.ply import export_ply
+from trimesh.exchange.stl import export_stl
 
 from dnnlib.files import replacing
 
 
 def save_mesh(mesh, path):
-    """Write a trimesh.Trimesh with colours at its vertices; the path's suffix, .ply or .glb, says how.
+    """Write a trimesh.Trimesh with colours at its vertices; the path's suffix, one of FORMATS, says how.
 
     A write that is broken off leaves no file under `path`. Raises ValueError for other suffixes.
     """
@@ -45,4 +47,14 @@ def srgb_to_linear(colors):
     return np.concatenate([linear[:, :3], values[:, 3:]], axis=1).astype(np.float32)
 
 
-FORMATS = {'ply': lambda mesh: export_ply(mesh, vertex_normal=True), 'glb': _encode_glb}  # suffix: the bytes of a mesh
+def _encode_obj(mesh):
+    """OBJ bytes whose lines `v` have 8-bit sRGB colours behind the position, in [0, 1]: what MeshLab, Blender and others read."""
+    return export_obj(mesh, include_normals=True, include_texture=False).encode()
+
+
+FORMATS = {  # suffix: the bytes of a mesh
+    'ply': lambda mesh: export_ply(mesh, vertex_normal=True),
+    'glb': _encode_glb,
+    'obj': _encode_obj,
+    'stl': export_stl,
+}

@@ -6,7 +6,6 @@ import trimesh
 from PIL import Image
 
 import gen_samples
-from sampling import samples
 from tests.helpers import assert_one_clear_line, invoke, succeed
 from tests.scripts.generating import IMAGE, RAW, forbid
 
@@ -114,7 +113,7 @@ def test_bad_input_is_one_clear_line(networks, tmp_path, arguments, message):
 
 
 def test_unwritable_samples_are_refused_before_any_work(networks, nowhere, monkeypatch):
-    forbid(monkeypatch, samples)
+    forbid(monkeypatch)
     for folder in nowhere[1:]:
         result = invoke(gen_samples.main, '--network=stage2.pkl', '--seeds=0', f'--outdir={folder}')
         assert_one_clear_line(result, f'{folder} cannot be written: ')

@@ -5,7 +5,7 @@ import torch
 
 import gen_samples
 import gen_videos
-from sampling import samples, videos
+from sampling import subjects
 from tests.helpers import assert_one_clear_line, invoke
 from tests.tiny import tiny_generator
 from training.snapshots import save_snapshot
@@ -51,17 +51,14 @@ def test_options_without_effect_are_one_clear_line(script, arguments, message, n
 
 
 @pytest.mark.parametrize(
-    'script, module, arguments, cure',
-    [
-        (gen_samples, samples, ['--outdir=out'], 'lower --batch'),
-        (gen_videos, videos, ['--output=out/film.mp4'], 'lower --render-resolution'),
-    ],
+    'script, arguments, cure',
+    [(gen_samples, ['--outdir=out'], 'lower --batch'), (gen_videos, ['--output=out/film.mp4'], 'lower --render-resolution')],
 )
-def test_a_full_gpu_is_one_clear_line(script, module, arguments, cure, networks, tmp_path, monkeypatch):
+def test_a_full_gpu_is_one_clear_line(script, arguments, cure, networks, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError('CUDA out of memory')
 
-    monkeypatch.setattr(module, 'render_subjects', full)
+    monkeypatch.setattr(subjects, 'render_subjects', full)
     monkeypatch.chdir(tmp_path)
     network = f'--network={tmp_path / "network.pkl"}'
     save_snapshot(tmp_path / 'network.pkl', {'G_ema': networks['stage2']}, {})

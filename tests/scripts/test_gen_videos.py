@@ -16,7 +16,7 @@ from training.rendering.cameras import split_label, view_label
 def film(tmp_path, *arguments):
     path = tmp_path / 'videos' / 'film.mp4'
     succeed(gen_videos.main, '--network=stage2.pkl', f'--output={path}', '--fps=10', *arguments)
-    assert [file.name for file in path.parent.iterdir()] == ['film.mp4']
+    assert sorted(file.name for file in path.parent.iterdir()) == ['film.cameras.json', 'film.mp4']
     return read_video(path)
 
 
@@ -119,7 +119,7 @@ def test_one_line_of_pixels_of_the_2d_branch_has_its_full_width(networks, tmp_pa
 def test_full_orbit_looks_down_on_the_subject(networks, tmp_path, monkeypatch):
     labels = []
     monkeypatch.setattr(
-        videos,
+        subjects,
         'render_subjects',
         lambda G, cast, label, *rest: labels.append(label) or {'image': torch.zeros(1, 3, IMAGE, IMAGE)},
     )
@@ -131,7 +131,7 @@ def test_full_orbit_looks_down_on_the_subject(networks, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('arguments', [['film.mp4'], ['film.png', '--epi', '--frames=3']])
 def test_unwritable_videos_are_refused_before_any_work(networks, nowhere, arguments, monkeypatch):
-    forbid(monkeypatch, videos)
+    forbid(monkeypatch)
     for folder in nowhere:
         result = invoke(gen_videos.main, '--network=stage2.pkl', '--seeds=0', f'--output={folder}/{arguments[0]}', *arguments[1:])
         assert_one_clear_line(result, f'{folder} ')

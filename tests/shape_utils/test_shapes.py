@@ -83,7 +83,7 @@ def lopsided(points):
     return torch.stack([body(points) for body in bodies]).amin(dim=0)
 
 
-@pytest.mark.parametrize('suffix', ['ply', 'glb'])
+@pytest.mark.parametrize('suffix', ['ply', 'glb', 'obj', 'stl'])
 def test_files_keep_place_colour_and_orientation(tmp_path, suffix):
     path = tmp_path / f'body.{suffix}'
     save_mesh(mesh_of(lopsided), path)
@@ -133,5 +133,5 @@ def test_level_outside_the_densities_is_a_clear_error(level):
 
 
 def test_unknown_mesh_format(tmp_path):
-    with pytest.raises(ValueError, match='.ply, .glb'):
-        save_mesh(trimesh.creation.box(), tmp_path / 'body.stl')
+    with pytest.raises(ValueError, match='.ply, .glb, .obj, .stl'):
+        save_mesh(trimesh.creation.box(), tmp_path / 'body.off')

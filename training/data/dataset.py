@@ -83,11 +83,15 @@ def check_declared_size(store, name, declared):
 
 def read_json(store, name):
     """The content of a JSON file. Raises DatasetError where it is broken, not in UTF-8, or has a key twice."""
-    content = store.read(name)
+    return parse_json(store.read(name), f'{store.path}: {name}')
+
+
+def parse_json(content, where):
+    """What bytes in JSON say; where: they are from, for the message. Raises DatasetError as `read_json` does."""
     try:
         return json.loads(content, object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f'{store.path}: {name} cannot be read ({error}): it must be JSON in UTF-8') from error
+        raise DatasetError(f'{where} cannot be read ({error}): it must be JSON in UTF-8') from error
 
 
 def _unambiguous(pairs):
@@ -159,16 +163,24 @@ def read_labels(store, names, skip_missing=True):
             f'{store.path}: {len(unknown)} of {len(names)} images have no label in {LABEL_FILE}, first '
             f'{unknown[0]}{others}: add their labels or remove the images'
         )
-    wrong = [name for name in names if not _is_label(found[name])]
+    return stacked_cameras([found[name] for name in names], names, store.path, LABEL_FILE), notes
+
+
+def stacked_cameras(labels, names, folder, file):
+    """Camera labels, float32 [N, 25], of what the `file` of a `folder` says of the images `names`.
+
+    Raises DatasetError where a label is malformed, and CameraError where one is no camera.
+    """
+    wrong = [name for name, label in zip(names, labels) if not _is_label(label)]
     if wrong:
         raise DatasetError(
-            f'{store.path}: {len(wrong)} of {len(names)} labels in {LABEL_FILE} are malformed; the label '
+            f'{folder}: {len(wrong)} of {len(names)} labels in {file} are malformed; the label '
             f'of {wrong[0]} is not a list of {LABEL_SIZE} finite numbers (4x4 camera-to-world, 3x3 intrinsics): '
             'correct it'
         )
-    labels = np.array([found[name] for name in names], dtype=np.float32)
-    check_cameras(labels, names, f'{store.path}/{LABEL_FILE}')
-    return torch.from_numpy(labels), notes
+    labels = np.array(labels, dtype=np.float32)
+    check_cameras(labels, names, f'{folder}/{file}')
+    return torch.from_numpy(labels)
 
 
 def _named_labels(store):
@@ -177,15 +189,18 @@ def _named_labels(store):
         deeper = lies_deeper(store, LABEL_FILE)
         cure = f'{deeper}, or' if deeper else ', so the cameras are unknown:'
         raise DatasetError(f'{store.path} has no {LABEL_FILE} at its top{cure} make the set with dataset_tool.py convert')
-    content = read_json(store, LABEL_FILE)
+    return label_pairs(read_json(store, LABEL_FILE), store.path, LABEL_FILE)
+
+
+def label_pairs(content, folder, file):
+    """(name, label) pairs of the content of a `file` in the form of dataset.json. Raises DatasetError for other forms."""
     labels = content.get('labels', content) if isinstance(content, dict) else None
     pairs = list(labels.items()) if isinstance(labels, dict) else labels
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
     ):
         raise DatasetError(
-            f'{store.path}: {LABEL_FILE} cannot be read: it must be JSON of the form '
-            '{"labels": [["dir/name.png", [25 numbers]], ...]}'
+            f'{folder}: {file} cannot be read: it must be JSON of the form {{"labels": [["dir/name.png", [25 numbers]], ...]}}'
         )
     return pairs
 

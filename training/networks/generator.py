@@ -102,6 +102,7 @@ class Generator(nn.Module):
         skip=0.0,
         bounds=None,
         precision=None,
+        rendering=None,
     ):
         """Images of planes seen by cameras c [N, 25].
 
@@ -116,6 +117,7 @@ class Generator(nn.Module):
         skip: leave out samples that provably weigh less than this (training/rendering/skipping.py; without gradients only);
             0 evaluates all. bounds: what `density_bounds` gave for these planes and this branch, to share it between views.
         precision: what fused kernels may round to, one of config.RENDER_PRECISIONS; None takes the configuration's.
+        rendering: RenderingConfig whose near, far and numbers of samples are taken; None takes the configuration's.
 
         Returns 'image' [N, 3, H, W] and 'image_raw' [N, 3, h, w], both in about [-1, 1], and 'image_depth' [N, 1, h, w],
         world units along the ray. The raw image is the volume-rendered RGB; for '2d' it holds the RGB of S2D's first block,
@@ -132,7 +134,14 @@ class Generator(nn.Module):
         field = self._field(planes, fine=branch == '3d', colors=colors, precision=precision)
         steps = fused if fused.is_chosen(field, origins, directions) else volume
         pixels, depth, _ = volume.render_rays(
-            steps, field, origins, directions, self.config.rendering, sampling, random, self._skip(skip, bounds, planes, branch)
+            steps,
+            field,
+            origins,
+            directions,
+            rendering or self.config.rendering,
+            sampling,
+            random,
+            self._skip(skip, bounds, planes, branch),
         )
         features, depth = _as_image(pixels, size), _as_image(depth, size)
         image = raw = features[:, :RGB_CHANNELS]
