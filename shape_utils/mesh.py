@@ -32,10 +32,21 @@ def extract_mesh(G, planes, resolution=256, level=DEFAULT_LEVEL, border=DEFAULT_
 def isosurface(density, level, box_size, border=DEFAULT_BORDER):
     """The surface density = level of a grid [R, R, R], indexed [x, y, z], that spans a centred box of side `box_size`.
 
-    The grid's outer shell, `border` of the side thick and at least the outermost points, counts as empty: stray density
-    gathers at the box's faces, which no training camera sees from outside, and every surface closes inside the box.
-    Returns a trimesh.Trimesh in world units with normals towards lower density.
-    Raises UserError when the level is not between the extremes inside the shell.
+    The grid's outer shell counts as empty, see `cleared_grid`. Returns a trimesh.Trimesh in world units with normals towards
+    lower density. Raises UserError when the level is not between the extremes inside the shell.
+    """
+    cleared = cleared_grid(density, level, border)
+    spacing = box_size / (len(density) - 1)
+    # scikit-image winds by the left hand: its 'ascent' is what turns our normals outward.
+    vertices, faces, _, _ = marching_cubes(cleared, level, spacing=(spacing,) * 3, gradient_direction='ascent')
+    return trimesh.Trimesh(vertices - box_size / 2, faces)
+
+
+def cleared_grid(density, level, border=DEFAULT_BORDER):
+    """The density grid [R, R, R] with zeros in its outer shell, `border` of the side thick and at least the outermost points.
+
+    Stray density gathers at the box's faces, which no training camera sees from outside, and so every surface closes inside
+    the box. Raises UserError when the level is not between the extremes inside the shell.
     """
     shell = max(1, round(border * (len(density) - 1)))
     inside = (slice(shell, -shell),) * 3
@@ -47,10 +58,7 @@ def isosurface(density, level, box_size, border=DEFAULT_BORDER):
         )
     cleared = np.zeros_like(density)
     cleared[inside] = density[inside]
-    spacing = box_size / (len(density) - 1)
-    # scikit-image winds by the left hand: its 'ascent' is what turns our normals outward.
-    vertices, faces, _, _ = marching_cubes(cleared, level, spacing=(spacing,) * 3, gradient_direction='ascent')
-    return trimesh.Trimesh(vertices - box_size / 2, faces)
+    return cleared
 
 
 @torch.no_grad()
