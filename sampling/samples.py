@@ -10,16 +10,18 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from dnnlib.files import make_output_folder
 from dnnlib.options import setting
-from dnnlib.params import FiniteFloat, UserPath, name_list, number_list, view_list
+from dnnlib.params import UserPath, name_list, number_list, view_list
 from sampling.cameras import save_array
-from sampling.subjects import CAMERAS, RENDERING, SUBJECTS, SubjectOptions, make_subject
+from sampling.geometry import SURFACES, SurfaceOptions
+from sampling.plane_pictures import PLANES, PlaneOptions, draw_planes
+from sampling.subjects import CAMERAS, RENDERING, SUBJECTS, make_subject
 from shape_utils.files import FORMATS, save_mesh
-from shape_utils.mesh import DEFAULT_LEVEL, extract_mesh
+from shape_utils.mesh import extract_mesh
 from torch_utils.images import depth_to_image, image_grid, save_png, to_pil, to_uint8
 from torch_utils.memory import naming_memory
 
-PICTURES, MESHES = 'Pictures', 'Meshes'
-GROUPS = SUBJECTS, PICTURES, CAMERAS, RENDERING, MESHES  # headings of --help
+PICTURES = 'Pictures'
+GROUPS = SUBJECTS, PICTURES, CAMERAS, RENDERING, SURFACES, PLANES  # headings of --help
 
 
 def mesh_formats(text):
@@ -32,7 +34,7 @@ def mesh_formats(text):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions(SubjectOptions):
+class SampleOptions(PlaneOptions, SurfaceOptions):
     """What gen_samples.py writes; the fields are its options."""
 
     trunc: tuple = setting(
@@ -74,15 +76,15 @@ class SampleOptions(SubjectOptions):
         RENDERING,
     )
     batch: int = setting(4, '--batch', click.IntRange(1), 'Subjects rendered at once.', RENDERING)
-    shapes: bool = setting(False, '--shapes', click.BOOL, 'Write a mesh per subject, too (marching cubes).', MESHES, is_flag=True)
-    shape_resolution: int = setting(256, '--shape-resolution', click.IntRange(8, 2048), 'Points per side of the grid.', MESHES)
-    shape_level: float = setting(DEFAULT_LEVEL, '--shape-level', FiniteFloat(), 'Density at the surface, per world unit.', MESHES)
+    shapes: bool = setting(
+        False, '--shapes', click.BOOL, 'Write a mesh per subject, too (marching cubes).', SURFACES, is_flag=True
+    )
     shape_format: tuple = setting(
         MISSING,
         '--shape-format',
         mesh_formats,
         f'Of the meshes: some of {", ".join(FORMATS)}, or all; STL has no colours.',
-        MESHES,
+        SURFACES,
         metavar='NAMES',
         default='ply,glb',
     )
@@ -116,6 +118,7 @@ def write_samples(options, read_cameras):
     """
     G, branches = options.load()
     cameras = options.choose_cameras(G, read_cameras, *torch.tensor(options.views).T)
+    compared = options.networks(G)
     make_output_folder(options.outdir)
     casts = options.casts()
     sheets, ws, shapeless = {}, [], []
@@ -127,6 +130,9 @@ def write_samples(options, read_cameras):
                 sheets.setdefault(name, []).extend(rows)
             else:
                 _write_singles(name, rows, [options.stem(*cast) for cast in batch], options.outdir)
+        if options.planes:
+            for cast in batch:
+                _write_planes(compared, cast, options)
         if options.shapes:
             shapeless += filter(None, (_write_shape(G, *pair, options) for pair in zip(batch, subjects)))
     for name, rows in sheets.items():
@@ -170,6 +176,12 @@ def _write_singles(name, rows, stems, folder):
                 save_array(image[0], path.with_suffix('.npy'))
                 image = depth_to_image(image[None])[0]
             save_png(to_pil(image), path)
+
+
+def _write_planes(networks, cast, options):
+    """Write the figure of the planes that the networks make of one subject."""
+    panels = [(title, _make(G, *cast, options).planes, G.plane_axes) for title, G in networks]
+    draw_planes(panels, options.outdir / f'{options.stem(*cast)}_planes.png')
 
 
 def _write_shape(G, cast, subject, options):

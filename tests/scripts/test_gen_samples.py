@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
 import gen_samples
+from sampling import samples
+from sampling.subjects import make_subject, seed_ws
 from tests.helpers import assert_one_clear_line, invoke, succeed
 from tests.scripts.generating import IMAGE, RAW, forbid
 
@@ -77,6 +80,29 @@ def test_stage_1_has_no_3d_branch(networks, tmp_path):
     assert_one_clear_line(result, 'comes from stage 1: choose --branch=2d or --branch=coarse')
 
 
+@pytest.mark.parametrize('name, rows', [('stage2', 3), ('stage1', 1)])
+def test_planes_are_a_figure_per_seed(networks, tmp_path, name, rows):
+    succeed(gen_samples.main, f'--network={name}.pkl', '--seeds=3-4', '--planes', f'--outdir={tmp_path}')
+    drawn = sizes(tmp_path)
+    assert {'seed0003_planes.png', 'seed0004_planes.png'} < set(drawn)
+    width, height = drawn['seed0003_planes.png']
+    assert height / width == pytest.approx((2.2 * rows + 0.6) / (2.2 * 3.5 + 0.4), rel=0.01)
+
+
+def test_planes_of_two_networks_stand_side_by_side(networks, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(samples, 'draw_planes', lambda panels, path: drawn.append((panels, path.name)))
+    succeed(
+        gen_samples.main, '--network=stage2.pkl', '--seeds=3', '--planes', '--planes-beside=stage1.pkl', f'--outdir={tmp_path}'
+    )
+    [(panels, name)] = drawn
+    assert name == 'seed0003_planes.png'
+    for (title, planes, axes), network in zip(panels, ('stage2', 'stage1'), strict=True):
+        G = networks[network]
+        assert title.endswith(f'{network}.pkl\n--aware=stream') and axes == G.plane_axes
+        torch.testing.assert_close(planes.coarse, make_subject(G, seed_ws(G, [3], 0.7)).planes.coarse)
+
+
 def test_one_subject_without_surface_does_not_cost_the_others(networks, tmp_path):
     result = invoke(
         gen_samples.main,
@@ -101,6 +127,8 @@ def test_one_subject_without_surface_does_not_cost_the_others(networks, tmp_path
         (['--seeds=0', '--views=1'], 'yaw/pitch'),
         (['--seeds=0', '--branch=4d'], "'4d' is not one of"),
         (['--seeds=0', '--network=nowhere.pkl'], 'nowhere.pkl: no such'),
+        (['--seeds=0', '--planes-beside=stage1.pkl'], '--planes-beside has no effect without --planes: leave it out'),
+        (['--seeds=0', '--planes', '--planes-beside=nowhere.pkl'], 'nowhere.pkl: no such'),
         (['--seeds=0', '--device=toaster'], '--device=toaster cannot be used'),
         (['--seeds=0', '--trunc=nan'], "'--trunc': nan is not a finite number"),
         (['--seeds=0', '--shape-level=inf'], "'--shape-level': inf is not a finite number"),
