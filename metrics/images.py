@@ -77,7 +77,7 @@ class GeneratedImages:
         z, c = (self._to_device(inputs) for inputs in self.draw_inputs(numbers))
         seen = self._frontal.expand_as(c) if self.rendering.conditioning_camera == 'frontal' else c
         ws = G.mapping(z, seen, truncation_psi=task.truncation_psi, truncation_cutoff=task.truncation_cutoff)
-        planes = G.planes(ws, noise_mode=self.rendering.noise_mode, random=random)
+        planes = G.planes(ws, noise_mode=self.rendering.noise_mode, random=random, residual=task.branch == '3d')
         out = G.render(
             planes,
             c,

@@ -277,7 +277,7 @@ def r1(context, name, gamma, logits, inputs):
 def generate(context, inputs, random, image=False, patch=False):
     """Fakes of one or both branches from the same planes."""
     ws = context.G.mapping(inputs.z, inputs.c_cond)
-    planes = context.G.planes(ws, noise_mode=context.noise_mode, random=random)
+    planes = context.G.planes(ws, noise_mode=context.noise_mode, random=random, residual=patch)
     whole, corners, part = {}, None, {}
     if image:
         whole = context.G.render(planes, inputs.c, '2d', ws=ws, sampling=context.sampling, random=random)

@@ -17,7 +17,7 @@ BRANCHES = ('2d', '3d', 'coarse')
 
 
 class Planes(NamedTuple):
-    """Tri-planes of a batch: coarse [N, 3, C, R, R]; residual [N, 3, C, 2R, 2R] or None."""
+    """Tri-planes of a batch: coarse [N, 3, C, R, R]; residual [N, 3, C, 2R, 2R], None where there are none."""
 
     coarse: torch.Tensor
     residual: torch.Tensor | None
@@ -78,15 +78,19 @@ class Generator(nn.Module):
 
     def synthesis(self, ws, c, branch='2d', noise_mode='random', random=None, **render_options):
         """Planes and render in one call; see `planes` and `render`."""
-        planes = self.planes(ws, noise_mode=noise_mode, random=random)
+        planes = self.planes(ws, noise_mode=noise_mode, random=random, residual=branch == '3d')
         return self.render(planes, c, branch=branch, ws=ws, random=random, **render_options)
 
-    def planes(self, ws, noise_mode='random', random=None):
-        """Tri-planes of ws [N, num_ws, w_dim]. noise_mode: 'const', 'random' (from `random`, a BatchRandom) or 'none'."""
+    def planes(self, ws, noise_mode='random', random=None, residual=True):
+        """Tri-planes of ws [N, num_ws, w_dim]. noise_mode: 'const', 'random' (from `random`, a BatchRandom) or 'none'.
+
+        residual: False leaves out S3D and its planes, which the 3D branch alone sees: at 512^2 a third of an image's work.
+        """
         self._check_ws(ws)
         coarse = self.backbone(ws, noise_mode, random)
-        residual = None if self.residual is None else self.residual(coarse, ws[:, -1], noise_mode, random)
-        return Planes(self._activate(coarse), None if residual is None else self._activate(residual))
+        if self.residual is None or not residual:
+            return Planes(self._activate(coarse), None)
+        return Planes(self._activate(coarse), self._activate(self.residual(coarse, ws[:, -1], noise_mode, random)))
 
     def render(
         self,
@@ -171,6 +175,8 @@ class Generator(nn.Module):
         precision = precision or rendering.precision
         if precision not in RENDER_PRECISIONS:
             raise ValueError(f'precision must be one of {", ".join(RENDER_PRECISIONS)}, got {precision!r}')
+        if fine and self.residual is not None and planes.residual is None:
+            raise ValueError('the 3D branch needs the residual planes: make them with G.planes(..., residual=True)')
         used = planes if fine and planes.residual is not None else planes[:1]
         return volume.TriplaneField(used, self.decoder, rendering.box_size, self.plane_axes, colors, precision)
 

@@ -126,6 +126,21 @@ def test_a_patch_is_the_same_pixels_of_the_full_render():
         assert_close(patch[i], whole[i, :, top : top + 8, left : left + 8], 1e-5)
 
 
+def test_s3d_works_for_the_3d_branch_alone(monkeypatch):
+    G = tiny_generator()
+    z, c = inputs(G)
+    whole = {
+        branch: G(z, c, branch=branch, noise_mode='const', sampling='deterministic')['image'] for branch in ('2d', 'coarse', '3d')
+    }
+    calls = []
+    monkeypatch.setattr(G.residual, 'forward', lambda *_: calls.append(1))
+    for branch in ('2d', 'coarse'):
+        assert torch.equal(G(z, c, branch=branch, noise_mode='const', sampling='deterministic')['image'], whole[branch])
+    assert not calls
+    with pytest.raises(ValueError, match=r'make them with G.planes\(..., residual=True\)'):
+        G.render(G.planes(G.mapping(z, c), residual=False), c, '3d')
+
+
 def test_stage_1_has_no_3d_branch():
     G = Generator(tiny_config(branch_3d='none'))
     z, c = inputs(G)
