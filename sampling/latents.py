@@ -107,9 +107,11 @@ def read_latents(path):
         raise click.BadParameter(
             f'{path}: {kind} must be numbers of shape [N, {", ".join(sizes)}], not {rows.dtype} {list(rows.shape)}: correct it'
         )
-    if not np.isfinite(rows.astype(np.float32)).all():
+    with np.errstate(over='ignore'):
+        rows = rows.astype(np.float32)
+    if not np.isfinite(rows).all():
         raise click.BadParameter(f'{path}: {kind} holds numbers that are not finite: correct them')
-    return Latents(kind, torch.from_numpy(rows.astype(np.float32)), path)
+    return Latents(kind, torch.from_numpy(rows), path)
 
 
 def write_latents(path, ws):

@@ -17,7 +17,7 @@ from sampling.plane_pictures import PLANES, PlaneOptions, draw_planes
 from sampling.subjects import CAMERAS, RENDERING, SUBJECTS, make_subject
 from shape_utils.files import FORMATS, save_mesh
 from shape_utils.mesh import extract_mesh
-from torch_utils.images import depth_to_image, image_grid, save_png, to_pil, to_uint8
+from torch_utils.images import depth_to_image, image_grid, save_png, to_pil, to_uint8, with_headings
 from torch_utils.memory import naming_memory
 
 PICTURES = 'Pictures'
@@ -136,7 +136,7 @@ def write_samples(options, read_cameras):
         if options.shapes:
             shapeless += filter(None, (_write_shape(G, *pair, options) for pair in zip(batch, subjects)))
     for name, rows in sheets.items():
-        _write_sheet(name, torch.cat(rows), len(options.subjects), options.outdir)
+        _write_sheet(name, torch.cat(rows), options)
     options.record(options.outdir / 'cameras.json', cameras, ws)
     if shapeless:
         raise UserError(f'{len(shapeless)} of {len(casts)} subjects have no mesh; {shapeless[0]}')
@@ -159,12 +159,15 @@ def _render(G, subjects, branches, labels, options):
     return {name: list(torch.stack(views, dim=1)) for name, views in by_view.items()}
 
 
-def _write_sheet(name, images, rows, folder):
-    """Write images [N, C, H, W] as one picture with so many rows; depths as [rows, columns, h, w], too."""
-    if images.shape[1] == 1:
-        save_array(images[:, 0].unflatten(0, (rows, -1)), folder / f'samples_{name}.npy')
-        images = depth_to_image(images)
-    save_png(image_grid(images, columns=len(images) // rows), folder / f'samples_{name}.png')
+def _write_sheet(name, images, options):
+    """Write images [N, C, H, W] as one picture, a row per latent; of a sweep with the psis above; depths as an array, too."""
+    images = images.unflatten(0, (len(options.subjects), -1))
+    if images.shape[2] == 1:
+        save_array(images[:, :, 0], options.outdir / f'samples_{name}.npy')
+    sheet = image_grid(_visible(images.flatten(0, 1)), columns=images.shape[1])
+    if len(options.psis) > 1:
+        sheet = with_headings(sheet, [f'psi {psi:g}' for psi in options.psis])
+    save_png(sheet, options.outdir / f'samples_{name}.png')
 
 
 def _write_singles(name, rows, stems, folder):
@@ -174,8 +177,12 @@ def _write_singles(name, rows, stems, folder):
             path = folder / f'{stem}_view{view:02d}_{name}.png'
             if len(image) == 1:
                 save_array(image[0], path.with_suffix('.npy'))
-                image = depth_to_image(image[None])[0]
-            save_png(to_pil(image), path)
+            save_png(to_pil(_visible(image[None])[0]), path)
+
+
+def _visible(images):
+    """8-bit pictures [N, 3, H, W]; depth maps [N, 1, h, w] become colours."""
+    return depth_to_image(images) if images.shape[1] == 1 else images
 
 
 def _write_planes(networks, cast, options):

@@ -1,10 +1,11 @@
 """Tensors to pictures: 8-bit images, grids and depth maps."""
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from dnnlib.files import replacing
 
+_HEADING = 12  # height of letters, pixels
 # Anchors of the viridis colour map, dark to bright; between them it is linear to within the eye's tolerance.
 _VIRIDIS = [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)]
 
@@ -44,6 +45,17 @@ def tile(images, columns):
 def image_grid(images, columns):
     """PIL image of images [N, 3 or 1, H, W], in [-1, 1] or 8-bit, row by row in `columns`; empty cells are black."""
     return to_pil(tile(to_uint8(images), columns))
+
+
+def with_headings(picture, headings):
+    """A PIL image under a white strip with headings, each at the left of as wide a part of the picture."""
+    font = ImageFont.load_default(_HEADING)
+    whole = Image.new('RGB', (picture.width, picture.height + 2 * _HEADING), 'white')
+    whole.paste(picture, (0, 2 * _HEADING))
+    for index, heading in enumerate(headings):
+        position = (index * picture.width // len(headings) + 2, _HEADING // 2)
+        ImageDraw.Draw(whole).text(position, heading, 'black', font)
+    return whole
 
 
 def depth_to_image(depth):

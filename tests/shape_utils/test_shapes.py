@@ -102,6 +102,15 @@ def test_ply_colours_are_srgb(tmp_path):
     assert (loaded.visual.vertex_colors[loaded.vertices[:, 1] > 0.1] == [255, 255, 64, 255]).all()
 
 
+def test_obj_colours_are_srgb_behind_the_positions(tmp_path):
+    save_mesh(mesh_of(ball(0.3)), tmp_path / 'ball.obj')
+    lines = [line.split()[1:] for line in (tmp_path / 'ball.obj').read_text().splitlines() if line.startswith('v ')]
+    numbers = np.array(lines, dtype=float)
+    assert numbers.shape[1] == 6
+    top = numbers[numbers[:, 1] > 0.1]
+    np.testing.assert_allclose(top[:, 3:], [[1, 1, 64 / 255]] * len(top), atol=1e-3)
+
+
 def test_glb_colours_are_linear(tmp_path):
     save_mesh(mesh_of(ball(0.3)), tmp_path / 'ball.glb')
     (loaded,) = trimesh.load(tmp_path / 'ball.glb').geometry.values()
