@@ -16,10 +16,12 @@ from dnnlib.files import make_output_folder, source_name
 from dnnlib.options import GroupedGroup, config_options, setting
 from dnnlib.params import FiniteRange, UserPath, name_list
 from interop.pickles import is_pickle
-from metrics import compute_records, registry, results, tables
+from metrics import compute_records, published, registry, results, tables
 from sampling.subjects import choose_branches, load_generator, set_rendering
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
+from training.config import ConfigError, RunConfig
+from training.presets import experiment
 from training.rendering.fused import agree_on_kernels
 from training.snapshots import newest_snapshot, read_snapshot
 
@@ -208,8 +210,17 @@ def prepare_evaluation(request):
         'snapshot': request.network,
         'kimg': None if seen is None else seen / 1000,
         'label': request.label or default_label(request),
+        'experiment': experiment_of(trained),
     }
     return task, branches, about
+
+
+def experiment_of(trained):
+    """The experiment of the paper that a snapshot is from, by what it says of its training; None where that is not known."""
+    try:
+        return experiment(RunConfig.from_dict(trained['options']), trained['stage'])
+    except (KeyError, TypeError, ConfigError):  # a published pickle, or options of another version
+        return None
 
 
 def evaluated_branches(generator, choice):
@@ -235,16 +246,17 @@ def default_label(request):
 @click.option('--format', 'form', type=click.Choice(['markdown', 'csv']), default='markdown')
 @click.option(
     '--published',
-    type=click.Choice([*tables.PUBLISHED_DATA, 'all', 'none']),
+    'choice',
+    type=click.Choice(published.CHOICES),
     default='all',
-    help='Of which data the published results of the paper stand beside.',
+    help='Which published results stand beside: those of a data set of table 1 of the paper, or of one of its tables.',
 )
 @click.option('--every', is_flag=True, help='All snapshots.  [default: the last one of each method and branch]')
 @friendly_errors
-def print_table(runs, form, published, every):
+def print_table(runs, form, choice, every):
     """Print a table of the results in folders, beside the published ones."""
     records = [record for run in runs for record in results.read_folder(run)]
-    click.echo(tables.format_table(tables.rows(records, every, published), form))
+    click.echo(tables.format_table(tables.rows(records, every, choice), form))
 
 
 @main.command()

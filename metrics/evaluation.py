@@ -51,6 +51,7 @@ def _record(name, outcome, task, seconds, about):
         'parts': outcome.parts,
         'branch': task.branch,
         **about,
+        'plane_parameters': None if task.generator is None else task.generator.count_plane_parameters(),
         'data': task.data,
         'images': task.images,
         'protocol': {'sampling': None, 'noise_mode': None, **outcome.protocol},  # None: nothing was generated

@@ -6,55 +6,22 @@ from pathlib import PurePath
 
 from dnnlib.errors import UserError
 from dnnlib.files import replacing
+from metrics.ablations import ablation_tables
 from metrics.images import PUBLISHED, WITHOUT_CHANCE
+from metrics.published import FID3D, MEASURED, METRICS, OTHER_SOURCE, TABLE1, published_rows
 
-# FID, PSNR_mv, SSIM_mv as printed in the paper (docs/method.md, section 7); None: not given.
-PUBLISHED_DATA = {'ffhq256': 'FFHQ 256', 'ffhq512': 'FFHQ 512', 'cats256': 'Cats 256', 'cats512': 'Cats 512'}
-_METRICS = ('fid50k_full', 'psnr_mv', 'ssim_mv')
-_FID3D = 'fid3d50k_full'
 _SHOWN_PARTS = ('precision', 'recall')
-_PUBLISHED = {
-    'StyleSDF': {'ffhq256': (11.5,), 'ffhq512': (11.2,), 'cats512': (7.91,)},
-    'VolumeGAN': {'ffhq256': (9.10, 33.6, 0.926)},
-    'StyleNeRF': {'ffhq256': (8.00, 31.9, 0.915), 'ffhq512': (7.80, 30.9, 0.843)},
-    'EG3D': {'ffhq256': (4.80, 34.0, 0.928), 'ffhq512': (4.70, 32.4, 0.861), 'cats256': (3.88,), 'cats512': (2.77,)},
-    'Mimic3D 2D branch': {'ffhq256': (3.91, 35.7, 0.938), 'ffhq512': (4.14, 33.3, 0.891), 'cats256': (3.41,), 'cats512': (2.72,)},
-    'GRAM': {'ffhq256': (13.8, 38.0, 0.966), 'cats256': (13.4,)},
-    'GRAM-HD': {'ffhq256': (10.4, 36.5, 0.955), 'cats512': (7.67,)},
-    'GMPI': {'ffhq256': (11.4, 39.8, 0.977), 'ffhq512': (8.29, 39.0, 0.961), 'cats512': (7.79,)},
-    'EpiGRAF': {'ffhq256': (9.71,), 'ffhq512': (9.92, 37.3, 0.949), 'cats256': (6.93,)},
-    'VoxGRAF': {'ffhq256': (9.60, 37.2, 0.960), 'cats256': (9.60,)},
-    'Mimic3D 3D branch': {'ffhq256': (5.14, 39.3, 0.974), 'ffhq512': (5.37, 37.8, 0.955), 'cats256': (4.14,), 'cats512': (4.29,)},
-}
-
-# FID and FID3D at FFHQ 512, as printed in CGS-GAN's README.
-_OTHER_PROTOCOL = {'GSGAN': (5.02, 10.50), 'GGHead': (4.34, 7.90), 'CGS-GAN': (4.94, 4.94)}
-OTHER_SOURCE = 'CGS-GAN, another protocol'
+_ABOUT = ('method', 'data', 'source', 'kimg', 'psi')
+_EXPERIMENT = ('run', 'branch', 'preset', 'table2', 'table3', 'differences', 'parameters_m', 'memory_gb')  # columns of CSV alone
 _OTHER_HEADING = '### Another protocol (CGS-GAN: other backgrounds and crops): compare these with each other only'
-
-
-def published_rows(choice):
-    """The published results on a data set of PUBLISHED_DATA, on 'all' of them, or on 'none': the paper's, then CGS-GAN's."""
-    paper = [
-        {'method': method, 'data': name, 'source': 'published', **dict(zip(_METRICS, by_data[key]))}
-        for key, name in PUBLISHED_DATA.items()
-        if choice in (key, 'all')
-        for method, by_data in _PUBLISHED.items()
-        if key in by_data
-    ]
-    others = [
-        {'method': method, 'data': PUBLISHED_DATA['ffhq512'], 'source': OTHER_SOURCE, 'fid50k_full': fid, _FID3D: fid3d}
-        for method, (fid, fid3d) in _OTHER_PROTOCOL.items()
-        if choice in ('ffhq512', 'all')
-    ]
-    return paper + others
 
 
 def rows(records, every=False, published='none'):
     """Rows of a table, dictionaries: one per method, branch, snapshot and protocol settings that users change.
 
     every: all snapshots; otherwise the one of the highest kimg, per method and branch. Of results of the same thing, the
-    last one counts. A metric that was not computed on images as it usually is has a column of its own.
+    last one counts. A metric that was not computed on images as it usually is has a column of its own. published: one of
+    published.CHOICES.
     """
     measured = {}
     for record in records:
@@ -66,9 +33,14 @@ def rows(records, every=False, published='none'):
         row.update({f'{column} {part}': record['parts'][part] for part in _SHOWN_PARTS if part in record['parts']})
     chosen = list(measured.values())
     if not every:
-        newest = {(row['method'], row['data'], row['psi']): row for row in sorted(chosen, key=lambda row: row['kimg'] or 0)}
-        chosen = [row for row in chosen if row is newest[row['method'], row['data'], row['psi']]]
+        newest = {_what(row): row for row in sorted(chosen, key=lambda row: row['kimg'] or 0)}
+        chosen = [row for row in chosen if row is newest[_what(row)]]
     return chosen + published_rows(published)
+
+
+def _what(row):
+    """What a row is of, whatever the moment. Folders of several ablations may have one name."""
+    return tuple(map(row.get, ('method', 'data', 'psi', 'table2', 'table3')))
 
 
 def _column(record):
@@ -82,35 +54,52 @@ def _column(record):
 
 
 def _row(record, psi):
-    branch = f' {record["branch"].upper()} branch' if record['branch'] else ''
+    branch, parameters = record['branch'], record.get('plane_parameters')
     return {
-        'method': f'{record["label"]}{branch}',
+        'method': f'{record["label"]} {branch.upper()} branch' if branch else str(record['label']),
         'data': PurePath(record.get('data') or '').name,
-        'source': 'measured',
+        'source': MEASURED,
         'kimg': record.get('kimg'),
         'psi': psi,
+        'run': record['label'],
+        'branch': branch,
+        **(record.get('experiment') or {}),
+        'parameters_m': parameters and parameters / 1e6,
     }
 
 
 def format_table(rows, form='markdown'):
-    """The rows as text: 'csv', or 'markdown' with a table of its own for results of another protocol. Columns without any value
-    are left out."""
+    """The rows as text: one 'csv', or in 'markdown' several tables: of another protocol and of the paper's ablations apart.
+
+    Columns without any value are left out.
+    """
     if form == 'csv':
-        return _csv(*_cells(rows))
-    others = [row for row in rows if row['source'] == OTHER_SOURCE]
-    main = _markdown(*_cells([row for row in rows if row['source'] != OTHER_SOURCE]))
-    return f'{main}\n\n{_OTHER_HEADING}\n\n{_markdown(*_cells(others))}' if others else main
+        return _csv(*_cells(rows, [*_columns(rows), *_EXPERIMENT]))
+    main, others = ([row for row in rows if row['source'] in sources] for sources in ((MEASURED, TABLE1), (OTHER_SOURCE,)))
+    sections = [_markdown(*_cells(main, _columns(main)))] if main else []
+    if others:
+        sections += [_OTHER_HEADING, _markdown(*_cells(others, _columns(others)))]
+    for heading, lines, notes in ablation_tables(rows):
+        sections += [f'### {heading}', _markdown(*_cells(lines, list(lines[0])))]
+        sections += ['\n'.join(f'{number}. {note}' for number, note in enumerate(notes, 1))] if notes else []
+    return '\n\n'.join(sections)
 
 
-def _cells(rows):
-    """Names of columns, and the rows' texts."""
-    known = ['method', 'data', 'source', 'kimg', 'psi', *_METRICS, _FID3D]
-    names = dict.fromkeys([*known, *(name for row in rows for name in row)])
-    columns = [name for name in names if any(row.get(name) not in (None, '') for row in rows)]
-    return columns, [[_text(row.get(name)) for name in columns] for row in rows]
+def _columns(rows):
+    """Names of the columns of `rows`, without those of _EXPERIMENT."""
+    names = dict.fromkeys([*_ABOUT, *METRICS, FID3D, *(name for row in rows for name in row)])
+    return [name for name in names if name not in _EXPERIMENT]
+
+
+def _cells(rows, columns):
+    """Those of the columns that have a value, and the rows' texts in them."""
+    filled = [name for name in columns if any(row.get(name) not in (None, '', []) for row in rows)]
+    return filled, [[_text(row.get(name)) for name in filled] for row in rows]
 
 
 def _text(value):
+    if isinstance(value, list):
+        return '; '.join(value)
     return '' if value is None else f'{value:.5g}' if isinstance(value, float) else str(value)
 
 

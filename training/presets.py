@@ -3,6 +3,7 @@
 Numbers of the presets: paper and release, see docs/fidelity.md.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 from dnnlib.options import flat, nested, settings
@@ -27,6 +28,8 @@ ABLATIONS = {
     'D': dict(imitation='none'),  # S3D and D3D without imitation
     'E': {},
 }
+AWARE = {name: dict(aware=name) for name in ('none', 'latent', 'triplane', 'stream')}  # table 3
+ABLATIONS_PRESET = 'ffhq256'  # that the paper made tables 2 and 3 with
 
 _FFHQ_CAMERAS = dict(near=2.25, far=3.3, box_size=1.0, camera_radius=2.7, camera_pivot=(0.0, 0.0, 0.2))
 _AFHQ_CAMERAS = dict(_FFHQ_CAMERAS, camera_pivot=(0.0, 0.0, -0.06))
@@ -191,6 +194,32 @@ def differences(config):
         f'a volume render that grows to {config.render_resolution_end} pixels': config.render_resolution_end is not None,
     }
     return [phrase for phrase, holds in phrases.items() if holds]
+
+
+@functools.cache
+def ablation_differences():
+    """{'table2' or 'table3': {row: `differences` of that row of the paper}}."""
+    full = resolve(ABLATIONS_PRESET, 'data', 'out')
+    return {
+        table: {row: differences(with_options(full, options)) for row, options in rows.items()}
+        for table, rows in (('table2', ABLATIONS), ('table3', AWARE))
+    }
+
+
+def experiment(config, stage):
+    """Which experiment of the paper the networks of a run are after stage 1 or 2, as plain data.
+
+    'differences': from the full method; 'table2', 'table3': the row of each table, None where it has none of these networks and
+    losses. Other differences (the preset, LPIPS or not, ...) do not decide on the row.
+    """
+    trained = config if stage == 2 else config.replace(stage2=config.stage2.replace(kimg=0.0))
+    found, tables = differences(trained), ablation_differences()
+    decisive = {phrase for rows in tables.values() for phrases in rows.values() for phrase in phrases}
+    own = decisive.intersection(found)
+    placed = {table: next((row for row in rows if own == set(rows[row])), None) for table, rows in tables.items()}
+    if stage == 1:
+        placed['table2'] = None  # its rows share stage 1
+    return {'preset': config.preset, 'differences': found, **placed}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

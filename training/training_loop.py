@@ -13,6 +13,7 @@ from torch_utils.memory import naming_memory
 from torch_utils.stats import Statistics
 from training.data.dataset import PosedImageDataset
 from training.data.loader import naming_dead_helpers, real_batches
+from training.presets import experiment
 from training.rendering.fused import agree_on_kernels
 from training.run.checkpoints import Saver, circumstances, describe_resumption, without_tensors
 from training.run.grids import SampleGrid
@@ -248,7 +249,12 @@ class TrainingRun:
         They can take long, and the state is saved: a stop request is obeyed at once, and the next start does them again.
         """
         snapshot = self.saver.snapshot_path(state.images_seen) if self.first else None
-        about = {'snapshot': snapshot, 'kimg': state.images_seen / 1000, 'label': os.path.basename(self.config.outdir)}
+        about = {
+            'snapshot': snapshot,
+            'kimg': state.images_seen / 1000,
+            'label': os.path.basename(self.config.outdir),
+            'experiment': experiment(self.config, state.number),
+        }
         branches = ('2d', '3d') if state.networks['G_ema'].config.has_3d_branch else ('2d',)
         if self.first:
             self.saver.finish_writing()

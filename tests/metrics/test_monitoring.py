@@ -46,6 +46,8 @@ def test_snapshots_are_evaluated_and_the_best_is_kept(data, tmp_path):
         ('2d', 0.032),
         ('3d', 0.032),
     ]
+    assert [record['experiment']['table3'] for record in records] == ['stream'] * 6
+    assert [record['experiment']['table2'] for record in records] == [None, None, 'E', 'E', 'E', 'E']
     assert (outdir / 'network-snapshot-best.pkl').exists() and 'the best snapshot so far' in (outdir / 'log.txt').read_text()
     last = json.loads((outdir / 'stats.jsonl').read_text().splitlines()[-1])
     assert 0 < last['share_of_time/metrics'] < 1

@@ -51,6 +51,8 @@ def test_both_branches_are_evaluated_on_the_data_of_the_training(folder, tmp_pat
     assert [found['branch'] for found in (first, second)] == ['2d', '3d'] and first['value'] != second['value']
     assert (first['kimg'], first['label'], first['data']) == (12.0, 'ours', str(folder / 'set.zip'))
     assert first['protocol']['samples_per_ray'] == [5, 4] and first['protocol']['truncation_psi'] == 0.5
+    assert (first['experiment']['table2'], first['experiment']['preset']) == ('E', 'demo')
+    assert first['plane_parameters'] == tiny_generator().count_plane_parameters()
     assert f'swd20 2d 12 kimg: {first["value"]:.6g}' in result.output
 
 

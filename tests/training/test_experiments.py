@@ -12,7 +12,7 @@ from tests.tiny import tiny_config, tiny_run
 from training.config import ConfigError
 from training.losses import render_resolution
 from training.networks.generator import Generator
-from training.presets import ABLATIONS, PRESETS, differences, generator_config, resolve, with_options
+from training.presets import ABLATIONS, PRESETS, differences, experiment, generator_config, resolve, with_options
 from training.state import build_state
 from training.step import training_step
 
@@ -134,8 +134,34 @@ def test_parameters_of_table_3(aware, size):
     """Of E and the mapping network at 512. The paper's table rounds; within 0.1 M."""
     with torch.device('meta'):
         G = Generator(generator_config(PRESETS['ffhq512'], aware=aware))
-    parameters = [*G.backbone.parameters(), *G.mapping.parameters()]
-    assert sum(p.numel() for p in parameters) / 1e6 == pytest.approx(size, abs=0.1)
+    assert G.count_plane_parameters() / 1e6 == pytest.approx(size, abs=0.1)
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_a_result_says_which_rows_of_the_paper_it_belongs_to(name):
+    rows = {'E': ('E', 'stream'), 'stream': ('E', 'stream'), 'eg3d': (None, 'none')}
+    expected = rows.get(name, (name, None) if name in ABLATIONS else (None, name))
+    found = experiment(small(EXPERIMENTS[name].options), EXPERIMENTS[name].stage)
+    assert (found['table2'], found['table3']) == expected
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    'options, rows',
+    [
+        (dict(ABLATIONS['D'], aware='none'), (None, None)),  # of both tables
+        (dict(branch_3d='coarse'), (None, None)),  # with D3D, which no row has without S3D
+        (dict(pose_conditioning=False, imitation='pyramid'), ('E', 'stream')),  # notes beside the row
+    ],
+)
+def test_only_what_a_table_is_about_decides_on_the_row(options, rows):
+    found = experiment(with_options(resolve('ffhq256', 'data', 'out'), options), 2)
+    assert (found['table2'], found['table3']) == rows and found['differences']
+
+
+def test_after_stage_1_a_run_is_no_row_of_table_2():
+    found = experiment(resolve('ffhq256', 'data', 'out'), 1)
+    assert (found['table2'], found['table3'], found['differences']) == (None, 'stream', ['no 3D branch (stage 1 alone)'])
 
 
 # EG3D

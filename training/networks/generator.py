@@ -92,6 +92,10 @@ class Generator(nn.Module):
             return Planes(self._activate(coarse), None)
         return Planes(self._activate(coarse), self._activate(self.residual(coarse, ws[:, -1], noise_mode, random)))
 
+    def count_plane_parameters(self):
+        """Parameters of what makes the coarse planes: E and the mapping network (paper, table 3)."""
+        return sum(weights.numel() for module in (self.backbone, self.mapping) for weights in module.parameters())
+
     def render(
         self,
         planes,
