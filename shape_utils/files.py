@@ -49,7 +49,7 @@ def srgb_to_linear(colors):
 
 def _encode_obj(mesh):
     """OBJ bytes whose lines `v` have 8-bit sRGB colours behind the position, in [0, 1]: what MeshLab, Blender and others read."""
-    return export_obj(mesh, include_normals=True, include_texture=False).encode()
+    return export_obj(mesh, include_normals=True, include_texture=False, header=None).encode()
 
 
 FORMATS = {  # suffix: the bytes of a mesh

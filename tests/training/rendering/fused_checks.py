@@ -226,7 +226,7 @@ def generator_and_camera(near=2.25, far=3.3, white=False, **changes):
 
 RENDERS = {
     'training render of the 2D branch': dict(branch='2d'),
-    'patch, on white, eg3d planes': dict(branch='3d', patch=((0, 3), (13, 5)), white=True, plane_order='eg3d'),
+    'patch, on white, eg3d planes': dict(branch='3d', patch=((0, 3), (13, 5)), white=True, plane_order='eg3d', aware='none'),
     'near and far by the box': dict(branch='3d', render_resolution=3, near='auto', far='auto'),
 }
 
@@ -235,7 +235,7 @@ RENDERS = {
 def test_a_render_and_its_gradients(name, renderer):
     """The same function and the same random numbers, whichever steps it takes."""
     options = dict(RENDERS[name])
-    setup = {key: options.pop(key) for key in ('white', 'plane_order', 'near', 'far') if key in options}
+    setup = {key: options.pop(key) for key in ('white', 'plane_order', 'aware', 'near', 'far') if key in options}
     G, planes, c = generator_and_camera(**setup)
     if 'patch' in options:
         options['patch'] = torch.tensor(options['patch'], device=DEVICE)
