@@ -2,7 +2,10 @@
 
 python gen_videos.py --network=network-snapshot.pkl --seeds=0-7 --grid=4x2 --branch=3d --output=orbit.mp4
 python gen_videos.py --network=network-snapshot.pkl --seeds=0-3 --epi --output=texture.png
+python gen_videos.py --network=network-snapshot.pkl --seeds=3 --epi --figure --output=figure.png
 """
+
+from itertools import groupby
 
 import click
 
@@ -21,8 +24,8 @@ def main(**options):
     refuse_all_idle(options.idle())
     if not options.epi:
         return write_video(options, read_cameras)
-    for name, scores in write_texture_images(options, read_cameras):
-        click.echo(f'{name}: straightness ' + ', '.join(f'{branch} {score:.4f}' for branch, score in scores.items()))
+    for subject, rows in groupby(write_texture_images(options, read_cameras), key=lambda row: row.subject):
+        click.echo(f'{subject}: straightness ' + ', '.join(f'{row.branch} {row.straightness:.4f}' for row in rows))
 
 
 if __name__ == '__main__':

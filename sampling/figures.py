@@ -13,13 +13,14 @@ GEOMETRY_PIXELS = 320  # a surface has no pixels of its own: per side at least w
 
 
 class BranchRow(NamedTuple):
-    """What a row shows of a branch: 8-bit pictures [3, H, W], and how straight the texture's stripes are."""
+    """One branch of a subject: 8-bit pictures [3, H, W], and how straight the stripes of the texture image are."""
 
-    name: str
-    image: torch.Tensor
-    geometry: torch.Tensor
+    subject: str
+    branch: str
     texture: torch.Tensor
     straightness: float
+    image: torch.Tensor | None = None
+    geometry: torch.Tensor | None = None
 
 
 def draw_branches(rows, line, path):
@@ -35,9 +36,8 @@ def draw_branches(rows, line, path):
             panel.set(xticks=[], yticks=[], box_aspect=1)
         height = row.image.shape[1]
         panels[0].axhline(int(line * height), color='tab:red', linewidth=1, linestyle='--')
-        panels[0].set_ylabel(row.name)
-        panels[2].set(xlabel=f'straightness {row.straightness:.2f}', ylabel='camera moves →')
-        panels[2].yaxis.set_inverted(True)
+        panels[0].set_ylabel(f'{row.subject}\n{BRANCH_NAMES[row.branch]}')
+        panels[2].set(xlabel=f'straightness {row.straightness:.2f}', ylabel='← camera moves')  # rotated, the arrow points down
     for panel, title in zip(grid[0], ('image', 'geometry', 'texture of dashed line')):
         panel.set_title(title)
     save_figure(figure, path, pixels=max(row.geometry.shape[-1] for row in rows))

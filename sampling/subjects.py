@@ -165,11 +165,15 @@ class SubjectOptions:
 
 
 class Subject(NamedTuple):
-    """What is fixed about one subject: ws [1, num_ws, w_dim], tri-planes, and bounds of the density by branch, once needed."""
+    """What is fixed about one subject: ws [1, num_ws, w_dim], tri-planes, and by branch, once needed, what is derived of them.
+
+    bounds: of the density; surfaces: see `sampling.geometry`.
+    """
 
     ws: torch.Tensor
     planes: tuple
     bounds: dict
+    surfaces: dict
 
 
 def load_generator(path, device):
@@ -214,7 +218,7 @@ def seed_ws(G, seeds, truncation_psi=1.0, truncation_cutoff=None):
 def make_subject(G, ws, noise_mode='const', seed=0):
     """The Subject of ws [1, num_ws, w_dim]. With noise_mode='random' the noise depends on `seed` alone."""
     random = BatchRandom(1, ws.device, keyed_generator((seed,), ws.device))
-    return Subject(ws, G.planes(ws, noise_mode=noise_mode, random=random), {})
+    return Subject(ws, G.planes(ws, noise_mode=noise_mode, random=random), {}, {})
 
 
 @torch.no_grad()

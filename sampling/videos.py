@@ -15,6 +15,8 @@ from dnnlib.files import make_output_folder
 from dnnlib.options import setting
 from dnnlib.params import FiniteFloat, FiniteRange, UserPath, grid_size
 from dnnlib.video import VideoWriter
+from sampling.figures import GEOMETRY_PIXELS, BranchRow, draw_branches
+from sampling.geometry import SURFACES, SurfaceOptions
 from sampling.subjects import CAMERAS, RENDERING, SUBJECTS, SubjectOptions, closed_path, make_subject
 from sampling.texture_images import straightness
 from torch_utils.images import image_grid, save_png, to_uint8
@@ -24,12 +26,13 @@ from training.rendering.cameras import full_orbit, portrait_orbit
 UPSCALE_FILTERS = {'nearest': Image.Resampling.NEAREST, 'lanczos': Image.Resampling.LANCZOS}
 
 
+_IDLE_WITH_EPI = ['mode', 'grid', 'fps', 'pitch_range', 'full_orbit', 'upscale', 'upscale_filter', 'crf', 'geometry']
 VIDEO, TEXTURES = 'Video', 'Texture images'
-GROUPS = SUBJECTS, VIDEO, CAMERAS, RENDERING, TEXTURES  # headings of --help
+GROUPS = SUBJECTS, VIDEO, CAMERAS, RENDERING, SURFACES, TEXTURES  # headings of --help
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions(SubjectOptions):
+class VideoOptions(SubjectOptions, SurfaceOptions):
     """What gen_videos.py writes; the fields are its options."""
 
     output: Path = setting(
@@ -74,6 +77,14 @@ class VideoOptions(SubjectOptions):
     full_orbit: bool = setting(
         False, '--full-orbit', click.BOOL, 'Once around the subject, for objects, without --yaw-range.', CAMERAS, is_flag=True
     )
+    geometry: bool = setting(
+        False,
+        '--geometry',
+        click.BOOL,
+        "Show each branch's surface beside its image, shaded, as --shapes of gen_samples.py would write it.",
+        SURFACES,
+        is_flag=True,
+    )
     epi: bool = setting(
         False,
         '--epi',
@@ -85,6 +96,14 @@ class VideoOptions(SubjectOptions):
     epi_line: float = setting(
         0.5, '--epi-line', FiniteRange(0, 1, max_open=True), 'Which line: share of the height, from the top.', TEXTURES
     )
+    figure: bool = setting(
+        False,
+        '--figure',
+        click.BOOL,
+        'With --epi, a labelled figure: a row per subject and branch, with image, geometry and texture image.',
+        TEXTURES,
+        is_flag=True,
+    )
 
     @property
     def cells(self):
@@ -92,8 +111,9 @@ class VideoOptions(SubjectOptions):
 
     def idle(self):
         return (
-            (self.epi, ['mode', 'grid', 'fps', 'pitch_range', 'full_orbit', 'upscale', 'upscale_filter', 'crf'], 'with --epi'),
-            (not self.epi, ['epi_line'], 'without --epi'),
+            (self.epi, _IDLE_WITH_EPI, 'with --epi'),
+            (not self.epi, ['epi_line', 'figure'], 'without --epi'),
+            (not (self.geometry or self.figure), ['shape_resolution', 'shape_level'], 'without --geometry or --figure'),
             (self.cameras is not None, ['frames', 'yaw_range', 'pitch_range', 'full_orbit'], 'with --cameras'),
             (self.full_orbit, ['yaw_range'], 'with --full-orbit'),
             (self.upscale == 1, ['upscale_filter'], 'without --upscale'),
@@ -140,7 +160,8 @@ def write_video(options, read_cameras):
 def write_texture_images(options, read_cameras):
     """Write one picture: a row of texture images per subject, the branches side by side.
 
-    read_cameras: see `SubjectOptions.choose_cameras`. Returns (name, {branch: straightness}) of every subject.
+    With --figure, a labelled figure of the branches instead. read_cameras: see `SubjectOptions.choose_cameras`.
+    Returns the BranchRows.
     """
     if options.output.suffix.lower() != '.png':
         raise UserError(f'--output={options.output} must end in .png with --epi')
@@ -151,16 +172,28 @@ def write_texture_images(options, read_cameras):
     G, branches, cameras, ws = options.prepare(read_cameras)
     if len(cameras) < 2:
         raise UserError(f'--epi stacks frames: {options.cameras} has a single camera, give a smooth move')
-    cells, scores = [], []
+    rows = []
     for index, w in enumerate(tqdm(ws, unit='subject')):
-        images = [_texture_image(G, make_subject(G, w[None]), cameras.labels, branch, options) for branch in branches]
-        scores.append((options.subjects.name(index), dict(zip(branches, map(straightness, images)))))
-        cells += images
-    width = max(image.shape[-1] for image in cells)
-    cells = [F.interpolate(image[None], size=(len(cameras), width))[0] for image in cells]
-    save_png(image_grid(torch.stack(cells), columns=len(branches)), options.output)
+        subject = make_subject(G, w[None])
+        rows += [_branch_row(G, subject, options.subjects.name(index), branch, cameras.labels, options) for branch in branches]
+    if options.figure:
+        draw_branches(rows, options.epi_line, options.output)
+    else:
+        _write_textures([row.texture for row in rows], len(branches), options.output)
     options.record(options.output.with_suffix('.cameras.json'), cameras, [ws])
-    return scores
+    return rows
+
+
+def _branch_row(G, subject, name, branch, labels, options):
+    """The BranchRow of a subject over a move of the camera, labels [T, 25], whose middle is what a figure shows it from."""
+    texture = _texture_image(G, subject, labels, branch, options)
+    row = BranchRow(name, branch, texture, straightness(texture))
+    if not options.figure:
+        return row
+    label = labels[len(labels) // 2, None]
+    image = options.render(G, [subject], label, branch)['image'][0]
+    geometry = options.shaded(G, subject, label, branch, max(GEOMETRY_PIXELS, image.shape[-1]))
+    return row._replace(image=to_uint8(image).cpu(), geometry=to_uint8(geometry).cpu())
 
 
 def _texture_image(G, subject, labels, branch, options):
@@ -168,6 +201,13 @@ def _texture_image(G, subject, labels, branch, options):
     frames = [options.render(G, [subject], label[None], branch)['image'][0] for label in labels]
     line = int(options.epi_line * frames[0].shape[1])
     return torch.stack([to_uint8(frame[:, line]).cpu() for frame in frames], dim=1)
+
+
+def _write_textures(textures, columns, path):
+    """Write texture images [3, T, W] as one picture; all become as wide as the widest."""
+    width = max(texture.shape[-1] for texture in textures)
+    cells = [F.interpolate(texture[None], size=(texture.shape[1], width))[0] for texture in textures]
+    save_png(image_grid(torch.stack(cells), columns=columns), path)
 
 
 def casts(G, ws, frames, options):
@@ -191,6 +231,12 @@ def render_frame(G, subjects, label, branches, options):
 
 def _render_cell(G, subject, label, branches, options):
     # Subject by subject: a grid of 512-pixel volume renders at once would only cost memory.
-    views = [options.render(G, [subject], label, branch)['image'][0] for branch in branches]
+    views = [view for branch in branches for view in _views(G, subject, label, branch, options)]
     height = max(view.shape[-1] for view in views)
     return torch.cat([F.interpolate(to_uint8(view)[None], size=(height, height))[0] for view in views], dim=-1)
+
+
+def _views(G, subject, label, branch, options):
+    """What a cell shows of a branch: its image, and with --geometry its surface."""
+    image = options.render(G, [subject], label, branch)['image'][0]
+    return [image, options.shaded(G, subject, label, branch, image.shape[-1])] if options.geometry else [image]
