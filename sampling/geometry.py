@@ -32,11 +32,11 @@ class SurfaceOptions:
         """
         fine = branch == '3d'
         if fine not in subject.surfaces:
-            subject.surfaces[fine] = self._surface(G, subject.planes if fine else subject.planes._replace(residual=None))
+            subject.surfaces[fine] = self._surface(G, subject.planes, fine)
         return shaded_view(subject.surfaces[fine], label.to(subject.ws.device), size)
 
-    def _surface(self, G, planes):
-        density = density_grid(G, planes, self.shape_resolution)
+    def _surface(self, G, planes, fine):
+        density = density_grid(G, planes, self.shape_resolution, fine=fine)
         try:
             density = cleared_grid(density, self.shape_level)
         except UserError as error:

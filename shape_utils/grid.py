@@ -10,16 +10,17 @@ def grid_axis(box_size, resolution):
     return np.linspace(-box_size / 2, box_size / 2, resolution)
 
 
-def density_grid(G, planes, resolution, chunk=2**18, progress=True):
+def density_grid(G, planes, resolution, chunk=2**18, progress=True, fine=True):
     """Density at resolution^3 points that fill the generator's box, faces included.
 
-    G: a generator; planes: its tri-planes of one subject; chunk, progress: see `sample_grid`.
+    G: a generator; planes: its tri-planes of one subject; chunk, progress: see `sample_grid`;
+    fine: with the residual planes, where there are any.
     Returns float32 [resolution, resolution, resolution], indexed [x, y, z]: density after activation,
     softplus(sigma - 1), per world unit.
     """
 
     def density(points):
-        return torch.nn.functional.softplus(G.query(planes, points[None])[0][0, :, 0].float() - 1)
+        return torch.nn.functional.softplus(G.query(planes, points[None], fine=fine)[0][0, :, 0].float() - 1)
 
     return sample_grid(density, G.config.rendering.box_size, resolution, planes.coarse.device, chunk, progress).numpy()
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 import gen_videos
 from sampling import subjects, videos
+from sampling.geometry import SurfaceOptions
 from tests.helpers import assert_one_clear_line, invoke, read_video, succeed
 from tests.scripts.generating import IMAGE, forbid
 from torch_utils.images import to_uint8
@@ -114,6 +115,59 @@ def test_one_line_of_pixels_of_the_2d_branch_has_its_full_width(networks, tmp_pa
         f'--output={tmp_path / "texture.png"}',
     )
     assert Image.open(tmp_path / 'texture.png').size == (IMAGE, 3)
+
+
+def test_geometry_stands_beside_the_image_of_each_branch(networks, tmp_path):
+    surface = ['--geometry', '--shape-resolution=12', '--shape-level=0.25']  # within the densities of both branches
+    meta, frames = film(tmp_path, '--seeds=3', '--frames=2', '--pitch-range=0.3', '--crf=0', *surface)
+    assert meta['size'] == (4 * IMAGE, IMAGE) and len(frames) == 2
+    G = networks['stage2']
+    subject = subjects.make_subject(G, subjects.seed_ws(G, [3], 0.7))
+    options = SurfaceOptions(shape_resolution=12, shape_level=0.25)
+    cells = np.split(frames[0].astype(int), 4, axis=1)
+    for branch, cell in (('2d', cells[1]), ('3d', cells[3])):
+        shaded = to_uint8(options.shaded(G, subject, view_label(G.config, 0, 0.3), branch, IMAGE))
+        assert np.abs(cell - shaded.permute(1, 2, 0).numpy()).max() <= 6  # a video's colours are not RGB
+    assert np.abs(cells[1] - cells[3]).max() > 12
+
+
+def test_geometry_without_a_surface_is_one_clear_line(networks, tmp_path):
+    arguments = ['--network=stage2.pkl', '--seeds=3', '--geometry', '--shape-resolution=8', '--shape-level=1e6']
+    result = invoke(gen_videos.main, *arguments, '--frames=1', f'--output={tmp_path}/film.mp4')
+    assert_one_clear_line(result, '--shape-level: no surface at density 1e+06')
+    assert not list(tmp_path.iterdir())
+
+
+def test_figure_shows_each_branch_from_the_middle_of_the_move(networks, tmp_path, monkeypatch):
+    G, drawn = networks['stage2'], []
+    monkeypatch.setattr(videos, 'draw_branches', lambda *arguments: drawn.append(arguments))
+    surface = ['--shape-resolution=12', '--shape-level=0.25']  # within the densities of both subjects
+    arguments = ['--seeds=3,5', '--epi', '--figure', '--epi-line=0.25', '--frames=3', *surface]
+    result = succeed(gen_videos.main, '--network=stage2.pkl', *arguments, f'--output={tmp_path / "figure.png"}')
+    assert [line.split(':')[0] for line in result.stdout.splitlines()] == ['seed 3', 'seed 5']
+    [(rows, line, path)] = drawn
+    assert line == 0.25 and path == tmp_path / 'figure.png'
+    assert [(row.subject, row.branch) for row in rows] == [('seed 3', '2d'), ('seed 3', '3d'), ('seed 5', '2d'), ('seed 5', '3d')]
+    subject = subjects.make_subject(G, subjects.seed_ws(G, [3], 0.7))
+    label = view_label(G.config)
+    for row in rows[:2]:
+        frame = to_uint8(subjects.render_subjects(G, [subject], label, row.branch)['image'])[0]
+        assert torch.equal(row.image, frame) and torch.equal(row.texture[:, 1], frame[:, IMAGE // 4])
+        shaded = to_uint8(SurfaceOptions(shape_resolution=12, shape_level=0.25).shaded(G, subject, label, row.branch, 320))
+        assert (row.geometry.float() - shaded.float()).abs().mean() < 0.1  # the last bit of a ray may move an edge
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--figure'], '--figure has no effect without --epi: leave it out'),
+        (['--shape-level=3'], '--shape-level has no effect without --geometry or --figure: leave it out'),
+        (['--epi', '--geometry', '--output=texture.png'], '--geometry has no effect with --epi: leave it out'),
+    ],
+)
+def test_options_of_surfaces_and_figures_that_do_nothing_are_refused(networks, arguments, message):
+    result = invoke(gen_videos.main, '--network=stage2.pkl', '--seeds=0', '--output=film.mp4', *arguments)
+    assert_one_clear_line(result, message)
 
 
 def test_full_orbit_looks_down_on_the_subject(networks, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ class StubGenerator:
         self.config = SimpleNamespace(rendering=SimpleNamespace(box_size=box_size))
         self.largest_query = 0
 
-    def query(self, planes, points):
+    def query(self, planes, points, fine=True):
         self.largest_query = max(self.largest_query, points.shape[1])
         density = (LEVEL - 200 * self.distance(points)).clamp(min=1e-3)
         sigma = density + torch.log(-torch.expm1(-density)) + 1  # undoes softplus(sigma - 1)
