@@ -73,7 +73,7 @@ def _precision():
         'fp16',
         '--precision',
         click.Choice(['fp32', 'fp16', 'bf16']),
-        'Of S2D and the highest resolutions of the discriminators.',
+        'Floating-point type of S2D and the highest resolutions of the discriminators.',
         MACHINE,
     )
 
@@ -155,7 +155,7 @@ class RenderingConfig(Config):
     focal: float = setting(FFHQ_FOCAL, '--focal', POSITIVE, 'Viewer cameras: focal length, image widths.', RENDERING)
     # What the fused renderer may round to; the PyTorch renderer computes in fp32 throughout.
     precision: str = setting(
-        'fp32', '--render-precision', click.Choice(RENDER_PRECISIONS), 'Of the fused renderer, where it runs.', RENDERING
+        'fp32', '--render-precision', click.Choice(RENDER_PRECISIONS), 'Rounding allowed in the fused renderer.', RENDERING
     )
 
     def __post_init__(self):
@@ -313,7 +313,7 @@ class LossConfig(Config):
     r1_gamma: float = _gamma()
     r1_gamma_patch: float = _gamma()
     imitation: str = setting(
-        'lpips', '--imitation', click.Choice(['lpips', 'pyramid', 'none']), 'What the 3D branch imitates with.', LOSSES
+        'lpips', '--imitation', click.Choice(['lpips', 'pyramid', 'none']), 'Imitation loss of the 3D branch.', LOSSES
     )
     imitation_weight: float = 1.0
     patch_weight: float = setting(
@@ -330,9 +330,9 @@ class LossConfig(Config):
         'Thousands of images over which the blur fades (times batch / 32); 0: no blur.',
         SCHEDULES,
     )
-    swap_start: float = 1.0  # probability that the mapping network gets the neighbour's camera
+    swap_start: float = 1.0  # pose swap: probability that the mapping network gets the neighbour's camera
     swap_end: float = setting(
-        0.5, '--swap', FiniteRange(0, 1), "Probability of conditioning on a neighbour's camera, after its ramp.", SCHEDULES
+        0.5, '--swap', FiniteRange(0, 1), 'Pose swap of generator pose conditioning: probability after its ramp.', SCHEDULES
     )
     swap_fade_kimg: float = 1000.0
 
@@ -390,7 +390,12 @@ class RunConfig(Config):
     batch: int = setting(32, '--batch', COUNT, 'Images per step over all processes.', TRAINING)
     # None: all of a process's images at once.
     batch_gpu: int | None = setting(
-        None, '--batch-gpu', COUNT, 'Images per process and pass; smaller saves memory.', MACHINE, resumable=True
+        None,
+        '--batch-gpu',
+        COUNT,
+        'Images per process and pass (gradient accumulation); smaller saves memory.',
+        MACHINE,
+        resumable=True,
     )
     gpus: int = setting(
         1, '--gpus', COUNT, 'Processes, one per GPU (on a machine without: CPU processes).', MACHINE, resumable=True

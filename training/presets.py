@@ -109,8 +109,8 @@ PRESETS = {
     'afhq512': Preset(512, _AFHQ_CAMERAS, gamma=5, patch_weight=0.1, augment='ada', stage1_kimg=4000, stage2_kimg=6200),
     'afhq256': Preset(256, _AFHQ_CAMERAS, gamma=5, patch_weight=0.2, augment='ada', stage1_kimg=1600, stage2_kimg=10000),
     'shapenet128': Preset(128, _CARS, gamma=1, patch_weight=0.2, stage2_kimg=13600),
-    # EG3D itself. Its render grows from 64 to 128 pixels over 1000 kimg, after the training at 64 (FFHQ) or from the start of
-    # what goes on from FFHQ (cats). How long each lasts is ours.
+    # EG3D itself. The render grows from 64 to 128 pixels over 1000 kimg: after 25 000 kimg on FFHQ, from the first image on cats,
+    # which start from FFHQ's weights. How long training goes on after that is our choice.
     'eg3d-ffhq512': _eg3d(
         512, _FFHQ_CAMERAS, gamma=1, stage1_kimg=27500, run=dict(render_resolution_end=128, render_growth_start_kimg=25000.0)
     ),

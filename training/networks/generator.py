@@ -140,9 +140,9 @@ class Generator(nn.Module):
             self.superresolution.check_input(size)  # before the work on the render
         colors = self.config.plane_channels if branch == '2d' else RGB_CHANNELS
         field = self._field(planes, fine=branch == '3d', colors=colors, precision=precision)
-        steps = fused if fused.is_chosen(field, origins, directions) else volume
+        backend = fused if fused.is_chosen(field, origins, directions) else volume
         pixels, depth, _ = volume.render_rays(
-            steps,
+            backend,
             field,
             origins,
             directions,

@@ -13,10 +13,10 @@ from training.networks.stylegan2 import RESAMPLE_TAPS, SynthesisBlock, channels_
 
 
 class PlaneBlock(SynthesisBlock):
-    """A synthesis block of three planes with shared weights and styles of their own.
+    """A synthesis block of three planes: weights are shared by the planes, styles are not (supplement, section I.1).
 
     With align=True (B_k of the 3D-aware stream) every convolution sees the aligned planes; without it (S3D) each plane
-    sees itself. Channels count those of all three planes.
+    is convolved on its own. Channels count those of all three planes.
     """
 
     layer_type, rgb_type = PlaneLayer, PlaneToRGB
@@ -25,8 +25,8 @@ class PlaneBlock(SynthesisBlock):
 class TriplaneBackbone(nn.Module):
     """E: StyleGAN2 synthesis with skip outputs, and beside its output stream the 3D-aware stream (docs/method.md, section 3).
 
-    T_k = B_k(T_{k-1} + O_k) for k = 4, 8, ...: O_k is E's accumulated ToRGB output at resolution k; B_k, a PlaneBlock, gets
-    the w of E's ToRGB at k in all its layers, and of its outputs ToRGB's alone is used. The last T_k is P^c. Without the
+    T_k = B_k(T_{k-1} + O_k) for k = 4, 8, ...: O_k is E's accumulated ToRGB output at resolution k. All layers of B_k, a
+    PlaneBlock, share the w of E's ToRGB at k, and only its ToRGB output is passed on. The last T_k is P^c. Without the
     stream the last O_k is P^c. The paper's table 3 compares what `aware` chooses:
 
         stream      T_k as above; every B_k but the last doubles the resolution
@@ -49,11 +49,9 @@ class TriplaneBackbone(nn.Module):
         self.aware = config.aware
         self.stream = nn.ModuleList()  # B_k
         if config.aware in ('stream', 'triplane'):
-            doubled = len(resolutions) - 1 if config.aware == 'stream' else 0
-            self.stream.extend(
-                PlaneBlock(outputs, outputs, outputs, config.w_dim, up * k, up, align=True)
-                for k, up in zip(resolutions, [2] * doubled + [1] * (len(resolutions) - doubled))
-            )
+            for k in resolutions:
+                up = 2 if config.aware == 'stream' and k < config.plane_resolution else 1  # the stream's last keeps its size
+                self.stream.append(PlaneBlock(outputs, outputs, outputs, config.w_dim, up * k, up, align=True))
         self.num_ws = sum(block.num_convs for block in self.blocks) + 1
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 

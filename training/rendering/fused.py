@@ -4,6 +4,10 @@ The steps have the names, arguments and results of the reference implementation 
 what `prepare` gives, a triplane.FusedField. In memory samples are the first axis, so that neighbouring rays lie side by side. Few
 colours are computed and kept together with the density. Where there are many, density comes first and colours are weighted in
 place, in a second evaluation, so that no tensor ever holds the colours of all samples: `evaluate` then gives None for them.
+
+Hooks that the reference has for these steps: `prepare` lays planes out anew, once per render; `stratified_depths` and
+`concat_samples` fix the layout of all that comes along rays; `weighted_colors` knows field and rays, to evaluate colours again;
+`bytes_per_sample` is smaller here.
 """
 
 import functools

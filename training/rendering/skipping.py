@@ -135,33 +135,33 @@ class Skip(NamedTuple):
     eps: float
     bounds: DensityBounds
 
-    def render(self, steps, field, origins, directions, near, far, jitter, u):
+    def render(self, backend, field, origins, directions, near, far, jitter, u):
         """As `volume.render_chunk`, but for samples that weigh less than eps."""
         rays, count = (origins, directions), jitter.shape[-1]
-        first = steps.stratified_depths(near, far, jitter)
-        limits = steps.density_limits(self.bounds, *rays, first)
+        first = backend.stratified_depths(near, far, jitter)
+        limits = backend.density_limits(self.bounds, *rays, first)
         known = torch.full_like(first, EMPTY)
-        first_density, first_colors = _evaluate_needed(steps, field, *rays, first, limits, known, self.eps)
+        first_density, first_colors = _evaluate_needed(backend, field, *rays, first, limits, known, self.eps)
         if not u.shape[-1]:
-            weights, opacity, depth = steps.composite(first_density, first)
-            return steps.weighted_colors(field, *rays, first, weights, first_colors), opacity, depth, first_and_last(first)
-        finer = steps.importance_depths(first, steps.interval_weights(first_density, first), u)
-        depths, order = steps.sort_depths(steps.concat_samples(first, finer))
+            weights, opacity, depth = backend.composite(first_density, first)
+            return backend.weighted_colors(field, *rays, first, weights, first_colors), opacity, depth, first_and_last(first)
+        importance = backend.importance_depths(first, backend.interval_weights(first_density, first), u)
+        depths, order = backend.sort_depths(backend.concat_samples(first, importance))
         order = order.long()
-        limits = steps.concat_samples(limits, steps.density_limits(self.bounds, *rays, finer)).gather(-1, order)
-        known = steps.concat_samples(first_density, torch.full_like(finer, EMPTY)).gather(-1, order)
-        raw_density, colors = _evaluate_needed(steps, field, *rays, depths, limits, known, self.eps)
-        weights, opacity, depth = steps.composite(raw_density, depths)
+        limits = backend.concat_samples(limits, backend.density_limits(self.bounds, *rays, importance)).gather(-1, order)
+        known = backend.concat_samples(first_density, torch.full_like(importance, EMPTY)).gather(-1, order)
+        raw_density, colors = _evaluate_needed(backend, field, *rays, depths, limits, known, self.eps)
+        weights, opacity, depth = backend.composite(raw_density, depths)
         # Every colour counts once: with the first pass, or where the second pass evaluated it.
         first_weights = torch.zeros_like(weights).scatter(-1, order, weights)[..., :count]
         first_weights = torch.where(first_density == EMPTY, 0.0, first_weights)
         weights = torch.where(known == EMPTY, weights, 0.0)
-        pixels = steps.weighted_colors(field, *rays, first, first_weights, first_colors)
-        pixels = pixels + steps.weighted_colors(field, *rays, depths, weights, colors)
+        pixels = backend.weighted_colors(field, *rays, first, first_weights, first_colors)
+        pixels = pixels + backend.weighted_colors(field, *rays, depths, weights, colors)
         return pixels, opacity, depth, first_and_last(depths)
 
 
-def _evaluate_needed(steps, field, origins, directions, depths, limits, known, eps):
+def _evaluate_needed(backend, field, origins, directions, depths, limits, known, eps):
     """Evaluate the samples that may weigh eps or more and whose density is not known yet, that is EMPTY.
 
     Returns the raw densities of all samples, EMPTY where none is known, and the colours of those evaluated, 0 elsewhere.
@@ -172,10 +172,10 @@ def _evaluate_needed(steps, field, origins, directions, depths, limits, known, e
     for first in range(0, depths.shape[-1], SAMPLES_PER_PART):
         part = slice(first, first + SAMPLES_PER_PART)
         chosen = needed[..., part] & (transmittance >= eps)
-        found, found_colors = steps.evaluate(field, origins, directions, depths[..., part], chosen)
+        found, found_colors = backend.evaluate(field, origins, directions, depths[..., part], chosen)
         raw_density[..., part] = torch.where(chosen, found, raw_density[..., part])
         colors.append(found_colors)
         reached = slice(max(first - 1, 0), first + SAMPLES_PER_PART)
         passed = 1 - interval_alpha(raw_density[..., reached], depths[..., reached])
         transmittance = transmittance * passed.prod(dim=-1, keepdim=True)
-    return raw_density, functools.reduce(steps.concat_samples, colors)
+    return raw_density, functools.reduce(backend.concat_samples, colors)

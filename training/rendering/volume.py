@@ -1,13 +1,13 @@
 """Volume rendering of a tri-plane field, step by step: the reference implementation (docs/method.md, sections 2 and 4).
 
-In reading order: looking points up in planes, the field, where to sample along rays, what samples weigh, and `render_rays`,
-which puts the steps together. It takes them from this module or from `training.rendering.fused`, which has the same names,
-arguments and results. S samples on each of M rays of N images have depths and densities [N, M, S] and colours [N, M, S, C].
-Lengths are in world units; raw density is before its activation.
+The entry is `render_rays`; `render_chunk` is the algorithm, in a dozen lines: read these two first. Above them stand their steps,
+in the order of their use: the field, where to sample along rays, what samples weigh.
 
-Some steps take what plain PyTorch has no use for, so that the fused ones may do otherwise: `prepare` lets them lay planes out
-anew, once per render; `stratified_depths` and `concat_samples` fix the layout of all that comes along rays; `weighted_colors`
-knows field and rays, because fused steps evaluate many colours again rather than keep them; `bytes_per_sample` is theirs to say.
+Lengths are in world units; raw density is before its activation. N images, M rays of each, S samples on a ray (I of them by
+importance), C colours: depths and densities are [N, M, S], colours [N, M, S, C].
+
+`render_rays` takes the steps from a backend: this module, or `training.rendering.fused`, which has the same names, arguments and
+results. Some look trivial here because they are hooks for the fused backend, which says what it does in them.
 """
 
 from typing import NamedTuple
@@ -29,13 +29,13 @@ SHARE_OF_MEMORY = 0.5  # of what is free on a GPU, for a chunk of rays
 def sample_planes(planes, points, box_size, axes):
     """Features of points: the mean over the planes of bilinear lookups, zeros outside.
 
-    planes: [N, K, C, H, W]; points: [N, P, 3], world units; box_size: side of the cube that the planes cover;
+    planes: [N, 3, C, H, W]; points: [N, P, 3], world units; box_size: side of the cube that the planes cover;
     axes: for every plane its width axis and height axis, such as ('xy', 'yz', 'zx'). Returns [N, P, C].
     """
     n, count = planes.shape[:2]
     x, y, z = points.mul(2 / box_size).unbind(dim=-1)
     along = {'x': x, 'y': y, 'z': z}
-    grid = torch.stack([torch.stack([along[axis] for axis in pair], dim=-1) for pair in axes], dim=1)  # [N, K, P, 2]
+    grid = torch.stack([torch.stack([along[axis] for axis in pair], dim=-1) for pair in axes], dim=1)  # [N, 3, P, 2]
     looked_up = F.grid_sample(
         planes.flatten(0, 1), grid.flatten(0, 1).unsqueeze(1), mode='bilinear', padding_mode='zeros', align_corners=False
     )
@@ -45,7 +45,7 @@ def sample_planes(planes, points, box_size, axes):
 class TriplaneField(NamedTuple):
     """Density and colours of points in space, from one or two sets of planes, whose features add up, and a decoder."""
 
-    planes: tuple  # one or two tensors [N, K, C, H, W]
+    planes: tuple  # one or two tensors [N, 3, C, H, W]
     decoder: object  # (features, number of colours) -> raw density, colours; has `effective_weights`
     box_size: float  # side of the cube that the planes cover
     axes: tuple  # of every plane, such as ('xy', 'yz', 'zx')
@@ -109,14 +109,14 @@ def stratified_depths(near, far, jitter):
 
 
 def importance_depths(depths, weights, u):
-    """Depths [N, M, K] drawn where an earlier pass saw weight, by the inverse CDF of the smoothed weights. No gradient.
+    """Importance (hierarchical) samples: depths [N, M, I] by the inverse CDF of the first pass's smoothed weights. No gradient.
 
-    depths: [N, M, S], ascending; weights: [N, M, S - 1], of the intervals; u: [N, M, K] in [0, 1].
+    depths: [N, M, S], ascending; weights: [N, M, S - 1], of the intervals; u: [N, M, I] in [0, 1].
     """
     with torch.no_grad():
-        # [1:-1] is NeRF's, whose weights are of samples. Of S - 1 intervals S - 3 are left: each fills the bin that ends, not
-        # begins, at its middle, and the last bin gets nothing. The published networks were trained so. 1e-5 is NeRF's guard
-        # against weights that are all 0, which the floor of the smoothed ones makes idle.
+        # NeRF's [1:-1] is meant for weights of samples; these are of intervals, so the bins are shifted by one: weight j fills
+        # [middle j-1, middle j], and the last bin stays empty. Kept, because the published networks were trained so. 1e-5 is
+        # NeRF's guard against weights that are all 0; after the + 0.01 of `smooth_weights` it has nothing to do.
         masses = smooth_weights(weights)[..., 1:-1] + 1e-5
         return invert_cdf(midpoints(depths), masses / masses.sum(dim=-1, keepdim=True), u)
 
@@ -127,7 +127,7 @@ def midpoints(depths):
 
 
 def smooth_weights(weights):
-    """Blur interval weights [N, M, K] so that no neighbour of a surface is missed: max-pool, average, plus 0.01.
+    """Blur interval weights [N, M, S - 1] so that no neighbour of a surface is missed: max-pool, average, plus 0.01.
 
     What is added sends a few samples everywhere, since a thin surface may lie between those of the first pass.
     """
@@ -138,7 +138,7 @@ def smooth_weights(weights):
 def invert_cdf(edges, masses, u):
     """Inverse CDF of a piecewise constant density.
 
-    edges: bin edges [..., B + 1]; masses: [..., B], summing to 1; u: [..., K] in [0, 1]. Returns [..., K].
+    edges: bin edges [..., B + 1]; masses: [..., B], summing to 1; u: [..., I] in [0, 1]. Returns [..., I].
     """
     cdf = F.pad(masses.cumsum(dim=-1), (1, 0))
     bins = masses.shape[-1]
@@ -165,9 +165,9 @@ def sort_depths(depths):
 
 
 def interval_alpha(raw_density, depths):
-    """How much of the light each interval between consecutive samples takes away [N, M, S - 1]."""
+    """Alpha [N, M, S - 1] of each interval between consecutive samples: the share of light that it stops."""
     lengths = depths[..., 1:] - depths[..., :-1]
-    # The shift by -1 makes space thin where a new network says 0: softplus(-1) = 0.31 instead of 0.69 (Mip-NeRF's, too).
+    # The shift by -1 biases an untrained field towards empty space: softplus(-1) = 0.31, softplus(0) = 0.69 (as in Mip-NeRF).
     density = F.softplus((raw_density[..., 1:] + raw_density[..., :-1]) / 2 - 1)
     return 1 - torch.exp(-density * lengths)
 
@@ -213,10 +213,10 @@ class Rendered(NamedTuple):
     opacity: torch.Tensor
 
 
-def render_rays(steps, field, origins, directions, config, sampling='stratified', random=None, skip=None):
+def render_rays(backend, field, origins, directions, config, sampling='stratified', random=None, skip=None):
     """Render rays through a field.
 
-    steps: this module or `training.rendering.fused`; field: points [N, P, 3] -> raw density [N, P, 1], colours [N, P, C], such
+    backend: this module or `training.rendering.fused`; field: points [N, P, 3] -> raw density [N, P, 1], colours [N, P, C], such
     as a TriplaneField; origins, directions: [N, M, 3]; config: RenderingConfig; sampling: one of SAMPLING_MODES; random:
     BatchRandom for stratified sampling; skip: skipping.Skip, to leave out samples of a TriplaneField that cannot be seen,
     without gradients. Differentiable in what the field computes, not in the sampled depths.
@@ -227,38 +227,41 @@ def render_rays(steps, field, origins, directions, config, sampling='stratified'
         near, far = (torch.full_like(origins[..., :1], limit) for limit in (config.near, config.far))
     jitter, u = _sampling_positions(*origins.shape[:2], config, sampling, random, origins.device)
     render = render_chunk if skip is None else skip.render
-    per_chunk = _rays_per_chunk(steps, field, origins, config)
-    field, chunks = steps.prepare(field), []
+    per_chunk = _rays_per_chunk(backend, field, origins, config)
+    field, chunks = backend.prepare(field), []
     for first in range(0, origins.shape[1], per_chunk):
         rays = [x[:, first : first + per_chunk] for x in (origins, directions, near, far, jitter, u)]
-        chunks.append(render(steps, field, *rays))
+        chunks.append(render(backend, field, *rays))
     colors, opacity, depth, ends = (torch.cat(parts, dim=1) for parts in zip(*chunks))
     if config.white_background:
         colors = colors + 1 - opacity
-    # Rays without weight have no depth, that is infinity: they get the farthest of all samples, so that depth maps stay finite.
+    # The depth of a ray with opacity 0 is infinite; clamped to the farthest sample of all, so that depth maps are finite.
     return Rendered(colors * 2 - 1, depth.clamp(ends.min(), ends.max()), opacity)
 
 
-def render_chunk(steps, field, origins, directions, near, far, jitter, u):
+def render_chunk(backend, field, origins, directions, near, far, jitter, u):
     """Colours [N, M, C] in (0, 1), opacity and depth [N, M, 1], and the depths of the first and last sample [N, M, 2].
 
-    jitter, u: [N, M, S] and [N, M, K], of the stratified and the importance samples; K may be 0.
+    jitter, u: [N, M, S] and [N, M, I], of the stratified and the importance samples; I may be 0.
     """
-    depths = drawn = steps.stratified_depths(near, far, jitter)
+    depths = drawn = backend.stratified_depths(near, far, jitter)
     order = None
-    raw_density, colors = steps.evaluate(field, origins, directions, depths)
+    raw_density, colors = backend.evaluate(field, origins, directions, depths)
     if u.shape[-1]:
-        finer = steps.importance_depths(depths, steps.interval_weights(raw_density.detach(), depths), u)
-        finer_density, finer_colors = steps.evaluate(field, origins, directions, finer)
-        raw_density, colors = steps.concat_samples(raw_density, finer_density), steps.concat_samples(colors, finer_colors)
-        drawn = steps.concat_samples(depths, finer)
-        depths, order = steps.sort_depths(drawn)
-    weights, opacity, depth = steps.composite(raw_density, depths, order)
-    return steps.weighted_colors(field, origins, directions, drawn, weights, colors), opacity, depth, first_and_last(depths)
+        importance = backend.importance_depths(depths, backend.interval_weights(raw_density.detach(), depths), u)
+        importance_density, importance_colors = backend.evaluate(field, origins, directions, importance)
+        raw_density, colors = (
+            backend.concat_samples(raw_density, importance_density),
+            backend.concat_samples(colors, importance_colors),
+        )
+        drawn = backend.concat_samples(depths, importance)
+        depths, order = backend.sort_depths(drawn)
+    weights, opacity, depth = backend.composite(raw_density, depths, order)
+    return backend.weighted_colors(field, origins, directions, drawn, weights, colors), opacity, depth, first_and_last(depths)
 
 
 def first_and_last(depths):
-    """The depths [N, M, 2] of the first and the last sample, indexed by numbers that no GPU has to be sent."""
+    """The depths [N, M, 2] of the first and the last sample. A slice: an index [0, -1] would have to be copied to a GPU."""
     return depths[..., :: depths.shape[-1] - 1]
 
 
@@ -273,7 +276,7 @@ def _sampling_positions(n, m, config, sampling, random, device):
     return random.uniform(m, config.depth_samples), random.uniform(m, config.importance_samples)
 
 
-def _rays_per_chunk(steps, field, origins, config):
+def _rays_per_chunk(backend, field, origins, config):
     """How many rays of every image to render at once: all of them with gradients, else what fits into free memory."""
     n, m = origins.shape[:2]
     if torch.is_grad_enabled():
@@ -283,7 +286,7 @@ def _rays_per_chunk(steps, field, origins, config):
         return max(1, MAX_POINTS_PER_PASS // samples)
     device = origins.device  # free is what nobody has, and what PyTorch holds but does not use
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(1, int(SHARE_OF_MEMORY * free) // (samples * steps.bytes_per_sample(field)))
+    return max(1, int(SHARE_OF_MEMORY * free) // (samples * backend.bytes_per_sample(field)))
 
 
 def bytes_per_sample(field):
