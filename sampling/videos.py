@@ -153,7 +153,7 @@ def write_video(options, read_cameras):
         for index, subjects in enumerate(tqdm(casts(G, ws, len(cameras), options), total=total, unit='frame')):
             label = cameras.labels[index % len(cameras), None]
             video.add(render_frame(G, subjects, label, branches, options))
-    options.record(options.output.with_suffix('.cameras.json'), cameras, [ws])
+    options.record(Path(f'{options.output}.cameras.json'), cameras, [ws])
 
 
 @naming_memory('lower --render-resolution')
@@ -180,7 +180,7 @@ def write_texture_images(options, read_cameras):
         draw_branches(rows, options.epi_line, options.output)
     else:
         _write_textures([row.texture for row in rows], len(branches), options.output)
-    options.record(options.output.with_suffix('.cameras.json'), cameras, [ws])
+    options.record(Path(f'{options.output}.cameras.json'), cameras, [ws])
     return rows
 
 

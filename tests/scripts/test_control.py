@@ -126,7 +126,7 @@ def test_a_video_has_a_frame_per_camera(mode, moving, tmp_path, monkeypatch):
     succeed(gen_videos.main, *common, '--seeds=0-1', f'--mode={mode}', f'--output={tmp_path}/film.mp4')
     assert len(read_video(tmp_path / 'film.mp4')[1]) == 6
     assert torch.equal(torch.cat(seen), cameras.labels.repeat(2, 1))
-    assert (tmp_path / 'film.cameras.json').read_bytes() == (tmp_path / 'c.json').read_bytes()
+    assert (tmp_path / 'film.mp4.cameras.json').read_bytes() == (tmp_path / 'c.json').read_bytes()
 
 
 def test_a_texture_image_has_a_row_per_camera(moving, networks, tmp_path):

@@ -61,9 +61,11 @@ def test_what_the_scripts_read_and_write(name, here):
         f'--outdir={name}.out',
     )
     succeed(calc_metrics.main, 'plot', f'--output={name}.plot', '--', f'{name}.out')
-    assert set(os.listdir()) == {f'{name}{suffix}' for suffix in ('', '.PNG', '.MP4', '.out', '.pkl', '.plot', '.zip')}
+    cameras = ('.PNG.cameras.json', '.MP4.cameras.json')
+    suffixes = ('', '.PNG', '.MP4', *cameras, '.out', '.pkl', '.plot', '.zip')
+    assert set(os.listdir()) == {f'{name}{suffix}' for suffix in suffixes}
     assert {Image.open(f'{name}{suffix}').format for suffix in ('.PNG', '.plot')} == {'PNG'}
-    assert sorted(os.listdir(name)) == ['samples_3d.png', 'seed0000.glb', 'seed0000.ply']
+    assert sorted(os.listdir(name)) == ['cameras.json', 'samples_3d.png', 'seed0000.glb', 'seed0000.ply']
     assert results.read_folder(f'{name}.out')[0]['snapshot'] == os.path.abspath(f'{name}.pkl')
 
 

@@ -17,7 +17,7 @@ from training.rendering.cameras import split_label, view_label
 def film(tmp_path, *arguments):
     path = tmp_path / 'videos' / 'film.mp4'
     succeed(gen_videos.main, '--network=stage2.pkl', f'--output={path}', '--fps=10', *arguments)
-    assert sorted(file.name for file in path.parent.iterdir()) == ['film.cameras.json', 'film.mp4']
+    assert sorted(file.name for file in path.parent.iterdir()) == ['film.mp4', 'film.mp4.cameras.json']
     return read_video(path)
 
 
