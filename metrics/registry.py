@@ -128,7 +128,7 @@ def find_family(name):
         match = re.fullmatch(family.pattern, name)
         if match:
             return family, match
-    raise UserError(f'{name!r} is no metric; there are: {", ".join(family.form for family in families())}')
+    raise UserError(f'--metrics: {name!r} is no metric; there are: {", ".join(family.form for family in families())}')
 
 
 def by_group(names):

@@ -347,4 +347,4 @@ def test_options_before_a_subcommand_are_named(folder):
 
 def test_an_unknown_metric_is_named(folder):
     result = run(folder, '--metrics=fid50k_ful')
-    assert result.exit_code == 1 and "'fid50k_ful' is no metric; there are: fid<N>_full" in result.output
+    assert result.exit_code == 1 and "--metrics: 'fid50k_ful' is no metric; there are: fid<N>_full" in result.output
