@@ -95,7 +95,10 @@ class Config:
         unknown = sorted(set(values) - set(hints))
         check(not unknown, f'{cls.__name__} has no field {", ".join(unknown)}; it has: {", ".join(hints)}')
         values = {name: _restore(hints[name], value) for name, value in values.items()}
+        flags = {item.name: item.metadata['option'].flag for item in dataclasses.fields(cls) if 'option' in item.metadata}
         for name, value in values.items():
+            too_large = type(value) is int and abs(value) >= _LARGEST_INTEGER
+            check(not too_large, f'{flags.get(name, name)}={str(value)[:40]} is larger than any number here can be')
             check(
                 _is_of_type(value, hints[name]),
                 f'{cls.__name__} has {name}={str(value)[:40]!r}, which is not of type {hints[name]}',
@@ -132,7 +135,7 @@ def _is_of_type(value, hint):
     if isinstance(value, tuple):
         return tuple in kinds and any(all(_is_of_type(item, kind) for item in value) for kind in (float, str))
     if type(value) is int:
-        return (int in kinds or float in kinds) and abs(value) < _LARGEST_INTEGER
+        return int in kinds or float in kinds
     return type(value) in kinds
 
 
@@ -233,7 +236,7 @@ class GeneratorConfig(Config):
         for name in ('image_resolution', 'plane_resolution', 'sr_input_resolution'):
             value = getattr(self, name)
             check(is_power_of_two(value) and value >= 4, f'{name} must be a power of two from 4 up, got {value}')
-        choices = {'plane_order': PLANE_AXES, 'plane_activation': PLANE_ACTIVATIONS, 'sr_noise_mode': NOISE_MODES}
+        choices = {'plane_activation': PLANE_ACTIVATIONS, 'sr_noise_mode': NOISE_MODES}
         for name, known in choices.items():
             check(getattr(self, name) in known, f'{name} must be one of {", ".join(known)}, got {getattr(self, name)!r}')
         check(
@@ -262,6 +265,16 @@ class GeneratorConfig(Config):
             f'render_resolution ({self.render_resolution}) must not exceed {largest}, '
             'the input of S2D, which does not resize larger renders here (sr_resize_larger is False)',
         )
+
+    @classmethod
+    def from_dict(cls, values):
+        """`Config.from_dict`, also of files that have three switches in the place of `aware` and `branch_3d`."""
+        values = dict(values)
+        if 'aware_stream' in values:
+            stream, latent = values.pop('aware_stream'), values.pop('aware_latent', False)
+            values['aware'] = 'latent' if latent else 'stream' if stream else 'none'
+            values['branch_3d'] = 'residual' if values.pop('residual', True) else 'none'
+        return super().from_dict(values)
 
     @property
     def has_3d_branch(self):
@@ -302,6 +315,7 @@ class DiscriminatorConfig(Config):
             self.channel_base >= self.resolution and self.channel_max >= 1,
             f"the discriminator's channel_base must be at least its resolution ({self.resolution}) and channel_max at least 1",
         )
+        check(self.minibatch_group >= 1, f'minibatch_group must be at least 1, got {self.minibatch_group}')
         known = self.raw_resize in RAW_RESIZE_FILTERS or (isinstance(self.raw_resize, float) and 0 < self.raw_resize < 1)
         check(known, f'raw_resize must be one of {", ".join(RAW_RESIZE_FILTERS)} or a number between 0 and 1')
 

@@ -216,6 +216,7 @@ def test_schedules_of_given_weights_stay_when_the_run_goes_on(data, tmp_path, fi
         (['--preset=demo', '--colour=red'], 'No such option'),
         (['--preset=demo', '--batch=10', '--gpus=4'], '--batch=10 does not divide by --gpus=4'),
         (['--preset=demo', '--batch=8', '--batch-gpu=3'], '--batch-gpu=3'),
+        (['--preset=demo', '--samples=4611686018427387904'], '--samples=4611686018427387904 is larger than'),
         (['--preset=demo', '--batch=12', '--batch-gpu=6'], 'minibatch statistics'),
         (['--preset=demo', '--stage1-kimg=0', '--stage2-kimg=0'], 'nothing to train'),
         (['--preset=demo', '--near=3', '--far=2'], 'below far'),
@@ -280,6 +281,8 @@ def test_saved_numbers_must_be_finite(part, field, number):
     [
         ('generator', dict(channel_base=8), "generator's channel_base"),
         ('discriminator', dict(channel_max=0), "discriminator's channel_base .* channel_max at least 1"),
+        ('discriminator', dict(minibatch_group=0), 'minibatch_group must be at least 1'),
+        ('generator', dict(plane_order='xyz'), "plane_order: 'xyz' is not one of"),
         ('generator.rendering', dict(precision='fp8'), "precision: 'fp8' is not one of"),
         ('generator.rendering', dict(depth_samples=3), 'depth_samples: 3 is not in the range'),
         ('stage2.loss', dict(swap_end=1.5), 'swap_end: 1.5 is not in the range'),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import assert_same_weights, broken
-from tests.tiny import tiny_networks
+from tests.tiny import tiny_generator, tiny_networks
 from training.snapshots import SnapshotError, load_networks, save_snapshot
 
 
@@ -27,6 +27,22 @@ def test_snapshots_are_plain_data(tmp_path):
     for name, module in load_networks(tmp_path / 'own.pkl').items():
         assert_same_weights(module, networks[name])
         assert module.config == networks[name].config
+
+
+@pytest.mark.parametrize('aware', ['none', 'latent', 'stream'])
+@pytest.mark.parametrize('branch_3d', ['none', 'residual'])
+def test_snapshots_with_switches_of_before_the_ablations_open(aware, branch_3d, tmp_path):
+    """The 3D-aware convolutions and the 3D branch were three switches, then two choices."""
+    network = tiny_generator(aware=aware, branch_3d=branch_3d)
+    save_snapshot(tmp_path / 'own.pkl', {'G': network}, {})
+    content = torch.load(tmp_path / 'own.pkl', weights_only=True)
+    config = content['networks']['G']['config']
+    config |= dict(aware_stream=aware == 'stream', aware_latent=aware == 'latent', residual=branch_3d == 'residual')
+    del config['aware'], config['branch_3d']
+    torch.save(content, tmp_path / 'before.pkl')
+    opened = load_networks(tmp_path / 'before.pkl')['G']
+    assert opened.config == network.config
+    assert_same_weights(opened, network)
 
 
 def test_a_truncated_snapshot_is_refused(finished, tmp_path):

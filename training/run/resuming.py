@@ -103,7 +103,7 @@ def _read_options(path):
             return RunConfig.from_dict(json.load(file))
     except ConfigError as error:
         raise ConfigError(f'{path} does not fit this version: {error}') from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         return _options_of_state(
             os.path.dirname(path), f'{path} cannot be read ({str(error)[:100]}); restore it, or name another folder'
         )

@@ -369,7 +369,13 @@ def test_damage_that_a_run_recovers_from(name, copy, whole):
 
 
 @pytest.mark.parametrize(
-    'damage', [lambda path: path.unlink(), lambda path: path.write_text('{"preset"'), lambda path: path.write_text('[]')]
+    'damage',
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_text('{"preset"'),
+        lambda path: path.write_text('[]'),
+        lambda path: path.write_text('[' * 100000),
+    ],
 )
 def test_lost_options_come_from_the_state(damage, copy):
     config = resuming.saved_config(str(copy))
