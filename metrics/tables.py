@@ -31,11 +31,24 @@ def rows(records, every=False, published='none'):
         column = _column(record)
         row[column] = record['value']
         row.update({f'{column} {part}': record['parts'][part] for part in _SHOWN_PARTS if part in record['parts']})
-    chosen = list(measured.values())
+    chosen = _join_views(list(measured.values()))
     if not every:
         newest = {_what(row): row for row in sorted(chosen, key=lambda row: row['kimg'] or 0)}
         chosen = [row for row in chosen if row is newest[_what(row)]]
     return chosen + published_rows(published)
+
+
+def _join_views(rows):
+    """Rows, where those of stored views are one with those of the same method's stored images, if these have one data set."""
+    joined = [row for row in rows if row['data'] or row['branch']]
+    for row in rows:
+        if row not in joined:
+            images = [other for other in joined if other['method'] == row['method']]
+            if len(images) == 1:
+                images[0].update({name: value for name, value in row.items() if value not in (None, '')})
+            else:
+                joined.append(row)
+    return joined
 
 
 def _what(row):

@@ -140,6 +140,16 @@ def test_of_a_run_the_last_snapshot_counts_and_folders_of_one_name_are_not_one_r
     assert [row['here'] for row in table(found, 2, every=True)[0]] == ['9', '8', '', '', '', '7']
 
 
+def test_views_of_another_method_stand_in_the_row_of_its_images():
+    fid = record(9.9, None, None, label='StyleSDF')
+    views = {**record(30.0, None, None, 'psnr_mv', 'StyleSDF'), 'data': None, 'snapshot': None}
+    (row,) = tables.rows([{**fid, 'snapshot': None}, views])
+    assert (row['method'], row['data'], row['fid50k_full'], row['psnr_mv']) == ('StyleSDF', 'b.zip', 9.9, 30.0)
+    of_two_sets = [{**fid, 'snapshot': None, 'data': data} for data in ('ffhq256.zip', 'ffhq512.zip')]
+    assert [row.get('psnr_mv') for row in tables.rows([*of_two_sets, views])] == [None, None, 30.0]
+    assert len(tables.rows([views, {**views, 'label': 'GRAM'}])) == 2
+
+
 def test_csv_has_the_ablations_in_columns():
     rows = tables.rows([measured(9.0, ABLATIONS['C'], preset='demo')], published='all')
     lines = list(csv.DictReader(tables.format_table(rows, 'csv').splitlines()))
