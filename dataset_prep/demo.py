@@ -29,7 +29,7 @@ class Ellipsoid:
     centre: np.ndarray  # [3], world units
     axes: np.ndarray  # [3], half axes
     color: np.ndarray  # [3], 0..1
-    cut: tuple = (np.zeros(3), -1.0)  # keeps all
+    cut: tuple = (np.zeros(3), -1.0)  # a plane that cuts nothing off
 
 
 def draw_cameras(count, focal, radius, rng):

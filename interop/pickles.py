@@ -235,7 +235,7 @@ class _Machine:
                 stack[-1].extend(taken)
             case 'SETITEM' | 'SETITEMS':
                 _set_items(stack[-1], taken)
-            case 'MEMOIZE' | 'BINPUT' | 'LONG_BINPUT':  # the first one counts by itself
+            case 'MEMOIZE' | 'BINPUT' | 'LONG_BINPUT':  # MEMOIZE has no index: it counts entries
                 self.memo[len(self.memo) if argument is None else argument] = stack[-1]
             case 'BINGET' | 'LONG_BINGET':
                 stack.append(self.memo[argument])

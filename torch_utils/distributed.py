@@ -294,7 +294,7 @@ def together(naming=True):
     if world_size() == 1:
         yield
         return
-    block, mine = SimpleNamespace(naming=naming, broken=None), None  # broken: what another process left the block for
+    block, mine = SimpleNamespace(naming=naming, broken=None), None  # broken: why another process left the block
     _blocks.append(block)
     try:
         yield

@@ -86,7 +86,7 @@ class TrainingRun:
             if self.first:
                 self.saver = Saver(config)
                 state = self.saver.load_state(damage.append)
-        others = distributed.share(state and without_tensors(state))  # the stage hands on the tensors
+        others = distributed.share(state and without_tensors(state))  # their tensors come with the stage's networks
         self.saved = (state if self.first else others) or {}
         self.images_seen = self.saved.get('images_seen', 0)  # where the next stage begins
         self.inherited = self.saved.get('inherited', {})  # weights that a later stage begins with

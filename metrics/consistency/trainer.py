@@ -60,7 +60,7 @@ def fit(views, recipe, background, seed=0, device='cpu', progress=False):
         loss.backward()
         optimizer.step()
         schedule.step()
-        if (step % 100 == 99 or step + 1 == recipe.steps) and not loss.isfinite():  # seldom, since looking waits for a GPU
+        if (step % 100 == 99 or step + 1 == recipe.steps) and not loss.isfinite():  # rarely: it waits for the GPU
             raise UserError(f'{views.name}: the reconstruction diverged at step {step + 1}: try another --seed')
     eyes = scene_labels(views.labels, views.box_size)[:, [3, 7, 11]]
     return Reconstruction(fields.eval().requires_grad_(False), recipe, background, views.box_size, eyes)

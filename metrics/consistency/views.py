@@ -268,7 +268,7 @@ def files_fingerprint(path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From either
+# From a network or from stored views
 
 
 def find_subjects(task):
