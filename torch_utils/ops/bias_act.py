@@ -4,66 +4,44 @@ The operator computes the leaky ReLU, and with slope 1 no activation: what Style
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from torch_utils import custom_ops
 
-LEAKY_RELU_SLOPE = 0.2
+GAINS = {'linear': 1.0, 'lrelu': math.sqrt(2), 'softplus': 1.0}  # keep the second moment of normal inputs near 1
+KERNEL_SLOPES = {'linear': 1.0, 'lrelu': 0.2}  # below 0, of the activations that the operator has
 
 
-class Activation(NamedTuple):
-    function: Callable  # lrelu's takes its slope, too
-    gain: float = 1.0  # keeps the second moment of normal inputs near 1
-
-
-# The networks use linear, lrelu and softplus; the published operator, which ours is compared with, has these.
-ACTIVATIONS = {
-    'linear': Activation(lambda x: x),
-    'relu': Activation(F.relu, math.sqrt(2)),
-    'lrelu': Activation(F.leaky_relu, math.sqrt(2)),
-    'tanh': Activation(torch.tanh),
-    'sigmoid': Activation(torch.sigmoid),
-    'elu': Activation(F.elu),
-    'selu': Activation(F.selu),
-    'softplus': Activation(F.softplus),
-    'swish': Activation(lambda x: torch.sigmoid(x) * x, math.sqrt(2)),
-}
-KERNEL_ACTIVATIONS = ('linear', 'lrelu')
-
-
-def bias_act(x, b=None, dim=1, act='linear', alpha=LEAKY_RELU_SLOPE, gain=None, clamp=None, impl=None):
+def bias_act(x, b=None, dim=1, act='linear', gain=None, clamp=None, impl=None):
     """clamp(act(x + b) * gain).
 
-    x: any shape; b: [x.shape[dim]] or None; act: a name in ACTIVATIONS; alpha (>= 0): the slope of 'lrelu' below 0; gain: None
-    takes the activation's own; clamp: largest magnitude of the output, or None. Returns the shape and dtype of x.
-    Differentiable to any order.
+    x: any shape; b: [x.shape[dim]] or None; act: a name in GAINS; gain: None takes the activation's own; clamp: largest
+    magnitude of the output, or None. Returns the shape and dtype of x. Differentiable to any order.
 
-    impl: 'ref', plain PyTorch; 'cuda', the operator (x on a GPU, act one of KERNEL_ACTIVATIONS); None: the operator where it
+    impl: 'ref', plain PyTorch; 'cuda', the operator (x on a GPU, act one of KERNEL_SLOPES); None: the operator where it
     has the activation, x is on a GPU and it can be built (see custom_ops). They differ by rounding, and where the output
     equals +-clamp: there the operator's derivative is 0.
     """
-    gain = ACTIVATIONS[act].gain if gain is None else gain
+    gain = GAINS[act] if gain is None else gain
     b = None if b is None else b.to(x.dtype)
-    if act == 'lrelu' and alpha < 0:
-        raise ValueError(f'bias_act: alpha must not be negative, got {alpha}')
     chosen = custom_ops.choose('bias_act', x.device.type, impl)
-    if chosen == 'cuda' and act in KERNEL_ACTIVATIONS:
-        return torch.ops.mimic3d.bias_act(x, b, dim, alpha if act == 'lrelu' else 1.0, gain, clamp)
+    if chosen == 'cuda' and act in KERNEL_SLOPES:
+        return torch.ops.mimic3d.bias_act(x, b, dim, KERNEL_SLOPES[act], gain, clamp)
     if impl == 'cuda':
-        raise ValueError(f"bias_act: impl='cuda' has no activation {act!r}, only {' and '.join(KERNEL_ACTIVATIONS)}")
-    return _reference(x, b, dim, act, alpha, gain, clamp)
+        raise ValueError(f"bias_act: impl='cuda' has no activation {act!r}, only {' and '.join(KERNEL_SLOPES)}")
+    return reference(x, b, dim, KERNEL_SLOPES.get(act), gain, clamp)
 
 
-def _reference(x, b, dim, act, alpha, gain, clamp):
-    """The specification."""
+def reference(x, b, dim, slope, gain, clamp):
+    """The specification. slope: of the leaky ReLU, 1 for no activation; None stands for softplus."""
     if b is not None:
         x = x + _along(b, x, dim)
-    function = ACTIVATIONS[act].function
-    x = function(x, alpha) if act == 'lrelu' else function(x)
+    if slope is None:
+        x = F.softplus(x)
+    elif slope != 1:
+        x = F.leaky_relu(x, slope)
     if gain != 1:
         x = x * gain
     if clamp is not None:
@@ -101,7 +79,7 @@ def _(grad_output, y, bias_dim, slope, gain, clamp):
 
 @torch.library.impl('mimic3d::bias_act', 'cpu')
 def _(x, b, dim, slope, gain, clamp):
-    return torch.empty_like(x).copy_(_reference(x, b, dim, 'lrelu', slope, gain, clamp))
+    return torch.empty_like(x).copy_(reference(x, b, dim, slope, gain, clamp))
 
 
 @torch.library.impl('mimic3d::bias_act_grad', 'cpu')

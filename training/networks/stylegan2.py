@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.bias_act import GAINS, bias_act
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from torch_utils.random import BatchRandom
 from training.config import NOISE_MODES
@@ -92,7 +92,7 @@ class EqualizedConv2d(nn.Module):
         """x: [N, C_in, H, W]. `gain` multiplies the result, and so the largest magnitude that conv_clamp allows."""
         x = conv2d(x, (self.weight * self.weight_gain).to(x.dtype), self.resample_filter, down=self.down)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias, act=self.activation, gain=ACTIVATIONS[self.activation].gain * gain, clamp=clamp)
+        return bias_act(x, self.bias, act=self.activation, gain=GAINS[self.activation] * gain, clamp=clamp)
 
 
 class MappingNetwork(nn.Module):

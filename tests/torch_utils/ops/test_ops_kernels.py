@@ -14,7 +14,7 @@ import torch
 
 from tests.helpers import ROOT
 from torch_utils import custom_ops
-from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops import bias_act
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 TORCH_HEADERS = Path(torch.__file__).parent / 'include'
@@ -93,7 +93,7 @@ def run_bias_act(
 
 
 def reference(x, b=None, dim=1, slope=0.2, gain=1.3, clamp=None):
-    return bias_act(x, b, dim, 'lrelu', slope, gain, clamp, impl='ref')
+    return bias_act.reference(x, b, dim, slope, gain, clamp)
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
