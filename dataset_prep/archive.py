@@ -10,7 +10,7 @@ import zipfile
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.files import LOCK_FILE, FolderLock
+from dnnlib.files import LOCK_FILE, lock_folder
 from training.data.dataset import LABEL_FILE, DatasetError
 
 _IMAGES_PER_FOLDER = 1000
@@ -63,7 +63,7 @@ class DatasetWriter:
         """Have the folder for this process alone."""
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = FolderLock(self._folder, patience=0.0)
+            self._lock = lock_folder(self._folder, patience=0.0)
         except UserError:
             raise DatasetError(f'--dest={self.dest} is being written by another process: choose another path') from None
 

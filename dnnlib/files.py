@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 
@@ -119,32 +119,19 @@ def _sync_folder(folder):
 LOCK_FILE = 'lock'
 
 
-class FolderLock:
-    """A folder that belongs to this process until it ends: an advisory lock on its LOCK_FILE.
+def lock_folder(folder, patience=60.0):
+    """A folder for this process alone until its end, or `release()` of what is returned: an advisory lock on its LOCK_FILE.
 
-    Waits up to `patience` seconds, since helpers of a process that was killed may hold on for a moment. Raises UserError.
+    Waits up to `patience` seconds, negative for ever, since helpers of a process that was killed may hold on for a moment.
+    Raises UserError.
     """
-
-    def __init__(self, folder, patience=60.0):
-        self._file = open(os.path.join(folder, LOCK_FILE), 'w')
-        deadline = time.monotonic() + patience
-        while not self._take():
-            if time.monotonic() > deadline:
-                raise UserError(f'{folder} is in use by another process; wait for its end, or name another folder')
-            time.sleep(0.2)
-
-    def _take(self):
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                raise
-            warnings.warn(
-                f'{self._file.name}: this file system has no locks; see to it that one process at a time is here', stacklevel=2
-            )
-        return True
-
-    def release(self):
-        self._file.close()
+    lock = FileLock(os.path.join(folder, LOCK_FILE), timeout=patience, poll_interval=0.2)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f'{folder} is in use by another process; wait for its end, or name another folder') from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOLCK):
+            raise
+        warnings.warn(f'{folder}: this file system has no locks; see to it that one process at a time is here', stacklevel=2)
+    return lock

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import shutil
@@ -26,7 +25,7 @@ import torch
 
 from dnnlib.cli import friendly_errors
 from dnnlib.errors import UserError
-from dnnlib.files import FolderLock, cache_path
+from dnnlib.files import cache_path, lock_folder
 from torch_utils import distributed
 
 OPERATORS = ('bias_act', 'upfirdn2d')
@@ -125,7 +124,7 @@ def build(operator):
         log = library.with_name('failure.log')
         if library.exists():
             return library
-        lock = FolderLock(library.parent, patience=math.inf)
+        lock = lock_folder(library.parent, patience=-1)
         try:
             failed_meanwhile = log.exists() and log.stat().st_mtime >= asked
             if not library.exists() and not failed_meanwhile:

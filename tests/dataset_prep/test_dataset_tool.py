@@ -9,7 +9,7 @@ import dataset_prep.demo as demo
 from dataset_prep import archive
 from dataset_prep.archive import DatasetWriter
 from dataset_prep.lenses import undistort
-from dnnlib.files import FolderLock
+from dnnlib.files import lock_folder
 from tests.helpers import FOX
 from tests.photographs import (
     CENTRE,
@@ -284,9 +284,9 @@ def test_two_at_once_do_not_write_over_each_other(tmp_path, name):
 def test_what_appears_while_it_is_claimed_is_left_alone(tmp_path, monkeypatch):
     def finish_first(folder, **options):
         (tmp_path / 'set.zip').write_text('of another process')
-        return FolderLock(folder, **options)
+        return lock_folder(folder, **options)
 
-    monkeypatch.setattr(archive, 'FolderLock', finish_first)
+    monkeypatch.setattr(archive, 'lock_folder', finish_first)
     with pytest.raises(DatasetError, match='exists'), DatasetWriter(tmp_path / 'set.zip'):
         pass
     assert [path.read_text() for path in tmp_path.iterdir()] == ['of another process']

@@ -8,14 +8,9 @@ of a narrow strip, widened and added. That is exact, borders included, and takes
 without (docs/method.md, section 3).
 """
 
-import math
-
 import torch
-from torch import nn
 
-from torch_utils.ops.bias_act import bias_act
-from torch_utils.ops.upfirdn2d import setup_filter
-from training.networks.stylegan2 import RESAMPLE_TAPS, StyledConv, add_noise, conv2d, demodulation, modulated_conv2d
+from training.networks.stylegan2 import StyledConv, SynthesisLayer, ToRGB, conv2d, demodulation, modulated_conv2d
 
 NUM_PLANES = 3
 AWARE_AXES = ('xy', 'yz', 'zx')  # the planes that alignment is defined for: (width axis, height axis)
@@ -98,45 +93,25 @@ class PlaneConv(StyledConv):
     out_channels count those of all three. align: every plane sees the aligned planes (3D-aware), otherwise itself.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, w_dim, align):
+    planes = NUM_PLANES
+
+    def __init__(self, in_channels, out_channels, kernel_size, w_dim, align=False):
         seen = in_channels if align else in_channels // NUM_PLANES
         super().__init__(seen, out_channels // NUM_PLANES, kernel_size, w_dim, styles=NUM_PLANES * seen)
         self.convolution = aware_modulated_conv2d if align else plane_modulated_conv2d
 
-    def convolve(self, x, w, gain=1.0, **options):
-        """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns the planes one by one, [N, 3, out_channels / 3, R', R'].
+    def convolve(self, x, styles, **options):
+        """x: [N, in_channels, R, R]; styles: those of xy, then of yz, then of zx.
 
-        gain: of the styles, which are those of xy, then of yz, then of zx.
+        Returns the planes one by one, [N, 3, out_channels / 3, R', R'].
         """
-        planes, styles = (images.unflatten(1, (NUM_PLANES, -1)) for images in (x, self.affine(w) * gain))
+        planes, styles = (values.unflatten(1, (NUM_PLANES, -1)) for values in (x, styles))
         return self.convolution(planes, self.weight, styles, **options)
 
 
-class PlaneLayer(PlaneConv):
+class PlaneLayer(SynthesisLayer, PlaneConv):
     """StyleGAN2's synthesis layer for three planes. Stored noise is one map for all three; each draws its own."""
 
-    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, align=False):
-        super().__init__(in_channels, out_channels, 3, w_dim, align)
-        self.up = up
-        self.noise_strength = nn.Parameter(torch.zeros([]))
-        self.register_buffer('noise_const', torch.randn(resolution, resolution))
-        self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
-    def forward(self, x, w, noise_mode, random=None):
-        """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns [N, out_channels, up * R, up * R]."""
-        planes = self.convolve(x, w, up=self.up, resample_filter=self.resample_filter)
-        planes = add_noise(planes, noise_mode, self.noise_const, self.noise_strength, random)
-        return bias_act(planes, self.bias, dim=2, act='lrelu').flatten(1, 2)
-
-
-class PlaneToRGB(PlaneConv):
-    """ToRGB for three planes. The style gain counts one plane's own channels, also where it sees the aligned ones."""
-
-    def __init__(self, in_channels, out_channels, w_dim, align=False):
-        super().__init__(in_channels, out_channels, 1, w_dim, align)
-        self.style_gain = 1 / math.sqrt(in_channels // NUM_PLANES)
-
-    def forward(self, x, w):
-        """x: [N, in_channels, R, R]; w: [N, w_dim]. Returns [N, out_channels, R, R]."""
-        planes = self.convolve(x, w, self.style_gain, demodulate=False)
-        return bias_act(planes, self.bias, dim=2).flatten(1, 2)
+class PlaneToRGB(ToRGB, PlaneConv):
+    """ToRGB for three planes."""

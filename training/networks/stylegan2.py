@@ -193,41 +193,51 @@ class StyledConv(nn.Module):
     styles: how many there are, by default one for each channel that comes in.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, w_dim, styles=None):
+    planes = 1  # that stand side by side in the channels; those of tri-planes have their own convolution, see PlaneConv
+
+    def __init__(self, in_channels, out_channels, kernel_size, w_dim, styles=None, conv_clamp=None):
         super().__init__()
+        self.conv_clamp = conv_clamp
         self.affine = FullyConnected(w_dim, styles or in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
+    def convolve(self, x, styles, **options):
+        """x: [N, in_channels, R, R]; styles: of `affine`; options: of `modulated_conv2d`, which this is."""
+        return modulated_conv2d(x, self.weight, styles, **options)
+
 
 class SynthesisLayer(StyledConv):
-    """Modulated 3x3 convolution, noise, bias, leaky ReLU."""
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU. options: of the convolution."""
 
-    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, conv_clamp=None):
-        super().__init__(in_channels, out_channels, 3, w_dim)
-        self.up, self.conv_clamp = up, conv_clamp
+    def __init__(self, in_channels, out_channels, w_dim, resolution, up=1, **options):
+        super().__init__(in_channels, out_channels, 3, w_dim, **options)
+        self.up = up
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer('noise_const', torch.randn(resolution, resolution))
         self.register_buffer('resample_filter', setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, x, w, noise_mode, random=None):
         """x: [N, C_in, R, R]; w: [N, w_dim]; noise_mode, random: see `add_noise`. Returns [N, C_out, up * R, up * R]."""
-        x = modulated_conv2d(x, self.weight, self.affine(w), self.up, self.resample_filter)
+        x = self.convolve(x, self.affine(w), up=self.up, resample_filter=self.resample_filter)
         x = add_noise(x, noise_mode, self.noise_const, self.noise_strength, random)
-        return bias_act(x, self.bias, act='lrelu', clamp=self.conv_clamp)
+        return bias_act(x, self.bias, dim=x.ndim - 3, act='lrelu', clamp=self.conv_clamp).flatten(1, -3)
 
 
 class ToRGB(StyledConv):
-    """Modulated 1x1 convolution to an output image, without demodulation or activation."""
+    """Modulated 1x1 convolution to an output image, without demodulation or activation. options: of the convolution.
 
-    def __init__(self, in_channels, out_channels, w_dim, conv_clamp=None):
-        super().__init__(in_channels, out_channels, 1, w_dim)
-        self.conv_clamp, self.style_gain = conv_clamp, 1 / math.sqrt(in_channels)
+    The style gain counts one plane's own channels, also where it sees the aligned ones.
+    """
+
+    def __init__(self, in_channels, out_channels, w_dim, **options):
+        super().__init__(in_channels, out_channels, 1, w_dim, **options)
+        self.style_gain = 1 / math.sqrt(in_channels // self.planes)
 
     def forward(self, x, w):
         """x: [N, C_in, R, R]; w: [N, w_dim]. Returns [N, C_out, R, R]."""
-        x = modulated_conv2d(x, self.weight, self.affine(w) * self.style_gain, demodulate=False)
-        return bias_act(x, self.bias, clamp=self.conv_clamp)
+        x = self.convolve(x, self.affine(w) * self.style_gain, demodulate=False)
+        return bias_act(x, self.bias, dim=x.ndim - 3, clamp=self.conv_clamp).flatten(1, -3)
 
 
 class SynthesisBlock(nn.Module):

@@ -5,7 +5,7 @@ import os
 import torch
 
 from dnnlib.errors import UserError
-from dnnlib.files import FolderLock, remove
+from dnnlib.files import lock_folder, remove
 from torch_utils import distributed
 from torch_utils.background import Background
 from torch_utils.checkpoint import StateFolder
@@ -21,7 +21,7 @@ class Saver:
 
     def __init__(self, config):
         self.config = config
-        self.lock = FolderLock(config.outdir)
+        self.lock = lock_folder(config.outdir)
         self.states = StateFolder(config.outdir, config.keep_states)
         self.background = Background()
         self.check = self.background.check

@@ -569,13 +569,13 @@ def test_weights_for_the_next_stage_survive_a_restart(whole, data, tmp_path):
 
 
 def test_a_run_in_use_is_refused(copy, monkeypatch):
-    from dnnlib.files import FolderLock
+    from dnnlib.files import lock_folder
 
-    lock = FolderLock(str(copy))
+    lock = lock_folder(str(copy))
     with pytest.raises(UserError, match='in use by another process'):
-        FolderLock(str(copy), patience=0.0)
+        lock_folder(str(copy), patience=0.0)
     lock.release()
-    FolderLock(str(copy), patience=0.0).release()
+    lock_folder(str(copy), patience=0.0).release()
 
 
 # Numbers that go wrong
