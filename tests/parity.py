@@ -201,10 +201,7 @@ def compare_r1(it):
         )
         random = Prescribed(len(arrays['real']), None if dual else arrays['patch_offsets'].long())
         D.zero_grad()
-        if dual:
-            loss = step.discriminator_r1(context, arrays['real'], arrays['c'], random)
-        else:
-            loss = step.patch_discriminator_r1(context, arrays['real'], random)
+        loss = step.discriminator_r1(context, 'D' if dual else 'D_patch', arrays['real'], arrays.get('c'), random)
         label = f'{i} (blur {case["blur_sigma"]:g}, {case["augment"]} {case.get("percentile", "")})'
         for name, value in zip(('image', 'image_raw'), received):
             it.output(f'{i}/{name}', value, label=f'{label}: {name}')
@@ -423,14 +420,14 @@ def _phase(context, part, inputs, arrays):
     if part == 'Greg':
         return step.density_loss(context, inputs, fake_random), context.G
     if part == 'Dreg':
-        return step.discriminator_r1(context, real, real_c, real_random), context.D
+        return step.discriminator_r1(context, 'D', real, real_c, real_random), context.D
     if part == 'D_patchreg':
-        return step.patch_discriminator_r1(context, real, real_random), context.D_patch
+        return step.discriminator_r1(context, 'D_patch', real, real_c, real_random), context.D_patch
     with torch.no_grad():
         fakes = step.generate(context, inputs, fake_random, image=True, patch=True)
     if part == 'Dmain':
-        return step.discriminator_loss(context, fakes, real, real_c, real_random), context.D
-    return step.patch_discriminator_loss(context, fakes, real, real_random), context.D_patch
+        return step.discriminator_loss(context, 'D', fakes, real, real_c, real_random), context.D
+    return step.discriminator_loss(context, 'D_patch', fakes, real, real_c, real_random), context.D_patch
 
 
 _GENERATOR_INPUTS = ('z', 'c', 'points', 'patch_offsets')

@@ -31,7 +31,6 @@ from torch_utils.watch import Watch, describe_failure
 
 _PARENT = os.getppid()  # while it lives; an orphan gets another
 GRACE_S = 10.0  # for the other processes to end by themselves when one has failed
-_LAUNCHED = 'MIMIC3D_LAUNCHED'  # the port of the store, in processes that `launch` has started
 _EXPECTED = (UserError, torch.OutOfMemoryError)  # failures whose message says all that there is to say
 
 _watch = None  # over the other processes, while this one is among them
@@ -113,13 +112,8 @@ def _meet(timeout):
     global _watch
     number, processes = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
-    launched_at = os.environ.get(_LAUNCHED)
     with _naming_the_loss():
-        store = (
-            dist.TCPStore('localhost', int(launched_at), timeout=timeout)
-            if launched_at
-            else next(dist.rendezvous('env://', timeout=timeout))[0]
-        )
+        store = next(dist.rendezvous('env://', timeout=timeout))[0]
         attempt = dist.PrefixStore(_name_attempt(store, number, processes, timeout), store)
         _watch = Watch(dist.PrefixStore('watch', attempt), number, processes)
         group = dist.PrefixStore('group', attempt)
@@ -214,7 +208,9 @@ def launch(function, processes):
 def _worker(local_rank, function, processes, port, parent, outcomes):
     if os.getppid() != parent:  # it was killed while this process started
         sys.exit(1)
-    os.environ.update(WORLD_SIZE=str(processes), RANK=str(local_rank), LOCAL_RANK=str(local_rank), **{_LAUNCHED: str(port)})
+    here = dict(RANK=local_rank, LOCAL_RANK=local_rank, WORLD_SIZE=processes, MASTER_ADDR='localhost', MASTER_PORT=port)
+    as_by_torchrun = dict(here, TORCHELASTIC_USE_AGENT_STORE=True, TORCHELASTIC_RESTART_COUNT=0)  # the store is there already
+    os.environ.update({name: str(value) for name, value in as_by_torchrun.items()})
     try:
         outcomes.put((local_rank, function()))
     except Exception as error:  # a bug's traceback is shown by the process that launched this one

@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, first_line
 
 
 @contextlib.contextmanager
@@ -13,5 +13,4 @@ def naming_memory(cure):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        reason = (str(error).strip().splitlines() or ['out of memory'])[0]  # torch appends advice of its own
-        raise UserError(f'the GPU has too little memory; {cure} ({reason[:200]})') from None
+        raise UserError(f'the GPU has too little memory; {cure} ({first_line(error)})') from None

@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import NamedTuple
 
-from dnnlib.errors import UserError, trouble_with_a_file
+from dnnlib.errors import UserError, first_line, trouble_with_a_file
 
 POLL_S = 0.5
 READING_S = 5.0  # for the others to read the news, before the first process ends and the store perhaps with it
@@ -37,10 +37,7 @@ def describe_failure(rank, error, kinds):
     line = trouble_with_a_file(error)
     if line is not None:
         return Failure(rank, line, UserError, None)
-    first_line = (str(error).strip().splitlines() or [''])[0][:300]
-    return Failure(
-        rank, f'{type(error).__name__}: {first_line}'.removesuffix(': '), None, ''.join(traceback.format_exception(error))
-    )
+    return Failure(rank, f'{type(error).__name__}: {first_line(error)}', None, ''.join(traceback.format_exception(error)))
 
 
 class Watch:

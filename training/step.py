@@ -135,37 +135,26 @@ def training_step(state, real, real_c):
         )
         optimize(state, 'G', 'density', losses, context)
 
-    # D2D: real and generated images, each beside its raw counterpart; R1, lazily
+    # D2D: real and generated images, each beside its raw counterpart. D3D, in stage 2: patches of the 3D branch and of real
+    # images. R1 of both, lazily.
     every = intervals.r1_interval
-    if not config.share_fakes:
-        context.fakes = make_fakes(context, state, 'discriminator', swap_p, microbatches, image=True)
-    losses = (
-        discriminator_loss(context, fakes, micro.real, micro.real_c, draws(state, 'discriminator', 'loss', micro.rows))
-        for micro, fakes in zip(microbatches, context.fakes, strict=True)
-    )
-    optimize(state, 'D', 'discriminator', losses, context)
-    if loss.r1_gamma > 0 and state.steps % every == 0:
-        losses = (
-            every * discriminator_r1(context, micro.real, micro.real_c, draws(state, 'discriminator_r1', 'loss', micro.rows))
-            for micro in microbatches
-        )
-        optimize(state, 'D', 'discriminator_r1', losses, context)
-
-    # D3D: the 3D branch's patches and patches of real images; R1, lazily
-    if D_patch is not None:
+    for name, phase, gamma in (('D', 'discriminator', loss.r1_gamma), ('D_patch', 'patch', loss.r1_gamma_patch)):
+        if name not in state.networks:
+            continue
         if not config.share_fakes:
-            context.fakes = make_fakes(context, state, 'patch', swap_p, microbatches, patch=True)
+            context.fakes = make_fakes(context, state, phase, swap_p, microbatches, patch=name == 'D_patch')
         losses = (
-            patch_discriminator_loss(context, fakes, micro.real, draws(state, 'patch', 'loss', micro.rows))
+            discriminator_loss(context, name, fakes, micro.real, micro.real_c, draws(state, phase, 'loss', micro.rows))
             for micro, fakes in zip(microbatches, context.fakes, strict=True)
         )
-        optimize(state, 'D_patch', 'patch', losses, context)
-        if loss.r1_gamma_patch > 0 and state.steps % every == 0:
+        optimize(state, name, phase, losses, context)
+        if gamma > 0 and state.steps % every == 0:
+            phase = f'{phase}_r1'
             losses = (
-                every * patch_discriminator_r1(context, micro.real, draws(state, 'patch_r1', 'loss', micro.rows))
+                every * discriminator_r1(context, name, micro.real, micro.real_c, draws(state, phase, 'loss', micro.rows))
                 for micro in microbatches
             )
-            optimize(state, 'D_patch', 'patch_r1', losses, context)
+            optimize(state, name, phase, losses, context)
 
     # ADA's probability, G's moving average
     adapt_augmentation(state, context)
@@ -193,9 +182,9 @@ def generator_loss(context, inputs, random):
     """L_adv_2D, and L_imitation and L_adv_3D where there are any (equations 5 to 8). Its Fakes join those of the context."""
     fakes = generate(context, inputs, random, image=True, patch=context.imitation is not None or context.D_patch is not None)
     context.fakes.append(fakes.detach())
-    logits = context.D(*discriminator_inputs(context, fakes.image, fakes.image_raw, random), inputs.c)
-    total = L_adv_2D = F.softplus(-logits).mean()
-    context.note_logits('fake', logits)
+    fake_logits = logits(context, 'D', fake_inputs(context, 'D', fakes, random), fakes.c)
+    total = L_adv_2D = F.softplus(-fake_logits).mean()
+    context.note_logits('fake', fake_logits)
     context.note('loss/G/adversarial', L_adv_2D)
     if context.imitation is not None:  # the 2D branch is the target, and learns nothing from it
         target = crop(fakes.image, fakes.corners, fakes.patch.shape[-1]).detach()
@@ -203,9 +192,9 @@ def generator_loss(context, inputs, random):
         context.note('loss/G/imitation', L_imitation)
         total = total + context.loss.imitation_weight * L_imitation
     if context.D_patch is not None:
-        logits = context.D_patch(patch_discriminator_input(context, fakes.patch, random))
-        L_adv_3D = F.softplus(-logits).mean()
-        context.note_logits('patch_fake', logits)
+        fake_logits = logits(context, 'D_patch', fake_inputs(context, 'D_patch', fakes, random), fakes.c)
+        L_adv_3D = F.softplus(-fake_logits).mean()
+        context.note_logits('patch_fake', fake_logits)
         context.note('loss/G/patch', L_adv_3D)
         total = total + context.loss.patch_weight * L_adv_3D
     context.note('depth/mean', fakes.depth)
@@ -230,33 +219,11 @@ def density_loss(context, inputs, random):
     return loss
 
 
-def discriminator_loss(context, fakes, real, real_c, random):
-    """D2D: Fakes against real images [N, 3, R, R] with cameras real_c [N, 25]."""
-    fake_logits = context.D(*discriminator_inputs(context, fakes.image, fakes.image_raw, random), fakes.c)
-    real_logits = context.D(*real_inputs(context, real, random), real_c)
-    return non_saturating(context, 'D', '', fake_logits, real_logits)
-
-
-def discriminator_r1(context, real, real_c, random):
-    """R1 of D2D at what it receives, after blur and augmentation: the image and its raw counterpart are two inputs."""
-    inputs = [x.detach().requires_grad_() for x in real_inputs(context, real, random)]
-    return r1(context, 'D', context.loss.r1_gamma, context.D(*inputs, real_c), inputs)
-
-
-def patch_discriminator_loss(context, fakes, real, random):
-    """D3D: the 3D branch's patches against patches of real images [N, 3, R, R]."""
-    fake_logits = context.D_patch(patch_discriminator_input(context, fakes.patch, random))
-    real_logits = context.D_patch(patch_discriminator_input(context, real_patch(context, real, random), random))
-    return non_saturating(context, 'D_patch', 'patch_', fake_logits, real_logits)
-
-
-def patch_discriminator_r1(context, real, random):
-    """R1 of D3D at what it receives."""
-    patch = patch_discriminator_input(context, real_patch(context, real, random), random).detach().requires_grad_()
-    return r1(context, 'D_patch', context.loss.r1_gamma_patch, context.D_patch(patch), [patch])
-
-
-def non_saturating(context, name, prefix, fake_logits, real_logits):
+def discriminator_loss(context, name, fakes, real, real_c, random):
+    """Of D2D ('D') or D3D ('D_patch'): Fakes against real images [N, 3, R, R] with cameras real_c [N, 25]."""
+    fake_logits = logits(context, name, fake_inputs(context, name, fakes, random), fakes.c)
+    real_logits = logits(context, name, real_inputs(context, name, real, random), real_c)
+    prefix = 'patch_' if name == 'D_patch' else ''
     context.note_logits(f'{prefix}fake_seen_by_D', fake_logits)
     context.note_logits(f'{prefix}real', real_logits)
     loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
@@ -264,10 +231,18 @@ def non_saturating(context, name, prefix, fake_logits, real_logits):
     return loss
 
 
-def r1(context, name, gamma, logits, inputs):
-    penalty = r1_penalty(logits, inputs).mean()
+def discriminator_r1(context, name, real, real_c, random):
+    """R1 of D2D or D3D at what it receives, after blur and augmentation: D2D's image and its raw counterpart are two inputs."""
+    inputs = [x.detach().requires_grad_() for x in real_inputs(context, name, real, random)]
+    penalty = r1_penalty(logits(context, name, inputs, real_c), inputs).mean()
     context.note(f'loss/{name}/r1_penalty', penalty)
+    gamma = context.loss.r1_gamma if name == 'D' else context.loss.r1_gamma_patch
     return gamma / 2 * penalty
+
+
+def logits(context, name, inputs, c):
+    """[N, 1] of D2D, which sees the cameras c [N, 25], too, or of D3D, which does not."""
+    return context.D(*inputs, c) if name == 'D' else context.D_patch(*inputs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -296,17 +271,33 @@ def generate(context, inputs, random, image=False, patch=False):
 
 
 @torch.no_grad()
-def make_fakes(context, state, phase, swap_p, microbatches, image=False, patch=False):
-    """New Fakes without gradients for a discriminator, one for each microbatch."""
+def make_fakes(context, state, phase, swap_p, microbatches, patch):
+    """New Fakes without gradients for a discriminator, patches or images, one for each microbatch."""
     inputs = draw_inputs(state, phase, swap_p)
     return [
-        generate(context, inputs.rows(micro.rows), draws(state, phase, 'fakes', micro.rows), image=image, patch=patch)
+        generate(context, inputs.rows(micro.rows), draws(state, phase, 'fakes', micro.rows), image=not patch, patch=patch)
         for micro in microbatches
     ]
 
 
+def fake_inputs(context, name, fakes, random):
+    """What D2D or D3D receives of Fakes."""
+    if name == 'D_patch':
+        return patch_discriminator_inputs(context, fakes.patch, random)
+    return discriminator_inputs(context, fakes.image, fakes.image_raw, random)
+
+
+def real_inputs(context, name, real, random):
+    """What they receive of real images. D2D: raw counterparts are resized first, then blurred with the same sigma. D3D: a random
+    patch of every image."""
+    size = context.G.config.render_resolution
+    if name == 'D_patch':
+        return patch_discriminator_inputs(context, crop(real, draw_corners(random, real.shape[-1], size), size), random)
+    return discriminator_inputs(context, real, blur(resize(real, size), context.blur_sigma), random)
+
+
 def discriminator_inputs(context, image, image_raw, random):
-    """What D2D receives of an image and its raw counterpart: the image blurred, both augmented together as 6 channels.
+    """An image and its raw counterpart for D2D: the image blurred, both augmented together as 6 channels.
 
     With augmentation the raw image goes up to the image's size and back even at p = 0: it must not become smoother all at once
     when p rises.
@@ -319,22 +310,10 @@ def discriminator_inputs(context, image, image_raw, random):
     return image, resize(raw, image_raw.shape[-1])
 
 
-def real_inputs(context, real, random):
-    """What D2D receives of real images: their raw counterparts are resized first, then blurred with the same sigma."""
-    raw = blur(resize(real, context.G.config.render_resolution), context.blur_sigma)
-    return discriminator_inputs(context, real, raw, random)
-
-
-def patch_discriminator_input(context, patch, random):
-    """What D3D receives of a patch, which is cut out first, then blurred and augmented."""
+def patch_discriminator_inputs(context, patch, random):
+    """A patch for D3D, which is cut out first, then blurred and augmented."""
     patch = blur(patch, context.blur_sigma)
-    return patch if context.augment is None else context.augment(patch, context.augment_p, random)
-
-
-def real_patch(context, real, random):
-    """A random patch of every real image."""
-    size = context.G.config.render_resolution
-    return crop(real, draw_corners(random, real.shape[-1], size), size)
+    return (patch if context.augment is None else context.augment(patch, context.augment_p, random),)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

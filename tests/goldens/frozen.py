@@ -160,10 +160,10 @@ def loss_outputs():
     phases = {
         'generator': (G, loss),
         'density': (G, step.density_loss(context, inputs, random)),
-        'discriminator': (D, step.discriminator_loss(context, fakes, real, c, random)),
-        'discriminator_r1': (D, step.discriminator_r1(context, real, c, random)),
-        'patch_discriminator': (D_patch, step.patch_discriminator_loss(context, fakes, real, real_random)),
-        'patch_discriminator_r1': (D_patch, step.patch_discriminator_r1(context, real, real_random)),
+        'discriminator': (D, step.discriminator_loss(context, 'D', fakes, real, c, random)),
+        'discriminator_r1': (D, step.discriminator_r1(context, 'D', real, c, random)),
+        'patch_discriminator': (D_patch, step.discriminator_loss(context, 'D_patch', fakes, real, c, real_random)),
+        'patch_discriminator_r1': (D_patch, step.discriminator_r1(context, 'D_patch', real, c, real_random)),
     }
     outputs = {}
     for name, (network, value) in phases.items():

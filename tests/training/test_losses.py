@@ -179,18 +179,23 @@ def test_discriminator_steps_teach_their_discriminator():
     expected = {f'D.{name}' for name in D_MODULES | {'mapping'}}
     scene = Scene()
     fakes = fakes_without_gradient(scene, image=True)
-    assert scene.learners(step.discriminator_loss(scene.context, fakes, scene.real, scene.inputs.c, scene.random)) == expected
+    assert (
+        scene.learners(step.discriminator_loss(scene.context, 'D', fakes, scene.real, scene.inputs.c, scene.random)) == expected
+    )
     scene = Scene()
-    assert scene.learners(step.discriminator_r1(scene.context, scene.real, scene.inputs.c, scene.random)) == expected
+    assert scene.learners(step.discriminator_r1(scene.context, 'D', scene.real, scene.inputs.c, scene.random)) == expected
 
 
 def test_patch_discriminator_steps_teach_it():
     expected = {f'D_patch.{name}' for name in D_MODULES}
     scene = Scene()
     fakes = fakes_without_gradient(scene, patch=True)
-    assert scene.learners(step.patch_discriminator_loss(scene.context, fakes, scene.real, scene.random)) == expected
+    assert (
+        scene.learners(step.discriminator_loss(scene.context, 'D_patch', fakes, scene.real, scene.inputs.c, scene.random))
+        == expected
+    )
     scene = Scene()
-    assert scene.learners(step.patch_discriminator_r1(scene.context, scene.real, scene.random)) == expected
+    assert scene.learners(step.discriminator_r1(scene.context, 'D_patch', scene.real, scene.inputs.c, scene.random)) == expected
 
 
 def test_patches_lie_where_the_crops_lie():
@@ -210,7 +215,7 @@ def test_blur_and_augmentation_reach_the_discriminator():
     image, smooth_raw = step.discriminator_inputs(scene.context, scene.real, raw, scene.random)
     assert torch.equal(image, blur(scene.real, 1.5))
     assert torch.equal(smooth_raw, resize(resize(raw, 32), 8))  # a fake's raw render is not blurred
-    assert torch.equal(step.patch_discriminator_input(scene.context, patch, scene.random), blur(patch, 1.5))
+    assert torch.equal(step.patch_discriminator_inputs(scene.context, patch, scene.random)[0], blur(patch, 1.5))
     assert seen == [(6, 0.3), (3, 0.3)]
 
 
@@ -246,11 +251,12 @@ def test_r1_is_taken_at_what_the_discriminator_receives(name):
     scene.context.D = scene.context.D_patch = linear
     gamma = LossConfig().r1_gamma
     if name == 'D':
-        loss = step.discriminator_r1(scene.context, scene.real, scene.inputs.c, scene.random)
+        loss = step.discriminator_r1(scene.context, 'D', scene.real, scene.inputs.c, scene.random)
         assert_close(linear.seen[0], 3 * blur(scene.real, 1.5).flip(3), 1e-6)
         assert linear.seen[1].shape[-1] == 8
     else:
-        loss = step.patch_discriminator_r1(scene.context, scene.real, Prescribed(4, torch.zeros(4, 2, dtype=torch.long)))
+        corners = Prescribed(4, torch.zeros(4, 2, dtype=torch.long))
+        loss = step.discriminator_r1(scene.context, 'D_patch', scene.real, scene.inputs.c, corners)
         assert_close(linear.seen[0], 3 * blur(scene.real[:, :, :8, :8], 1.5).flip(3), 1e-6)
     assert_close(loss, gamma / 2 * linear.penalty(), 1e-5)
 
