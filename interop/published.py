@@ -139,22 +139,25 @@ _OVERRULING = {
 }
 
 
-def build_from_reference(class_name, init_kwargs, state_dict, render_resolution=None):
+def build_from_reference(class_name, init_kwargs, state_dict):
     """A module of this project with published weights.
 
     class_name: dotted published class name; init_kwargs: its constructor arguments; state_dict: its tensors or arrays by
-    published name; render_resolution: pixels per side of a generator's volume render (default: 64), which the releases
-    keep beside the constructor's arguments. Raises LegacyError naming any class, argument or tensor that has no
+    published name. Raises LegacyError naming any class, argument or tensor that has no
     counterpart here.
     """
-    plan = _Plan(class_name, init_kwargs, state_dict, render_resolution)
+    plan = _Plan(class_name, init_kwargs, state_dict)
     if plan.unknown:
         raise LegacyError(f'images may depend on what this project does not know: {listed(plan.unknown, 1000)}')
     return plan.build()
 
 
 class _Plan:
-    """A network before it is built: all is checked, and nothing large is made. `unknown`: what is not known of it, as text."""
+    """A network before it is built: all is checked, and nothing large is made. `unknown`: what is not known of it, as text.
+
+    render_resolution: pixels per side of a generator's volume render (default: 64), which the releases keep beside the
+    constructor's arguments.
+    """
 
     def __init__(self, class_name, init_kwargs, state, render_resolution=None):
         self.state, self.unknown = state, []

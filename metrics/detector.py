@@ -6,6 +6,7 @@ import io
 
 import torch
 
+from dnnlib.errors import first_line
 from torch_utils import distributed, pretrained
 
 INCEPTION = "torch-fidelity's Inception"
@@ -70,5 +71,4 @@ def _load(weights, layers):
     try:
         return FeatureExtractorInceptionV3(NAME, list(layers), feature_extractor_weights_path=checked)
     except Exception as error:  # weights that do not fit
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise pretrained.WeightsError(f'{weights} holds no weights of {INCEPTION}: {first_line[:200]}') from None
+        raise pretrained.WeightsError(f'{weights} holds no weights of {INCEPTION}: {first_line(error)}') from None

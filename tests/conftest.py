@@ -5,10 +5,9 @@ import torch
 
 import dataset_tool
 from sampling import subjects
-from tests.helpers import load_golden, succeed
+from tests.helpers import load_golden, save_snapshot, succeed
 from tests.photographs import write_photographs
 from tests.tiny import tiny_generator, train_tiny
-from training.snapshots import save_snapshot
 
 # Tests are small: threads slow them down, many times over where the machine has other work.
 torch.set_num_threads(1)

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from torch_utils.random import BatchRandom
+from training.snapshots import networks_to_data, write_snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 # Arrays recorded from the published implementation. They are not part of the repository: by default they are looked for
@@ -125,3 +126,8 @@ def deadline(seconds=20):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def save_snapshot(path, networks, about):
+    """A snapshot file of networks (by name, None left out) and `about` (plain data)."""
+    write_snapshot(path, networks_to_data(networks), about)

@@ -8,7 +8,6 @@ import math
 import re
 import typing
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import click
 
@@ -605,19 +604,12 @@ class RunConfig(Config):
         return self.batch * 10 / 32 if self.ema_kimg is None else self.ema_kimg
 
 
-class Interval(NamedTuple):
-    """Whichever comes first: so many images or so many seconds."""
-
-    images: float
-    seconds: float
-
-
 def parse_interval(text):
-    """'10min' or '50kimg' as an Interval. Raises ConfigError for anything else."""
+    """'10min' or '50kimg' as (images, seconds), of which one is infinite. Raises ConfigError for anything else."""
     match = re.fullmatch(r'(\d+(?:\.\d+)?)(min|kimg)', text)
     check(
         match and float(match[1]) > 0,
         f'--state-every={text} is no interval; write minutes or thousands of images, such as 15min or 50kimg',
     )
     amount = float(match[1])
-    return Interval(math.inf, amount * 60) if match[2] == 'min' else Interval(amount * 1000, math.inf)
+    return (math.inf, amount * 60) if match[2] == 'min' else (amount * 1000, math.inf)

@@ -15,7 +15,7 @@ from dnnlib.files import make_output_folder, replacing
 from dnnlib.params import UserPath
 from interop.pickles import LegacyError
 from interop.published import build_from_reference
-from training.snapshots import load_augment_p, networks_to_data, open_networks, save_snapshot
+from training.snapshots import load_augment_p, networks_to_data, open_networks, write_snapshot
 
 __all__ = ['LegacyError', 'build_from_reference']
 
@@ -74,7 +74,8 @@ def convert(source, target, safetensors, lenient):
     networks, ignored = opened(source, lenient)
     if safetensors:
         save_safetensors(safetensors, networks)
-    save_snapshot(target, networks, {'converted': True, 'ignored': ignored, 'augment_p': load_augment_p(source)})
+    about = {'converted': True, 'ignored': ignored, 'augment_p': load_augment_p(source)}
+    write_snapshot(target, networks_to_data(networks), about)
     print(f'{target}: {", ".join(networks)}')
 
 

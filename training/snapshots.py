@@ -47,13 +47,8 @@ def network_from_data(entry):
     return module.eval().requires_grad_(False)
 
 
-def save_snapshot(path, networks, about):
-    """Write networks (by name, None left out) and `about` (plain data); beside first, then renamed. Raises OSError."""
-    write_snapshot(path, networks_to_data(networks), about)
-
-
 def write_snapshot(path, data, about):
-    """`save_snapshot` of what `networks_to_data` gave."""
+    """Write what `networks_to_data` gave, and `about` (plain data); beside first, then renamed. Raises OSError."""
     payload = io.BytesIO()
     torch.save({'format': FORMAT, 'version': VERSION, 'about': about, 'networks': data}, payload)
     with replacing(path) as file:

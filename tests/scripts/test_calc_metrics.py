@@ -11,13 +11,12 @@ from PIL import Image
 import calc_metrics
 from metrics import detector, results
 from tests import small_detector
-from tests.helpers import error_line, invoke, succeed
+from tests.helpers import error_line, invoke, save_snapshot, succeed
 from tests.metrics.test_metrics import write_set
 from tests.small_detector import smooth_images, write_images
 from tests.tiny import tiny_generator, tiny_run
 from torch_utils import distributed
 from training.rendering.cameras import view_label
-from training.snapshots import save_snapshot
 
 
 @pytest.fixture(scope='module')

@@ -15,13 +15,12 @@ import gen_samples
 import gen_videos
 from dnnlib.video import VideoWriter
 from metrics import results
-from tests.helpers import read_video, succeed
+from tests.helpers import read_video, save_snapshot, succeed
 from tests.metrics.test_metrics import write_set
 from tests.small_detector import smooth_images, write_images
 from tests.tiny import tiny_generator
 from training.data.dataset import ImageDataset, PosedImageDataset
 from training.rendering.cameras import view_label
-from training.snapshots import save_snapshot
 
 NAMES = ('10:30', '-x', '%d %s', '[a]*?', "it's", 'http:', 'pipe:1', 'ä\\n', 'two\nlines')
 

@@ -23,14 +23,14 @@ import dataset_tool
 from dnnlib.errors import UserError
 from metrics.consistency.views import folder_views
 from sampling.subjects import load_generator
-from tests.helpers import Hanging, deadline, invoke
+from tests.helpers import Hanging, deadline, invoke, save_snapshot
 from tests.interop.small_files import write_small
 from tests.tiny import tiny_generator
 from tests.training.data.test_dataset import SIZE, some_label, some_pixels
 from torch_utils.checkpoint import read_state, write_state
 from training.config import RenderingConfig
 from training.data.dataset import ImageDataset, PosedImageDataset
-from training.snapshots import load_augment_p, load_networks, save_snapshot
+from training.snapshots import load_augment_p, load_networks
 
 IMAGES = 4
 MODES = ('RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK', 'I;16', 'I', 'F', 'YCbCr', 'HSV')

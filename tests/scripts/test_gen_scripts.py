@@ -6,9 +6,8 @@ import torch
 import gen_samples
 import gen_videos
 from sampling import subjects
-from tests.helpers import assert_one_clear_line, invoke
+from tests.helpers import assert_one_clear_line, invoke, save_snapshot
 from tests.tiny import tiny_generator
-from training.snapshots import save_snapshot
 
 
 @pytest.mark.parametrize('script, output', [(gen_samples, 'outdir'), (gen_videos, 'output')])

@@ -10,13 +10,13 @@ import gen_samples
 import gen_videos
 import train
 from metrics import results
-from tests.helpers import invoke
+from tests.helpers import invoke, save_snapshot
 from tests.metrics.test_metrics import write_set
 from tests.small_detector import smooth_images
 from tests.tiny import tiny_generator, tiny_run
 from training.presets import with_options
 from training.rendering.cameras import view_label
-from training.snapshots import SnapshotError, newest_snapshot, save_snapshot
+from training.snapshots import SnapshotError, newest_snapshot
 
 NEWEST = 'network-snapshot-000100.pkl'
 

@@ -11,11 +11,11 @@ import pytest
 
 import train as train_script
 from dnnlib.errors import UserError
-from tests.helpers import broken, invoke
+from tests.helpers import broken, invoke, save_snapshot
 from tests.tiny import tiny_generator, tiny_run, train_tiny
 from training.config import RunConfig
 from training.presets import resolve
-from training.snapshots import load_networks, newest_snapshot, save_snapshot
+from training.snapshots import load_networks, newest_snapshot
 
 run_train = functools.partial(invoke, train_script.main)
 

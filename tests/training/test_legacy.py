@@ -9,13 +9,13 @@ import torch
 
 from dnnlib.errors import UserError
 from tests import published as files
-from tests.helpers import invoke
+from tests.helpers import invoke, save_snapshot
 from tests.interop.hostile import HOSTILE
 from tests.interop.small_files import add_unknown, write_small
 from tests.tiny import tiny_networks
 from training import legacy
 from training.legacy import LegacyError
-from training.snapshots import load_networks, read_snapshot, save_snapshot
+from training.snapshots import load_networks, read_snapshot
 
 
 def run(*arguments):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.helpers import assert_same_weights, broken
+from tests.helpers import assert_same_weights, broken, save_snapshot
 from tests.tiny import tiny_generator, tiny_networks
-from training.snapshots import SnapshotError, load_networks, save_snapshot
+from training.snapshots import SnapshotError, load_networks
 
 
 def plain_types(value):

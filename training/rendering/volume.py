@@ -104,8 +104,8 @@ def density_limits(bounds, origins, directions, depths):
 def stratified_depths(near, far, jitter):
     """Depths [N, M, S] at even spacing from near to far [N, M, 1], moved by `jitter` [N, M, S], in [0, 1), of the spacing."""
     count = jitter.shape[-1]
-    steps = torch.linspace(0, 1, count, device=near.device)
-    return near + (far - near) * (steps + jitter / (count - 1))
+    even = torch.linspace(0, 1, count, device=near.device)
+    return near + (far - near) * (even + jitter / (count - 1))
 
 
 def importance_depths(depths, weights, u):
@@ -205,21 +205,14 @@ def weighted_colors(field, origins, directions, depths, weights, colors):
 # Whole renders -------------------------------------------------------------------------------------------------------
 
 
-class Rendered(NamedTuple):
-    """Colours [N, M, C] in [-1, 1]; depth [N, M, 1], world units along the ray; opacity [N, M, 1] in [0, 1]."""
-
-    colors: torch.Tensor
-    depth: torch.Tensor
-    opacity: torch.Tensor
-
-
 def render_rays(backend, field, origins, directions, config, sampling='stratified', random=None, skip=None):
     """Render rays through a field.
 
     backend: this module or `training.rendering.fused`; field: points [N, P, 3] -> raw density [N, P, 1], colours [N, P, C], such
     as a TriplaneField; origins, directions: [N, M, 3]; config: RenderingConfig; sampling: one of SAMPLING_MODES; random:
     BatchRandom for stratified sampling; skip: skipping.Skip, to leave out samples of a TriplaneField that cannot be seen,
-    without gradients. Differentiable in what the field computes, not in the sampled depths.
+    without gradients. Returns colours [N, M, C] in [-1, 1]; depth [N, M, 1], world units along the ray; opacity [N, M, 1] in
+    [0, 1]. Differentiable in what the field computes, not in the sampled depths.
     """
     if config.near == 'auto':
         near, far = box_limits(origins, directions, config.box_size)
@@ -236,7 +229,7 @@ def render_rays(backend, field, origins, directions, config, sampling='stratifie
     if config.white_background:
         colors = colors + 1 - opacity
     # The depth of a ray with opacity 0 is infinite; clamped to the farthest sample of all, so that depth maps are finite.
-    return Rendered(colors * 2 - 1, depth.clamp(ends.min(), ends.max()), opacity)
+    return colors * 2 - 1, depth.clamp(ends.min(), ends.max()), opacity
 
 
 def render_chunk(backend, field, origins, directions, near, far, jitter, u):

@@ -34,19 +34,12 @@ class SampleGrid:
 
         Every process must call it and draws its share; the first one gets them all, the others None.
         """
-        share = slice(distributed.rank(), None, distributed.world_size())
-        mine = {}
-        for z, c in zip(self.z[share].split(self.batch), self.c[share].split(self.batch)):
-            for name, images in self._render(G, z, c).items():
+        share, mine = torch.arange(self.count).tensor_split(distributed.world_size())[distributed.rank()], {}
+        for some in share.split(self.batch):
+            for name, images in self._render(G, self.z[some], self.c[some]).items():
                 mine.setdefault(name, []).append(to_uint8(images).cpu())
         shares = distributed.gather({name: torch.cat(parts) for name, parts in mine.items()})
-        return shares and {name: self._interleave([share[name] for share in shares if share]) for name in mine}
-
-    def _interleave(self, shares):
-        whole = shares[0].new_empty(self.count, *shares[0].shape[1:])
-        for number, share in enumerate(shares):
-            whole[number :: distributed.world_size()] = share
-        return whole
+        return shares and {name: torch.cat([share[name] for share in shares]) for name in mine}
 
     @staticmethod
     def _render(G, z, c):

@@ -147,13 +147,9 @@ def explain(error):
 def status_line(record):
     """A tick in one line of fixed columns."""
     shown = [form.format(record[name]) for name, form in STATUS.items() if name in record]
-    return '  '.join([f'stage {record["stage"]}', f'kimg {record["kimg"]:9.2f}', f'{_duration(record["seconds"]):>9}', *shown])
-
-
-def _duration(seconds):
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}h {minutes:02d}m' if hours else f'{minutes}m {seconds:02d}s'
+    return '  '.join(
+        [f'stage {record["stage"]}', f'kimg {record["kimg"]:9.2f}', f'{tqdm.format_interval(record["seconds"]):>9}', *shown]
+    )
 
 
 class Clock:
@@ -161,7 +157,7 @@ class Clock:
 
     def __init__(self, config, images_seen):
         self._limit = config.max_minutes * 60 - distributed.job_age() if config.max_minutes else math.inf
-        self._every = parse_interval(config.state_every)
+        self._images_between, self._seconds_between = parse_interval(config.state_every)
         self._start = self._tick = time.monotonic()
         self._spent = {}
         self.state_saved(images_seen)
@@ -173,7 +169,7 @@ class Clock:
     def read(self, images_seen):
         """(--max-minutes are over, the training state is due)."""
         now = time.monotonic()
-        due = now - self._saved >= self._every.seconds or images_seen - self._saved_images >= self._every.images
+        due = now - self._saved >= self._seconds_between or images_seen - self._saved_images >= self._images_between
         return now - self._start >= self._limit, due
 
     @contextlib.contextmanager

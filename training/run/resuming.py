@@ -41,7 +41,7 @@ def run_to_resume(resume, outdir):
         return resume
     runs = [run for name in _names(outdir) if _is_run(run := os.path.join(outdir, name))]
     check(runs, f'--resume=latest: there is no run in {outdir}; name its folder, or give --outdir')
-    return max(runs, key=_last_written)
+    return max(runs, key=lambda run: max(os.lstat(os.path.join(run, name)).st_mtime for name in _names(run)))
 
 
 def write_options(config):
@@ -165,7 +165,3 @@ def _is_run(folder):
 
 def _names(folder):
     return os.listdir(folder) if os.path.isdir(folder) else []
-
-
-def _last_written(run_dir):
-    return max(os.lstat(os.path.join(run_dir, name)).st_mtime for name in _names(run_dir))

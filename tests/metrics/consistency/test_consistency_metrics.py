@@ -28,12 +28,11 @@ from metrics.consistency.views import (
     subject_folders,
     view_rays,
 )
-from tests.helpers import FOX, assert_close, assert_one_clear_line, invoke, succeed
+from tests.helpers import FOX, assert_close, assert_one_clear_line, invoke, save_snapshot, succeed
 from tests.metrics.consistency import scenes
 from tests.tiny import tiny_generator
 from training.data.camera_checks import CameraError
 from training.rendering.cameras import split_label, view_label
-from training.snapshots import save_snapshot
 
 run = functools.partial(invoke, calc_metrics.main)
 score_with = functools.partial(succeed, calc_metrics.main)

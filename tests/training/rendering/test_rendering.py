@@ -210,23 +210,23 @@ def test_a_sphere_is_rendered_at_its_depth(mode):
     config = RenderingConfig(near=2.0, far=3.4, depth_samples=64, importance_samples=64)
     label, radius = frontal_label(), 0.3
     origins, directions = cameras.cast_rays(label, cameras.pixel_centres(33))
-    out = volume.render_rays(volume, sphere_field(radius), origins, directions, config, mode)
+    colors, depth, opacity = volume.render_rays(volume, sphere_field(radius), origins, directions, config, mode)
     closest = (origins + directions * -(origins * directions).sum(-1, keepdim=True)).norm(dim=-1)[0]
     hit = closest < radius - 0.03
     along = -(origins * directions).sum(-1)[0]
     expected = along - (radius**2 - closest.square()).clamp(min=0).sqrt()
     assert hit.sum() > 20
-    assert (out.depth[0, :, 0] - expected)[hit].abs().max() < 0.025
-    assert_close(out.colors[0][hit], torch.full([int(hit.sum()), 3], 0.6), 1e-3)  # 0.8 * 2 - 1
+    assert (depth[0, :, 0] - expected)[hit].abs().max() < 0.025
+    assert_close(colors[0][hit], torch.full([int(hit.sum()), 3], 0.6), 1e-3)  # 0.8 * 2 - 1
     miss = closest > radius + 0.03
-    assert out.opacity[0, :, 0][miss].max() < 1e-3 and out.colors[0][miss].max() < -0.99
+    assert opacity[0, :, 0][miss].max() < 1e-3 and colors[0][miss].max() < -0.99
 
 
 def test_white_background_fills_what_is_not_covered():
     config = RenderingConfig(near=2.0, far=3.4, depth_samples=16, importance_samples=16, white_background=True)
     origins, directions = cameras.cast_rays(frontal_label(), cameras.pixel_centres(8))
-    empty = volume.render_rays(volume, sphere_field(0.0), origins, directions, config, 'deterministic')
-    assert_close(empty.colors, torch.ones_like(empty.colors), 1e-3)
+    colors, _, _ = volume.render_rays(volume, sphere_field(0.0), origins, directions, config, 'deterministic')
+    assert_close(colors, torch.ones_like(colors), 1e-3)
 
 
 def test_chunks_change_nothing(monkeypatch):
