@@ -1,5 +1,6 @@
 """H.264 videos from frames."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _COLOURS = [
 ]
 
 
-class VideoWriter:
+class VideoWriter(contextlib.AbstractContextManager):
     """An mp4 (H.264, yuv420p) that appears under its name only once it is complete.
 
     with VideoWriter(path, fps) as video:
@@ -38,9 +39,6 @@ class VideoWriter:
         self.path, self.fps, self.crf = Path(path).absolute(), fps, crf  # ffmpeg reads relative names as options and protocols
         self._beside = self.path.with_name(f'{self.path.stem}.part.mp4')
         self._encoder = None
-
-    def __enter__(self):
-        return self
 
     def add(self, frame):
         """Append a frame, uint8 [H, W, 3]; odd sizes repeat their last row or column, since yuv420p needs even ones."""

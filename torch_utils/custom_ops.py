@@ -232,12 +232,15 @@ def main():
     """Build all CUDA operators and say which implementation each of them will use."""
     home = cuda_home()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f'PyTorch        {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}')
-    print(f'CUDA compiler  {f"{_compiler_version(home)} ({home})" if home else "none"}')
-    print(f'GPUs           {", ".join(gpus) or "none"}')
-    print(f'architectures  {", ".join(f"sm_{architecture}" for architecture in gpu_architectures()) or "none"}')
-    print(f'cache          {cache_path("operators")}')
-    print(f'MIMIC3D_OPS    {demanded_by_user() or "not set"}')
+    for name, value in (
+        ('PyTorch', f'{torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}'),
+        ('CUDA compiler', f'{_compiler_version(home)} ({home})' if home else 'none'),
+        ('GPUs', ', '.join(gpus) or 'none'),
+        ('architectures', ', '.join(f'sm_{architecture}' for architecture in gpu_architectures()) or 'none'),
+        ('cache', cache_path('operators')),
+        ('MIMIC3D_OPS', demanded_by_user() or 'not set'),
+    ):
+        print(f'{name:14} {value}')
     for operator in OPERATORS:
         problem = None if demanded_by_user() == 'ref' else load(operator)
         used = choose(operator, 'cuda' if gpus else 'cpu')

@@ -371,10 +371,7 @@ def from_first(function):
 
 def average(tensor):
     """The mean of `tensor` over all processes, in place."""
-    if world_size() > 1:
-        total(tensor)
-        tensor /= world_size()
-    return tensor
+    return total(tensor).div_(world_size())
 
 
 def total(tensor):

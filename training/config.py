@@ -53,10 +53,6 @@ def check(condition, message):
         raise ConfigError(message)
 
 
-def is_power_of_two(value):
-    return value >= 1 and value & (value - 1) == 0
-
-
 def near_or_far(value):
     """A distance in world units, or 'auto'."""
     if value == AUTO:
@@ -234,7 +230,7 @@ class GeneratorConfig(Config):
         )
         for name in ('image_resolution', 'plane_resolution', 'sr_input_resolution'):
             value = getattr(self, name)
-            check(is_power_of_two(value) and value >= 4, f'{name} must be a power of two from 4 up, got {value}')
+            check(value.bit_count() == 1 and value >= 4, f'{name} must be a power of two from 4 up, got {value}')
         choices = {'plane_activation': PLANE_ACTIVATIONS, 'sr_noise_mode': NOISE_MODES}
         for name, known in choices.items():
             check(getattr(self, name) in known, f'{name} must be one of {", ".join(known)}, got {getattr(self, name)!r}')
@@ -307,7 +303,7 @@ class DiscriminatorConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         check(
-            is_power_of_two(self.resolution) and self.resolution >= 8,
+            self.resolution.bit_count() == 1 and self.resolution >= 8,
             f'a discriminator needs a resolution that is a power of two from 8 up, got {self.resolution}',
         )
         check(
@@ -598,10 +594,6 @@ class RunConfig(Config):
     def images_per_group(self):
         """Of the discriminators' minibatch statistics."""
         return min(self.discriminator.minibatch_group, self.batch_per_pass)
-
-    @property
-    def ema_half_life_kimg(self):
-        return self.batch * 10 / 32 if self.ema_kimg is None else self.ema_kimg
 
 
 def parse_interval(text):

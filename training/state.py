@@ -136,9 +136,8 @@ def build_state(config, number, device, labels, vgg_weights=None):
     }
     imitation = build_imitation(loss.imitation, vgg_weights, device) if number == 2 else None
     passes = config.batch // (distributed.world_size() * config.batch_per_pass)
-    return TrainingState(
-        config, number, stage, device, labels, networks, optimizers, imitation, passes, config.ema_half_life_kimg
-    )
+    ema_kimg = config.batch * 10 / 32 if config.ema_kimg is None else config.ema_kimg
+    return TrainingState(config, number, stage, device, labels, networks, optimizers, imitation, passes, ema_kimg)
 
 
 def build_networks(config, number, device):

@@ -54,7 +54,7 @@ def naming_files(outdir):
         ) from None
 
 
-class TrainingRun:
+class TrainingRun(contextlib.AbstractContextManager):
     """One process's part of a run: what lasts longer than a stage. For a `with` block, whose failure it writes to the log."""
 
     def __init__(self, config, vgg_weights, monitor, requests):
@@ -110,9 +110,6 @@ class TrainingRun:
             self.saver.finish(finished)
         distributed.wait_for_all()  # a process that ends early would take the others' connections away
         return finished
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, kind, error, trace):
         if self.first:

@@ -87,8 +87,8 @@ def _grid_of_image(field, cells, span):
 
 def _on_lattice(field, cells, span):
     """Summed features [K, C, V, V] of every plane on the lattice, from one cell before the box to one beyond it."""
-    steps = torch.arange(-span, (cells + 1) * span + 1, device=field.planes[0].device)
-    positions = steps / (cells * span) * 2 - 1
+    lattice = torch.arange(-span, (cells + 1) * span + 1, device=field.planes[0].device)
+    positions = lattice / (cells * span) * 2 - 1
     y, x = torch.meshgrid(positions, positions, indexing='ij')
     grid = torch.stack([x, y], dim=-1).expand(len(field.axes), -1, -1, -1)
     return sum(
