@@ -56,7 +56,7 @@ class Generator(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, self.plane_axes = config, config.plane_axes
         self.backbone = TriplaneBackbone(config)
         self.mapping = MappingNetwork(
             config.z_dim,
@@ -182,7 +182,7 @@ class Generator(nn.Module):
         if fine and self.residual is not None and planes.residual is None:
             raise ValueError('the 3D branch needs the residual planes: make them with G.planes(..., residual=True)')
         used = planes if fine and planes.residual is not None else planes[:1]
-        return volume.TriplaneField(used, self.decoder, rendering.box_size, self.config.plane_axes, colors, precision)
+        return volume.TriplaneField(used, self.decoder, rendering.box_size, self.plane_axes, colors, precision)
 
     def _skip(self, eps, bounds, planes, branch):
         """What render_rays needs to skip samples, or None."""
