@@ -41,8 +41,11 @@ def networks_to_data(networks):
 
 def network_from_data(entry):
     """The network of one entry of `networks_to_data`, in evaluation mode."""
-    build, config = CLASSES[entry['class']]
-    module = build(config.from_dict(entry['config']))
+    build, config_class = CLASSES[entry['class']]
+    config = config_class.from_dict(entry['config'])
+    with torch.device('meta'):  # a file that claims sizes that its tensors do not have must not fill the memory
+        build(config).load_state_dict(entry['state'], assign=True)
+    module = build(config)
     module.load_state_dict(entry['state'])
     return module.eval().requires_grad_(False)
 

@@ -1,5 +1,7 @@
 """Snapshots of this project: plain data, whole or refused."""
 
+import resource
+
 import pytest
 import torch
 
@@ -69,3 +71,14 @@ def test_saving_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         save_snapshot(path, {}, {})
     assert path.read_bytes() == b'old'
+
+
+def test_sizes_that_the_tensors_do_not_have_are_refused_before_memory_is_taken(tmp_path):
+    save_snapshot(tmp_path / 'own.pkl', {'G': tiny_generator()}, {})
+    content = torch.load(tmp_path / 'own.pkl', weights_only=True)
+    content['networks']['G']['config'] |= dict(plane_resolution=2**12, channel_base=2**12)
+    torch.save(content, tmp_path / 'claims.pkl')
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SnapshotError, match='claims.pkl'):
+        load_networks(tmp_path / 'claims.pkl')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 500_000  # KB
