@@ -34,10 +34,10 @@ from training.losses import (
 )
 from training.networks.discriminator import resize
 
-# What replaces gradients that are not finite, as in the release (docs/method.md, section 5): 1e5 keeps the direction, and Adam
-# normalises the size.
+# What replaces gradients that are not finite, as in the release (docs/method.md, section 5): +-1e5 keeps the sign, and Adam
+# normalises the magnitude.
 FINITE = dict(nan=0.0, posinf=1e5, neginf=-1e5)
-# What a random number is for: two parts of its key. Their places in these rows are the key, so a row may only grow at its end.
+# What a random number is for: keys hold positions in these tuples, so append only, never reorder.
 PHASES = ('generator', 'density', 'discriminator', 'discriminator_r1', 'patch', 'patch_r1')
 PARTS = ('inputs', 'loss', 'fakes')
 
@@ -107,27 +107,27 @@ def training_step(state, real, real_c):
     state: TrainingState, changed in place; real: this process's images, uint8 [n, 3, R, R]; real_c: their cameras [n, 25].
     Returns {name: [tensors]}: the losses, logits, gradient norms and so on that this process has noted.
     """
-    config, intervals, loss = state.config, state.config.optimizer, state.stage.loss
-    set_render_resolution(state)
+    config, optimizer_config, loss_config = state.config, state.config.optimizer, state.stage.loss
+    set_render_resolution(state)  # no effect unless EG3D's growth is on
     G, D, D_patch = (state.networks.get(name) for name in ('G', 'D', 'D_patch'))
     stage_images = state.steps * config.batch
-    sigma, swap_p = blur_sigma(loss, stage_images, config.batch), swap_probability(loss, stage_images)
+    sigma, swap_p = blur_sigma(loss_config, stage_images, config.batch), swap_probability(loss_config, stage_images)
     augment = augment_rows if config.augment == 'ada' else None
     microbatches = split(state, real, real_c)
-    context = LossContext(G, D, D_patch, loss, len(microbatches), state.imitation, augment, state.augment_p, sigma)
-    scale_learning_rates(state, ramp(0.0, 1.0, stage_images + config.batch, intervals.lr_rampup_kimg * 1000))
+    context = LossContext(G, D, D_patch, loss_config, len(microbatches), state.imitation, augment, state.augment_p, sigma)
+    scale_learning_rates(state, ramp(0.0, 1.0, stage_images + config.batch, optimizer_config.lr_rampup_kimg * 1000))
 
     # G: L_total = L_imitation + lambda_p L_adv_3D + L_adv_2D (equation 8)
     inputs = draw_inputs(state, 'generator', swap_p)
-    losses = (  # each is computed only when `optimize` comes to it, when the one before is gone from memory
+    losses = (  # lazy: `optimize` computes and back-propagates one microbatch at a time, so that one graph is alive
         generator_loss(context, inputs.rows(micro.rows), draws(state, 'generator', 'loss', micro.rows)) for micro in microbatches
     )
     optimize(state, 'G', 'generator', losses, context)
     G.mapping.update_w_avg(distributed.average(torch.stack([fakes.mean_w for fakes in context.fakes]).mean(dim=0)))
 
     # G: density regularisation, lazily: every k-th step with k times the weight (StyleGAN2, appendix B)
-    every = intervals.density_interval
-    if loss.density_weight > 0 and state.steps % every == 0:
+    every = optimizer_config.density_interval
+    if loss_config.density_weight > 0 and state.steps % every == 0:
         inputs = draw_inputs(state, 'density', swap_p, swap_together=True)
         losses = (
             every * density_loss(context, inputs.rows(micro.rows), draws(state, 'density', 'loss', micro.rows))
@@ -135,13 +135,13 @@ def training_step(state, real, real_c):
         )
         optimize(state, 'G', 'density', losses, context)
 
-    # D2D: real and generated images, each beside its raw counterpart. D3D, in stage 2: patches of the 3D branch and of real
+    # D2D by dual discrimination: each image paired with its raw render. D3D, in stage 2: patches of the 3D branch and of real
     # images. R1 of both, lazily.
-    every = intervals.r1_interval
-    for name, phase, gamma in (('D', 'discriminator', loss.r1_gamma), ('D_patch', 'patch', loss.r1_gamma_patch)):
+    every = optimizer_config.r1_interval
+    for name, phase, gamma in (('D', 'discriminator', loss_config.r1_gamma), ('D_patch', 'patch', loss_config.r1_gamma_patch)):
         if name not in state.networks:
             continue
-        if not config.share_fakes:
+        if not config.share_fakes:  # else those of the generator's loss
             context.fakes = make_fakes(context, state, phase, swap_p, microbatches, patch=name == 'D_patch')
         losses = (
             discriminator_loss(context, name, fakes, micro.real, micro.real_c, draws(state, phase, 'loss', micro.rows))
@@ -186,7 +186,7 @@ def generator_loss(context, inputs, random):
     total = L_adv_2D = F.softplus(-fake_logits).mean()
     context.note_logits('fake', fake_logits)
     context.note('loss/G/adversarial', L_adv_2D)
-    if context.imitation is not None:  # the 2D branch is the target, and learns nothing from it
+    if context.imitation is not None:  # stop-gradient: I2D is the target
         target = crop(fakes.image, fakes.corners, fakes.patch.shape[-1]).detach()
         L_imitation = context.imitation(fakes.patch, target).mean()
         context.note('loss/G/imitation', L_imitation)
@@ -203,7 +203,7 @@ def generator_loss(context, inputs, random):
 
 
 def density_loss(context, inputs, random):
-    """Raw density, of coarse and residual planes together, should not change over a small step (EG3D).
+    """Density regularisation (EG3D): L1 between raw densities at random points and at slightly moved ones, of all planes.
 
     The points are uniform in [-1, 1]^3, world units: as in the release, also where the box is smaller.
     """
@@ -253,19 +253,19 @@ def generate(context, inputs, random, image=False, patch=False):
     """Fakes of one or both branches from the same planes."""
     ws = context.G.mapping(inputs.z, inputs.c_cond)
     planes = context.G.planes(ws, noise_mode=context.noise_mode, random=random, residual=patch)
-    whole, corners, part = {}, None, {}
+    image_2d, corners, patch_3d = {}, None, {}
     if image:
-        whole = context.G.render(planes, inputs.c, '2d', ws=ws, sampling=context.sampling, random=random)
+        image_2d = context.G.render(planes, inputs.c, '2d', ws=ws, sampling=context.sampling, random=random)
     if patch:
         corners = draw_corners(random, context.G.config.image_resolution, context.G.config.render_resolution)
-        part = context.G.render(planes, inputs.c, '3d', patch=corners, sampling=context.sampling, random=random)
+        patch_3d = context.G.render(planes, inputs.c, '3d', patch=corners, sampling=context.sampling, random=random)
     return Fakes(
         inputs.c,
-        whole.get('image'),
-        whole.get('image_raw'),
-        part.get('image'),
+        image_2d.get('image'),
+        image_2d.get('image_raw'),
+        patch_3d.get('image'),
         corners,
-        part.get('image_depth', whole.get('image_depth')),
+        patch_3d.get('image_depth', image_2d.get('image_depth')),
         ws[:, 0].detach().mean(dim=0),
     )
 
@@ -299,8 +299,8 @@ def real_inputs(context, name, real, random):
 def discriminator_inputs(context, image, image_raw, random):
     """An image and its raw counterpart for D2D: the image blurred, both augmented together as 6 channels.
 
-    With augmentation the raw image goes up to the image's size and back even at p = 0: it must not become smoother all at once
-    when p rises.
+    With augmentation the raw image is resampled through the image's size even at p = 0, so that its sharpness does not jump when p
+    leaves 0.
     """
     image = blur(image, context.blur_sigma)
     if context.augment is None:
