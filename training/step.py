@@ -299,8 +299,8 @@ def real_inputs(context, name, real, random):
 def discriminator_inputs(context, image, image_raw, random):
     """An image and its raw counterpart for D2D: the image blurred, both augmented together as 6 channels.
 
-    With augmentation the raw image is resampled through the image's size even at p = 0, so that its sharpness does not jump when p
-    leaves 0.
+    With augmentation the raw image is resampled through the image's size even at p = 0, so that its sharpness does not jump when
+    p leaves 0.
     """
     image = blur(image, context.blur_sigma)
     if context.augment is None:
