@@ -217,6 +217,10 @@ def _worker(local_rank, function, processes, port, parent, outcomes):
         bug = None if isinstance(error, UserError) else RuntimeError(f'process {local_rank} failed:\n{traceback.format_exc()}')
         outcomes.put((local_rank, bug or error))
         sys.exit(1)
+    # The work is done. A thread of some library has been seen to abort a process while Python shuts down, and with it the run.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _drain(outcomes):
