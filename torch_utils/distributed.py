@@ -6,6 +6,7 @@ What can fail on one process alone stands in a block of `together`, which ends o
 blocks, as in a training step, a process that fails tells the others why (torch_utils/watch.py), and they end, too.
 """
 
+import atexit
 import contextlib
 import datetime
 import functools
@@ -217,10 +218,9 @@ def _worker(local_rank, function, processes, port, parent, outcomes):
         bug = None if isinstance(error, UserError) else RuntimeError(f'process {local_rank} failed:\n{traceback.format_exc()}')
         outcomes.put((local_rank, bug or error))
         sys.exit(1)
-    # The work is done. A thread of some library has been seen to abort a process while Python shuts down, and with it the run.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    # The work is done. A thread of some library has been seen to abort a process while the interpreter is taken down, and with it
+    # the run: so it is not taken down. multiprocessing has tidied up by then.
+    atexit.register(os._exit, 0)
 
 
 def _drain(outcomes):
