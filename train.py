@@ -22,7 +22,7 @@ from dnnlib.options import GroupedCommand, config_options, grouped_option, setti
 from dnnlib.params import UserPath
 from torch_utils import distributed
 from training.config import GROUPS, ConfigError, RunConfig, check
-from training.presets import ABLATIONS, PRESETS, differences, resolve, with_options
+from training.presets import ABLATIONS, PRESETS, ablation_options, differences, resolve, with_options
 from training.run.resuming import LATEST, check_unchanged, claim_run_dir, has_state, next_run_dir, run_to_resume, saved_config
 
 UNSET = None
@@ -79,12 +79,12 @@ def main(preset, ablation, data, outdir, run_id, run_dir, resume, dry_run, **opt
     --resume. SIGTERM, SIGINT and SIGUSR1 finish the step, save, and exit with code 75; a second one exits at once.
     """
     options['gpus'] = process_count(options['gpus'])
-    given = ABLATIONS.get(ablation, {}) | {name: value for name, value in options.items() if value is not UNSET}
+    given = {name: value for name, value in options.items() if value is not UNSET}
     folder_named = run_dir is not UNSET or resume not in (UNSET, LATEST)
 
     def resolved():
         named = choose_run_dir(outdir, run_id, run_dir, resume)
-        config = run_config(preset, data, named or next_run_dir(outdir, preset), given)
+        config = run_config(preset, ablation, data, named or next_run_dir(outdir, preset), given)
         refuse_idle_options(config, folder_named)
         return config, named is not None
 
@@ -104,9 +104,12 @@ def main(preset, ablation, data, outdir, run_id, run_dir, resume, dry_run, **opt
         sys.exit(distributed.exit_code_when_stopped())
 
 
-def run_config(preset, data, run_dir, given):
+def run_config(preset, ablation, data, run_dir, given):
     """The RunConfig of a new run in a folder, or with which the one there goes on; given: the options {name: value}."""
     saved = saved_config(run_dir)
+    name = preset if saved is None else saved.preset
+    if ablation is not UNSET and name is not UNSET:
+        given = ablation_options(name, ablation) | given
     return new_run(preset, data, run_dir, given) if saved is None else continued(saved, preset, data, run_dir, given)
 
 

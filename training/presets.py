@@ -171,6 +171,14 @@ def second_stage(first, kimg):
     return stage.replace(loss=stage.loss.replace(density_spread=first.loss.density_spread / 2))
 
 
+def ablation_options(name, row):
+    """All that tells the rows of table 2 apart, in options: a row's own, and the preset's where it has none."""
+    config = resolve(name, 'data', 'out')
+    loss = config.stage2.loss
+    own = dict(branch_3d=config.generator.branch_3d, imitation=loss.imitation, patch_weight=loss.patch_weight)
+    return own | ABLATIONS[row]
+
+
 def differences(config):
     """What sets a run apart from the full method: a list of phrases."""
     G, loss = config.generator, config.stage2.loss

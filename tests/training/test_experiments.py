@@ -1,6 +1,7 @@
 """Every experiment of the paper's tables 2 and 3, and EG3D, trains with exactly the networks and losses that it should have."""
 
 import json
+import os
 from dataclasses import dataclass
 
 import click.testing
@@ -259,6 +260,18 @@ def test_a_dry_run_says_what_differs_from_the_full_method(options, line):
 def test_the_full_method_says_so():
     assert dry_run('--preset=ffhq256')[1] == dry_run('--preset=ffhq256', '--ablation=E')[1] == 'The full method of the paper.'
     assert not differences(resolve('afhq512', 'data', 'out'))
+
+
+@pytest.mark.parametrize('row', ABLATIONS)
+@pytest.mark.parametrize('again', ABLATIONS)
+def test_a_run_goes_on_as_the_row_that_it_is(row, again, tmp_path):
+    config, _ = dry_run('--preset=ffhq256', f'--ablation={row}')
+    (tmp_path / 'training_options.json').write_text(
+        json.dumps(config | {'data': os.path.abspath('data'), 'outdir': str(tmp_path)})
+    )
+    result = click.testing.CliRunner().invoke(train.main, [f'--resume={tmp_path}', '--dry-run', f'--ablation={again}'])
+    assert (result.exit_code == 0) == (row == again), result.output
+    assert row == again or 'would change the run' in result.output
 
 
 def test_an_option_wins_over_the_ablation():
