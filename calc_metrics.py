@@ -17,7 +17,16 @@ from dnnlib.options import GroupedGroup, config_options, setting
 from dnnlib.params import FiniteRange, UserPath, name_list
 from interop.pickles import is_pickle
 from metrics import compute_records, published, registry, results, tables
-from sampling.subjects import choose_branches, load_generator, set_rendering
+from sampling.subjects import (
+    choose_branches,
+    importance_samples_setting,
+    load_generator,
+    render_resolution_setting,
+    samples_setting,
+    set_rendering,
+    skip_setting,
+    trunc_cutoff_setting,
+)
 from torch_utils import distributed
 from torch_utils.memory import naming_memory
 from training.config import ConfigError, RunConfig
@@ -61,40 +70,22 @@ class Request:
     mirror: bool | None = setting(
         None, '--mirror', click.BOOL, 'Double the data by mirrored copies.  [default: as in training]', IMAGES
     )
-    branch: str = setting('both', '--branch', click.Choice(['2d', '3d', 'both', 'coarse']), 'Of the network.', IMAGES)
-    seed: int = setting(0, '--seed', click.IntRange(0, 2**32 - 1), 'Of latents, cameras and subsets.', PROTOCOL)
+    branch: str = setting('both', '--branch', click.Choice(['2d', '3d', 'both', 'coarse']), 'Branch of the network.', IMAGES)
+    seed: int = setting(0, '--seed', click.IntRange(0, 2**32 - 1), 'Random seed of latents, cameras and subsets.', PROTOCOL)
     batch: int = setting(16, '--batch', click.IntRange(1), 'Images at once and per process.', PROTOCOL)
     trunc: float = setting(1.0, '--trunc', FiniteRange(0), 'Truncation psi; 1: none.', PROTOCOL)
-    trunc_cutoff: int | None = setting(
-        None, '--trunc-cutoff', click.IntRange(0), 'Truncate only the first so many ws.  [default: all]', PROTOCOL
-    )
-    render_resolution: int | None = setting(
-        None,
-        '--render-resolution',
-        click.IntRange(1, 4096),
-        "Pixels per side of the volume render.  [default: the network's]",
-        PROTOCOL,
-    )
-    samples: int | None = setting(
-        None, '--samples', click.IntRange(4), "Stratified samples per ray.  [default: the network's]", PROTOCOL
-    )
-    importance_samples: int | None = setting(
-        None, '--importance-samples', click.IntRange(0), "Importance samples per ray.  [default: the network's]", PROTOCOL
-    )
+    trunc_cutoff: int | None = trunc_cutoff_setting(PROTOCOL)
+    render_resolution: int | None = render_resolution_setting(PROTOCOL)
+    samples: int | None = samples_setting(PROTOCOL)
+    importance_samples: int | None = importance_samples_setting(PROTOCOL)
     sampling: str | None = setting(
         None,
         '--sampling',
         click.Choice(['stratified', 'deterministic']),
-        'Along rays.  [default: stratified for fid, fid3d, kid, pr and is; else deterministic]',
+        'Sampling along rays.  [default: stratified for fid, fid3d, kid, pr and is; else deterministic]',
         PROTOCOL,
     )
-    skip: float = setting(
-        0.0,
-        '--skip',
-        FiniteRange(0, 1, max_open=True),
-        'Leave out samples that provably weigh less than this; 0: none.',
-        PROTOCOL,
-    )
+    skip: float = skip_setting(PROTOCOL)
     noise_mode: str | None = setting(
         None,
         '--noise-mode',

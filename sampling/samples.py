@@ -123,7 +123,7 @@ def write_samples(options, read_cameras):
     casts = options.casts()
     sheets, ws, shapeless = {}, [], []
     for batch in tqdm([casts[start : start + options.batch] for start in range(0, len(casts), options.batch)], unit='batch'):
-        subjects = [_make(G, *cast, options) for cast in batch]
+        subjects = [_make(G, *cast, options, residual='3d' in branches or options.shapes) for cast in batch]
         ws += [subject.ws for subject in subjects] if options.save_latents else []
         for name, rows in _render(G, subjects, branches, cameras.labels, options).items():
             if options.grid:
@@ -142,9 +142,10 @@ def write_samples(options, read_cameras):
         raise UserError(f'{len(shapeless)} of {len(casts)} subjects have no mesh; {shapeless[0]}')
 
 
-def _make(G, row, psi, options):
+def _make(G, row, psi, options, residual=True):
     latents = options.subjects
-    return make_subject(G, latents.ws(G, [row], psi, options.trunc_cutoff), options.noise_mode, latents.number(row))
+    ws = latents.ws(G, [row], psi, options.trunc_cutoff)
+    return make_subject(G, ws, options.noise_mode, latents.number(row), residual)
 
 
 def _render(G, subjects, branches, labels, options):

@@ -27,6 +27,37 @@ def default_device():
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
+# Options that scripts share, under headings of their own.
+def trunc_cutoff_setting(group):
+    return setting(None, '--trunc-cutoff', click.IntRange(0), 'Truncate only the first so many ws.  [default: all]', group)
+
+
+def render_resolution_setting(group):
+    return setting(
+        None,
+        '--render-resolution',
+        click.IntRange(1, 4096),
+        "Pixels per side of the volume render.  [default: the network's]",
+        group,
+    )
+
+
+def samples_setting(group):
+    return setting(None, '--samples', click.IntRange(4), "Stratified samples per ray.  [default: the network's]", group)
+
+
+def importance_samples_setting(group):
+    return setting(
+        None, '--importance-samples', click.IntRange(0), "Importance samples per ray.  [default: the network's]", group
+    )
+
+
+def skip_setting(group):
+    return setting(
+        0.0, '--skip', FiniteRange(0, 1, max_open=True), 'Leave out samples that provably weigh less than this; 0: none.', group
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SubjectOptions:
     """Which subjects, and how they are rendered: the options that gen_samples.py and gen_videos.py share."""
@@ -58,37 +89,19 @@ class SubjectOptions:
         metavar='NPZ',
     )
     trunc: float = setting(0.7, '--trunc', FiniteFloat(), 'Truncation psi; 1: none; negative: the opposites.', SUBJECTS)
-    trunc_cutoff: int | None = setting(
-        None, '--trunc-cutoff', click.IntRange(0), 'Truncate only the first so many ws.  [default: all]', SUBJECTS
-    )
+    trunc_cutoff: int | None = trunc_cutoff_setting(SUBJECTS)
     branch: str = setting(
         'both', '--branch', click.Choice(['2d', '3d', 'both', 'coarse']), 'What to render; both: 2D and 3D.', RENDERING
     )
-    render_resolution: int | None = setting(
-        None,
-        '--render-resolution',
-        click.IntRange(1, 4096),
-        "Pixels per side of the volume render.  [default: the network's]",
-        RENDERING,
-    )
-    samples: int | None = setting(
-        None, '--samples', click.IntRange(4), "Stratified samples per ray.  [default: the network's]", RENDERING
-    )
-    importance_samples: int | None = setting(
-        None, '--importance-samples', click.IntRange(0), "Importance samples per ray.  [default: the network's]", RENDERING
-    )
-    skip: float = setting(
-        0.0,
-        '--skip',
-        FiniteRange(0, 1, max_open=True),
-        'Leave out samples that provably weigh less than this; 0: none.',
-        RENDERING,
-    )
+    render_resolution: int | None = render_resolution_setting(RENDERING)
+    samples: int | None = samples_setting(RENDERING)
+    importance_samples: int | None = importance_samples_setting(RENDERING)
+    skip: float = skip_setting(RENDERING)
     render_precision: str | None = setting(
         None,
         '--render-precision',
         click.Choice(RENDER_PRECISIONS),
-        "Of the fused renderer, where it runs.  [default: the network's]",
+        "Rounding allowed in the fused renderer.  [default: the network's]",
         RENDERING,
     )
     cameras: str | None = setting(
@@ -215,10 +228,13 @@ def seed_ws(G, seeds, truncation_psi=1.0, truncation_cutoff=None):
 
 
 @torch.no_grad()
-def make_subject(G, ws, noise_mode='const', seed=0):
-    """The Subject of ws [1, num_ws, w_dim]. With noise_mode='random' the noise depends on `seed` alone."""
+def make_subject(G, ws, noise_mode='const', seed=0, residual=True):
+    """The Subject of ws [1, num_ws, w_dim]. With noise_mode='random' the noise depends on `seed` alone.
+
+    residual: False leaves out the planes that the 3D branch alone sees (`Generator.planes`).
+    """
     random = BatchRandom(1, ws.device, keyed_generator((seed,), ws.device))
-    return Subject(ws, G.planes(ws, noise_mode=noise_mode, random=random), {}, {})
+    return Subject(ws, G.planes(ws, noise_mode=noise_mode, random=random, residual=residual), {}, {})
 
 
 @torch.no_grad()

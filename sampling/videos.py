@@ -17,7 +17,7 @@ from dnnlib.params import FiniteFloat, FiniteRange, UserPath, grid_size
 from dnnlib.video import VideoWriter
 from sampling.figures import GEOMETRY_PIXELS, BranchRow, draw_branches
 from sampling.geometry import SURFACES, SurfaceOptions
-from sampling.subjects import CAMERAS, RENDERING, SUBJECTS, SubjectOptions, closed_path, make_subject
+from sampling.subjects import CAMERAS, RENDERING, SUBJECTS, SubjectOptions, choose_branches, closed_path, make_subject
 from sampling.texture_images import straightness
 from torch_utils.images import image_grid, save_png, to_uint8
 from torch_utils.memory import naming_memory
@@ -174,7 +174,7 @@ def write_texture_images(options, read_cameras):
         raise UserError(f'--epi stacks frames: {options.cameras} has a single camera, give a smooth move')
     rows = []
     for index, w in enumerate(tqdm(ws, unit='subject')):
-        subject = make_subject(G, w[None])
+        subject = make_subject(G, w[None], residual='3d' in branches)
         rows += [_branch_row(G, subject, options.subjects.name(index), branch, cameras.labels, options) for branch in branches]
     if options.figure:
         draw_branches(rows, options.epi_line, options.output)
@@ -212,14 +212,15 @@ def _write_textures(textures, columns, path):
 
 def casts(G, ws, frames, options):
     """For every frame of the video the subjects in its cells; ws: [N, num_ws, w_dim]; frames: per move of the camera."""
+    residual = '3d' in choose_branches(G, options.branch)
     if options.mode == 'orbit':
         for group in ws.split(options.cells):
-            subjects = [make_subject(G, w[None]) for w in group]
+            subjects = [make_subject(G, w[None], residual=residual) for w in group]
             yield from [subjects] * frames
     else:
         path = closed_path(ws.unflatten(0, (-1, options.cells)))
         for frame in range(len(ws) // options.cells * frames):
-            yield [make_subject(G, w[None]) for w in path(frame / frames)]
+            yield [make_subject(G, w[None], residual=residual) for w in path(frame / frames)]
 
 
 def render_frame(G, subjects, label, branches, options):

@@ -96,7 +96,7 @@ def generated_views(G, seed, branch, labels, truncation_psi=1.0, truncation_cuto
 
     labels: [V, 25]. Raises UserError when the network renders values or depths that are not finite.
     """
-    subject = make_subject(G, seed_ws(G, [seed], truncation_psi, truncation_cutoff))
+    subject = make_subject(G, seed_ws(G, [seed], truncation_psi, truncation_cutoff), residual=branch == '3d')
     rendered = [render_subjects(G, [subject], label[None], branch, render_resolution) for label in labels]
     images = torch.cat([out['image'] for out in rendered])
     depth, name = torch.cat([out['image_depth'][:, 0] for out in rendered]), f'seed {seed}'

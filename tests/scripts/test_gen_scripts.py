@@ -8,6 +8,7 @@ import gen_videos
 from sampling import subjects
 from tests.helpers import assert_one_clear_line, invoke, save_snapshot
 from tests.tiny import tiny_generator
+from training.networks.triplane import ResidualPlanes
 
 
 @pytest.mark.parametrize('script, output', [(gen_samples, 'outdir'), (gen_videos, 'output')])
@@ -62,3 +63,23 @@ def test_a_full_gpu_is_one_clear_line(script, arguments, cure, networks, tmp_pat
     network = f'--network={tmp_path / "network.pkl"}'
     save_snapshot(tmp_path / 'network.pkl', {'G_ema': networks['stage2']}, {})
     assert_one_clear_line(invoke(script.main, network, '--seeds=0', *arguments), f'too little memory; {cure}')
+
+
+@pytest.mark.parametrize(
+    'script, arguments',
+    [
+        (gen_samples, '--outdir=o'),
+        (gen_videos, '--output=o/film.mp4 --frames=2'),
+        (gen_videos, '--output=o/film.mp4 --frames=2 --mode=interpolate'),
+        (gen_videos, '--output=o/epi.png --epi --frames=4'),
+    ],
+)
+@pytest.mark.parametrize('branch', ['2d', 'coarse'])
+def test_s3d_stays_out_of_what_does_not_show_the_3d_branch(script, arguments, branch, networks, tmp_path, monkeypatch):
+    def unwanted(*_):
+        raise AssertionError('S3D was asked for planes that nobody renders')
+
+    monkeypatch.setattr(ResidualPlanes, 'forward', unwanted)
+    arguments = arguments.replace('=o', f'={tmp_path}/o').split()
+    result = invoke(script.main, '--network=stage2.pkl', '--seeds=0', f'--branch={branch}', *arguments)
+    assert result.exit_code == 0, result.output

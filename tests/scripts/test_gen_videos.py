@@ -36,7 +36,7 @@ def test_branches_of_different_sizes_stand_side_by_side(networks, tmp_path):
 def test_interpolation_passes_through_its_seeds(networks, tmp_path, monkeypatch):
     shown = []
     make_subject = videos.make_subject
-    monkeypatch.setattr(videos, 'make_subject', lambda G, ws: shown.append(ws) or make_subject(G, ws))
+    monkeypatch.setattr(videos, 'make_subject', lambda G, ws, **more: shown.append(ws) or make_subject(G, ws, **more))
     _, frames = film(tmp_path, '--seeds=0-5', '--grid=2x1', '--mode=interpolate', '--frames=2', '--branch=coarse')
     keys = subjects.seed_ws(networks['stage2'], range(6), 0.7)
     assert len(frames) == 6 and len(shown) == 12

@@ -88,15 +88,21 @@ class FileStore:
         """CRC-32 of a file's content; of a zip, as its directory has it. A folder's file is read once while it stays as it is."""
         if self.is_zip:
             return self._entry(name).CRC
-        path = self.path / self._files[self.find(name)]
-        state = path, path.stat().st_size, path.stat().st_mtime_ns
+        stat = self._stat(name)
+        state = self.path / self._files[self.find(name)], stat.st_size, stat.st_mtime_ns
         if state not in _checksums:
             _checksums[state] = zlib.crc32(self.read(name))
         return _checksums[state]
 
     def size(self, name):
         """The length of a file's content in bytes, without reading it."""
-        return self._entry(name).file_size if self.is_zip else (self.path / self._files[self.find(name)]).stat().st_size
+        return self._entry(name).file_size if self.is_zip else self._stat(name).st_size
+
+    def _stat(self, name):
+        try:
+            return (self.path / self._files[self.find(name)]).stat()
+        except OSError as error:  # it was there when the folder was listed
+            raise self._unreadable(name, error) from error
 
     def _from_top(self, name):
         """A name as in `names`, wherever it leads."""
